@@ -1,0 +1,1 @@
+"""Host-key documents: where they come from, what they are."""

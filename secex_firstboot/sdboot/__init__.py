@@ -1,0 +1,1 @@
+"""The Secure Execution boot image: its format, its initramfs, making it bootable."""
