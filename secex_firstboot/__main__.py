@@ -1,0 +1,5 @@
+import sys
+
+from secex_firstboot.cli import main
+
+sys.exit(main())

@@ -1,0 +1,33 @@
+"""Small files that must not be readable by anyone else, or not half written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+
+def open_private(path: Path) -> BinaryIO:
+    """A new file for writing that only its owner can ever open; replaces what was there."""
+    path.unlink(missing_ok=True)
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb")
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path``, mode 0600; a new directory above has 0700. Never half written."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    new = path.with_name(f"{path.name}.new")
+    with open_private(new) as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    new.replace(path)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, a directory's names, or a block device is on stable storage."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,68 @@
+"""Runs the steps: each asked whether it is done, performed if not, and asked again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from secex_firstboot import journal
+from secex_firstboot.errors import FirstbootError
+from secex_firstboot.report import MemorySampler, Report, StepReport
+from secex_firstboot.step import Context, Stage, State, Step
+from secex_firstboot.steps import STEPS
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What --dry-run says of one step; ``state`` is a State, or "refused" with the reason in ``detail``."""
+
+    step: Step
+    state: str
+    detail: str
+
+
+def run(stage: Stage, context: Context) -> None:
+    """Take the steps of one stage to their end. Raises FirstbootError from the first that cannot get there."""
+    report = Report.load()
+    with MemorySampler() as memory:
+        try:
+            for number, step in enumerate(STEPS, start=1):
+                if step.stage is stage:
+                    report.steps.append(_run(step, f"[{number}/{len(STEPS)}] {step.name}", context))
+        finally:
+            report.peak_memory_mib = max(report.peak_memory_mib, memory.peak_mib)
+            report.total_memory_mib = memory.total_mib
+            report.save()
+
+
+def _run(step: Step, title: str, context: Context) -> StepReport:
+    start = time.monotonic()
+    status = step.observe(context)
+    if status.done:
+        context.say(f"{title}: already done: {status.detail}")
+        return StepReport(name=step.name, seconds=0, outcome="already done")
+    if status.state is State.WAITING:
+        raise FirstbootError(f"{step.name} cannot start: {status.detail}", "see the messages above")
+    context.say(f"{title}: {status.detail}")
+    step.perform(context)
+    status = step.observe(context)
+    # What a step that removes its own traces leaves to see is a provisioned system: done as well.
+    if not status.done:
+        raise FirstbootError(f"{step.name} was performed and is still not done: {status.detail}")
+    seconds = round(time.monotonic() - start, 1)
+    context.say(f"{title}: done in {seconds} s: {status.detail}")
+    journal.step_done(step.name, seconds)
+    return StepReport(name=step.name, seconds=seconds, outcome="done")
+
+
+def dry_run(context: Context, steps: Iterable[Step] = STEPS) -> list[Observation]:
+    """Ask each step whether it is done; change nothing."""
+    seen = []
+    for step in steps:
+        try:
+            status = step.observe(context)
+            seen.append(Observation(step, status.state, status.detail))
+        except FirstbootError as error:
+            seen.append(Observation(step, "refused", str(error)))
+    return seen

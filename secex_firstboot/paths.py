@@ -1,0 +1,38 @@
+"""Where things are: names that users and other programs rely on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+# The agent's secrets while first boot runs. It lies in the initramfs's own RAM file system, so that the
+# switch to the real root frees it; the personalised sdboot brings it back after a crash.
+STATE = Path("/etc/secex-firstboot")
+CONFIG = STATE / "config.ign"
+PLAN = STATE / "plan.json"
+COMMITTED = STATE / "committed"
+HOST_KEYS = STATE / "hostkeys"
+
+# What is no secret and is read again in the running system.
+RUNTIME = Path("/run/secex-firstboot")
+REPORT = RUNTIME / "report.json"
+SE_MOUNT = RUNTIME / "se"
+BOOT_MOUNT = RUNTIME / "boot"
+
+# Fixed by the SE-ready image's format.
+PRIVATE_KEY = Path("/usr/lib/coreos/ignition.asc")
+CONFIG_DISK_SERIAL = "ignition_crypted"
+CMDLINE_FIRSTBOOT = "ignition.firstboot"
+
+# Ignition's: the config it reads first, and the merged one it leaves for later stages.
+IGNITION_USER_CONFIG = Path("/usr/lib/ignition/user.ign")
+IGNITION_MERGED_CONFIG = Path("/run/ignition.json")
+
+# The provisioned system's.
+SYSROOT = Path("/sysroot")
+LUKS_KEYS = Path("/etc/luks")
+SYSTEM_HOST_KEYS = Path("/etc/se-hostkeys")
+SYSTEM_REPORT = Path("/var/lib/secex-firstboot/report.json")
+
+# Kernel: arch/s390/kernel/uv.c, "1" in a Secure Execution guest; no such file where the machine has no
+# ultravisor.
+SECURE_EXECUTION_GUEST = Path("/sys/firmware/uv/prot_virt_guest")

@@ -1,0 +1,125 @@
+"""The boot entry of an image: Boot Loader Specification type 1, ``loader/entries/*.conf`` on ``boot``.
+
+https://uapi-group.org/specifications/specs/boot_loader_specification/
+
+Of several entries, the one zipl would boot by default counts: the highest by the version order of the
+file names (zipl/src/scan.c, bls_sort). The fields ``sort-key`` and ``version`` play no part there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from secex_firstboot.errors import Refusal
+
+_ENTRIES = "loader/entries"
+_ENTRY_LIMIT = 64 << 10  # bytes of one entry
+_ENTRIES_LIMIT = 256
+_CURE = "build the image again with a bootable kernel"
+_PARAMETER = re.compile(r'(?:[^ \t\n\v\f\r"]|"[^"]*")+')
+
+
+@dataclass(frozen=True)
+class BootEntry:
+    title: str
+    version: str
+    linux: Path
+    initrd: tuple[Path, ...]
+    options: str
+
+
+def find(boot: Path) -> BootEntry:
+    """The boot entry of the boot partition mounted on ``boot``. Raises Refusal if there is none to use."""
+    entries = sorted((boot / _ENTRIES).glob("*.conf"), key=lambda path: _version_key(path.stem))
+    if not entries:
+        raise Refusal(f"the boot partition has no boot entry in {_ENTRIES}", _CURE)
+    if len(entries) > _ENTRIES_LIMIT:
+        raise Refusal(f"the boot partition has more than {_ENTRIES_LIMIT} boot entries", _CURE)
+    name = f"{_ENTRIES}/{entries[-1].name}"
+    fields = _fields(name, _read(boot, name))
+    kernels = fields.get("linux", [])
+    if len(kernels) != 1:
+        raise Refusal(f"the boot entry {name} names {len(kernels)} kernels instead of one", _CURE)
+    return BootEntry(
+        title=" ".join(fields.get("title", [])),
+        version=" ".join(fields.get("version", [])),
+        linux=_resolve(boot, kernels[0]),
+        initrd=tuple(_resolve(boot, path) for path in fields.get("initrd", [])),
+        options=" ".join(fields.get("options", [])),
+    )
+
+
+def command_line(options: str, *, add: Sequence[str] = (), remove: Collection[str] = ()) -> str:
+    """``options`` without the parameters named in ``remove`` and with those of ``add`` at the end.
+
+    Parameters are told apart as the kernel does it (lib/cmdline.c, next_arg): white space within double
+    quotes is part of a value, and ``-`` and ``_`` are the same in names. What follows ``--`` is for init;
+    ``add`` goes before it. Raises Refusal if a quote is left open: it would swallow what is added.
+    """
+    names = {_comparable(name) for name in remove}
+    kept = [parameter for parameter in _parameters(options) if _name(parameter) not in names]
+    added = [parameter for addition in add for parameter in _parameters(addition)]
+    end = kept.index("--") if "--" in kept else len(kept)
+    return " ".join([*kept[:end], *added, *kept[end:]])
+
+
+def _parameters(options: str) -> list[str]:
+    if not options.isascii() or "\0" in options:
+        raise Refusal("the kernel command line has a NUL or characters outside ASCII", "use plain ASCII")
+    if options.count('"') % 2:
+        raise Refusal(
+            "the kernel command line has an opening quote without its closing one", "close the quote"
+        )
+    return _PARAMETER.findall(options)
+
+
+def _name(parameter: str) -> str:
+    return _comparable(parameter.lstrip('"').partition("=")[0].rstrip('"'))
+
+
+def _comparable(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def _version_key(name: str) -> list[str | int]:
+    """Sorts as strverscmp does, runs of digits by their value (but leading zeros carry no meaning here)."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", name)]
+
+
+def _fields(name: str, text: str) -> dict[str, list[str]]:
+    """The values of each field, in order: ``initrd`` and ``options`` may stand more than once."""
+    fields: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        key, _, value = line.strip().replace("\t", " ").partition(" ")
+        if key and not key.startswith("#"):
+            fields.setdefault(key, []).append(value.strip())
+    return fields
+
+
+def _read(boot: Path, name: str) -> str:
+    with _resolve(boot, name).open("rb") as file:
+        content = file.read(_ENTRY_LIMIT + 1)
+    if len(content) > _ENTRY_LIMIT:
+        raise Refusal(f"the boot entry {name} is larger than {_ENTRY_LIMIT} bytes", _CURE)
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise Refusal(f"the boot entry {name} is not UTF-8 text", _CURE) from None
+
+
+def _resolve(boot: Path, name: str) -> Path:
+    """The regular file ``name`` of the boot partition; some distributions write it as /boot/…"""
+    inside = name.lstrip("/")
+    for relative in (inside, inside.removeprefix("boot/")):
+        try:
+            path = (boot / relative).resolve(strict=True)
+        except (OSError, RuntimeError, ValueError):  # missing, a loop of links, a NUL
+            continue
+        if not path.is_relative_to(boot.resolve()):
+            raise Refusal(f"the boot entry's file {name!r} is outside the boot partition", _CURE)
+        if path.is_file():
+            return path
+    raise Refusal(f"the boot entry's file {name!r} is missing on the boot partition", _CURE)

@@ -1,0 +1,165 @@
+"""Making an image with whichever builder there is: IBM's pvimg or genprotimg, or the built-in one.
+
+pvimg-create(1): https://github.com/ibm-s390-linux/s390-tools/blob/master/rust/pvimg/man/pvimg-create.1;
+genprotimg(1), before s390-tools 2.36 a program of its own, takes the same options as used here.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from secex_firstboot import process
+from secex_firstboot.errors import FirstbootError, Refusal
+from secex_firstboot.sdboot import image, initramfs
+
+BUILT_IN = "built-in"
+_TOOLS = (("pvimg", "create"), ("genprotimg",))
+BOOT_LOADER_DIRECTORIES = (Path("/usr/share/s390-tools/pvimg"), Path("/usr/share/s390-tools/genprotimg"))
+_DOCUMENT_LIMIT = 64 << 10  # bytes of a host-key document; genuine ones have about 2 KiB
+
+
+def create(
+    output: Path,
+    *,
+    kernel: Path,
+    ramdisk: Sequence[Path],
+    command_line: str,
+    host_key_documents: Sequence[Path],
+    progress: image.Progress,
+    scratch: Path = Path("/run"),
+) -> str:
+    """Make a Secure Execution image and return the name of the builder that made it.
+
+    The host-key documents have been verified before. ``output`` appears complete, on disk and with mode
+    0600, or not at all; an existing one is replaced. ``scratch`` must be in memory, never on the disk: it
+    holds the command line and the joined ramdisk in plain, for a builder that reads files (the built-in one
+    needs none of it). ``progress`` is called by the built-in builder alone.
+    """
+    host_keys = [load_public_key(document) for document in host_key_documents]
+    image.check_host_keys(host_keys)
+    image.command_line_component(command_line, kernel)
+    image.check_ramdisk(ramdisk)
+    unfinished = output.with_name(f"{output.name}.unfinished")
+    unfinished.unlink(missing_ok=True)
+    try:
+        tool = _installed_tool()
+        if tool:
+            _run(tool, unfinished, kernel, ramdisk, command_line, host_key_documents, scratch)
+        else:
+            boot_loaders = find_boot_loaders()
+            with initramfs.open_private(unfinished) as file:
+                image.build(
+                    file,
+                    kernel=kernel,
+                    ramdisk=ramdisk,
+                    command_line=command_line,
+                    host_keys=host_keys,
+                    boot_loaders=boot_loaders,
+                    progress=progress,
+                )
+        unfinished.chmod(0o600)
+        _sync(unfinished)
+        unfinished.replace(output)
+    except OSError as error:
+        raise FirstbootError(
+            f"{output} cannot be made: {error.strerror}",
+            "make sure its partition has room for one more image",
+        ) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+    _sync(output.parent)
+    return tool[0] if tool else BUILT_IN
+
+
+def load_public_key(path: Path) -> ec.EllipticCurvePublicKey:
+    """The public key of a host-key document, an X.509 certificate in PEM or DER. Raises Refusal."""
+    with path.open("rb") as file:
+        document = file.read(_DOCUMENT_LIMIT + 1)
+    try:
+        if len(document) > _DOCUMENT_LIMIT:
+            raise ValueError
+        pem = b"-----BEGIN CERTIFICATE-----" in document
+        certificate = (
+            x509.load_pem_x509_certificate(document) if pem else x509.load_der_x509_certificate(document)
+        )
+        key = certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        raise Refusal(
+            f"{path.name} is no X.509 certificate", "use the host-key document as IBM issued it"
+        ) from None
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise Refusal(f"{path.name} has no elliptic-curve key", "use the host-key document as IBM issued it")
+    return key
+
+
+def find_boot_loaders() -> image.BootLoaders:
+    """IBM's boot loaders where s390-tools installs them. Raises Refusal if they are nowhere."""
+    for directory in BOOT_LOADER_DIRECTORIES:
+        found = image.BootLoaders(directory / "stage3a.bin", directory / "stage3b_reloc.bin")
+        if found.stage3a.is_file() and found.stage3b.is_file():
+            return found
+    raise Refusal(
+        "the initramfs has neither pvimg nor genprotimg nor IBM's boot loaders",
+        f"build the image with s390-tools 2.36 or newer, or put stage3a.bin and stage3b_reloc.bin in"
+        f" {BOOT_LOADER_DIRECTORIES[0]}",
+    )
+
+
+def _installed_tool() -> tuple[str, ...] | None:
+    return next((tool for tool in _TOOLS if shutil.which(tool[0])), None)
+
+
+def _run(
+    tool: tuple[str, ...],
+    output: Path,
+    kernel: Path,
+    ramdisk: Sequence[Path],
+    command_line: str,
+    host_key_documents: Sequence[Path],
+    scratch: Path,
+) -> None:
+    """Let pvimg or genprotimg make ``output``, which must not exist yet."""
+    with tempfile.TemporaryDirectory(dir=scratch, prefix="sdboot-") as private:  # mode 0700
+        parameters = Path(private, "parmfile")
+        with initramfs.open_private(parameters) as file:
+            file.write(command_line.encode())
+        arguments: list[str | Path] = ["-o", output, "-i", kernel, "-p", parameters]
+        if ramdisk:
+            arguments += ["-r", _one_file(ramdisk, Path(private))]
+        for document in host_key_documents:
+            arguments += ["-k", document]
+        process.run([*tool, "--no-verify", *arguments])
+
+
+def _one_file(ramdisk: Sequence[Path], directory: Path) -> Path:
+    """The ramdisk as the single file these tools take; several parts are joined in ``directory``."""
+    if len(ramdisk) == 1:
+        return ramdisk[0]
+    needed, free = initramfs.joined_size(ramdisk), shutil.disk_usage(directory).free
+    if needed > free:
+        raise FirstbootError(
+            f"the ramdisk needs {needed >> 20} MiB in {directory.parent}, which has {free >> 20} MiB free",
+            "give the guest more memory",
+        )
+    whole = directory / "ramdisk"
+    with initramfs.open_private(whole) as file:
+        for piece in initramfs.joined(ramdisk):
+            file.write(piece)
+    return whole
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a directory, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,227 @@
+"""encrypt boot, encrypt root: copy a volume backwards into its encrypted successor, in place.
+
+The order: save what the new header and the growing copy would overwrite; place header and journal; copy, from
+the last block to the first; zero what file systems and probes read beyond. The record on ``se`` says after
+each of these, and after each chunk, what is on stable storage, so that a start after a crash goes on there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from secex_firstboot import paths, record
+from secex_firstboot.plan import MIB, Plan, Volume
+from secex_firstboot.record import Progress, Record
+from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, ready, waiting
+from secex_firstboot.steps.personalise import volume_secrets
+from secex_firstboot.storage import copy, devicemapper, disk, filesystem, verity, volume
+from secex_firstboot.storage.devicemapper import Piece
+
+_GROW_STEP = 16 * MIB  # a multiple of every block size of ext4 and xfs
+
+
+class Encrypt(Step):
+    stage = Stage.PROVISION
+    destructive = True
+    volume: Literal["boot", "root"]
+
+    def observe(self, context: Context) -> Status:
+        if devicemapper.exists(self.volume):
+            return _check_mapping(self.volume)
+        if context.phase is not Phase.COMMITTED:
+            return waiting("the commit point comes first")
+        mib = _volume(Plan.load(paths.PLAN), self.volume).source_size >> 20
+        return ready(f"encrypt {mib} MiB of {self.volume}, or go on where it was cut, and open the volume")
+
+    def perform(self, context: Context) -> None:
+        plan = Plan.load(paths.PLAN)
+        with filesystem.mounted(disk.find_disk().partitions["se"].device, paths.SE_MOUNT, type="ext4") as se:
+            Encryption(context, plan, _volume(plan, self.volume), se).run()
+
+
+class EncryptBoot(Encrypt):
+    name = "encrypt boot"
+    summary = "re-encrypt boot in place"
+    volume = "boot"
+
+
+class EncryptRoot(Encrypt):
+    name = "encrypt root"
+    summary = "re-encrypt root in place"
+    volume = "root"
+
+
+def _check_mapping(name: str) -> Status:
+    types = devicemapper.target_types(name), devicemapper.target_types(f"{name}_dif")
+    if types != (["crypt"], ["integrity"]):
+        return waiting(f"/dev/mapper/{name} is {types}, not an encrypted volume")
+    return done(f"/dev/mapper/{name}: dm-crypt on dm-integrity")
+
+
+def _volume(plan: Plan, name: str) -> Volume:
+    return plan.boot if name == "boot" else plan.root
+
+
+class Encryption:
+    """One run of an encrypt step; the record says which of its parts are left."""
+
+    def __init__(self, context: Context, plan: Plan, volume_plan: Volume, se: Path) -> None:
+        self.context = context
+        self.plan = plan
+        self.volume = volume_plan
+        self.se = se
+        self.secrets = volume_secrets(volume_plan.name)
+        partitions = disk.find_disk().partitions
+        self.partition = partitions[volume_plan.name].device
+        self.root_partition = partitions["root"].device
+        self.key = bytes.fromhex(plan.record_key)
+        self.record = record.load(se, self.key)
+
+    def run(self) -> None:
+        self._close_leftovers()
+        parts: dict[Progress, Callable[[], None]] = {
+            Progress.UNTOUCHED: self.save,
+            Progress.SAVED: self.place,
+            Progress.PLACED: self.copy,
+            Progress.COPIED: self.finish,
+        }
+        while (progress := self.record.of(self.volume.name).progress) in parts:
+            parts[progress]()
+        if not devicemapper.exists(self.volume.name):
+            volume.open_volume(self.secrets, self.partition, self.volume.name)
+
+    def save(self) -> None:
+        """Copy the head of the source, and a hash tree that the target will reach, to the end of the disk."""
+        head, tree = self.volume.saved_head, self.volume.tree
+        pieces = [(self.partition, 0, head.offset, head.size)]
+        if self.volume.saved_tree != tree:
+            pieces.append((self.root_partition, tree.offset, self.volume.saved_tree.offset, tree.size))
+        total = sum(size for *_, size in pieces)
+        with self.root_partition.open("r+b", buffering=0) as target:
+            written = 0
+            for source, start, offset, size in pieces:
+                for at, content in _read(source, start, size):
+                    os.pwrite(target.fileno(), content, offset + at)
+                    written += len(content)
+                    self.context.progress(f"save the start of {self.volume.name}", written, total)
+            os.fsync(target.fileno())
+        self._record(Progress.SAVED)
+
+    def place(self) -> None:
+        volume.place(self.secrets, self.partition)
+        self._record(Progress.PLACED, self.volume.source_size)
+
+    def copy(self) -> None:
+        # The target first: libcryptsetup wants its device for itself, device-mapper's targets share.
+        with self._target() as target, self._source() as source:
+            copy.copy_backwards(
+                source,
+                target,
+                self.volume.source_size,
+                start_from=self.record.of(self.volume.name).copied_from,
+                on_chunk_durable=lambda offset: self._record(Progress.PLACED, offset),
+                progress=lambda copied, total: self.context.progress(
+                    f"encrypt {self.volume.name}", copied, total
+                ),
+            )
+        self._record(Progress.COPIED)
+
+    def finish(self) -> None:
+        """Zero the tail and the headroom through the volume, then let the file system grow into it."""
+        device = volume.open_volume(self.secrets, self.partition, self.volume.name)
+        size = _device_size(device)
+        grown = self._grown_size(size)
+        tail = max(self.volume.source_size, size - volume.TAIL_SIZE)
+        for start, end in ((self.volume.source_size, grown), (max(tail, grown), size)):
+            volume.write_zeros(
+                device,
+                start,
+                end - start,
+                lambda zeroed, total: self.context.progress(
+                    f"prepare room on {self.volume.name}", zeroed, total
+                ),
+            )
+        file_system = filesystem.identify(device, self.volume.name)
+        if file_system.size < grown:
+            filesystem.grow(device, file_system, grown, paths.BOOT_MOUNT)
+        self._record(Progress.FINISHED)
+
+    def _grown_size(self, volume_size: int) -> int:
+        """Root's size with headroom; boot stays as it is."""
+        now = self.volume.file_system_size
+        if self.volume.name == "boot":
+            return now
+        wanted = min(now + self.plan.headroom, volume_size - volume.TAIL_SIZE) // _GROW_STEP * _GROW_STEP
+        return max(now, wanted)
+
+    @contextmanager
+    def _target(self) -> Iterator[Path]:
+        with (
+            _linear(
+                f"{self.volume.name}_target", [Piece(self.partition, 0, _device_size(self.partition))]
+            ) as below,
+            volume.opened(self.secrets, below, f"{self.volume.name}_new") as device,
+        ):
+            yield device
+
+    @contextmanager
+    def _source(self) -> Iterator[Path]:
+        """The source as it was, put together from what is saved and what is still in place, through dm-verity."""
+        head, tree = self.volume.saved_head, self.volume.saved_tree
+        rest = self.volume.source_size - head.size
+        name = self.volume.name
+        with (
+            _linear(
+                f"{name}_old",
+                [Piece(self.root_partition, head.offset, head.size), Piece(self.partition, head.size, rest)],
+                read_only=True,
+            ) as data,
+            _linear(
+                f"{name}_tree", [Piece(self.root_partition, tree.offset, tree.size)], read_only=True
+            ) as hashes,
+        ):
+            try:
+                yield verity.open_verified(data, hashes, f"{name}_verity", self.volume.root_hash)
+            finally:
+                verity.close(f"{name}_verity")
+
+    def _close_leftovers(self) -> None:
+        name = self.volume.name
+        volume.close(f"{name}_new")
+        verity.close(f"{name}_verity")
+        for leftover in ("old", "tree", "target"):
+            devicemapper.remove(f"{name}_{leftover}")
+        if self.record.of(name).progress is not Progress.FINISHED:
+            volume.close(name)
+
+    def _record(self, progress: Progress, copied_from: int | None = None) -> None:
+        entry = self.record.of(self.volume.name).model_copy(
+            update={"progress": progress, "copied_from": copied_from}
+        )
+        self.record = Record(**{**dict(self.record), self.volume.name: entry})
+        record.save(self.se, self.key, self.record)
+
+
+@contextmanager
+def _linear(name: str, pieces: list[Piece], *, read_only: bool = False) -> Iterator[Path]:
+    device = devicemapper.create_linear(name, pieces, read_only=read_only)
+    try:
+        yield device
+    finally:
+        devicemapper.remove(name)
+
+
+def _read(source: Path, start: int, size: int) -> Iterator[tuple[int, bytes]]:
+    """(position, content) of ``size`` bytes from byte ``start``, MiB by MiB."""
+    with source.open("rb", buffering=0) as stream:
+        for at in range(0, size, MIB):
+            yield at, os.pread(stream.fileno(), min(MIB, size - at), start + at)
+
+
+def _device_size(device: Path) -> int:
+    with device.open("rb", buffering=0) as stream:
+        return stream.seek(0, os.SEEK_END)

@@ -1,0 +1,33 @@
+"""partition: root grows to the end of the disk; the hash trees' partitions go, their content stays for now."""
+
+from __future__ import annotations
+
+from secex_firstboot import paths
+from secex_firstboot.plan import Plan
+from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, ready, waiting
+from secex_firstboot.storage import disk, partition_table
+
+
+class Partition(Step):
+    name = "partition"
+    summary = "grow the root partition to the end of the disk"
+    stage = Stage.PROVISION
+    destructive = True
+
+    def observe(self, context: Context) -> Status:
+        if context.phase not in (Phase.COMMITTED, Phase.PROVISIONED):
+            return waiting("the commit point comes first")
+        found = disk.find_disk()
+        root = found.partitions["root"]
+        if context.phase is Phase.PROVISIONED or root.size == Plan.load(paths.PLAN).root_partition_size:
+            return done(f"root has {root.size >> 20} MiB")
+        return ready(f"remove boothash and roothash, grow root from {root.size >> 20} MiB")
+
+    def perform(self, context: Context) -> None:
+        found = disk.find_disk()
+        trees = [found.partitions[name].number for name in disk.HASH_PARTITIONS if name in found.partitions]
+        if trees:
+            partition_table.delete(found.device, trees)
+        size = Plan.load(paths.PLAN).root_partition_size
+        number = found.partitions["root"].number
+        partition_table.resize(found.device, number, size // found.block_size)

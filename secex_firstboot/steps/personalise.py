@@ -1,0 +1,133 @@
+"""personalise, the commit point: a new sdboot for the user's hosts, with keys and plan, becomes bootable.
+
+Before, a crash starts the untouched SE-ready image again. After, whatever happens to boot and root, the
+machine starts with what it needs to go on.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from pathlib import Path
+
+from secex_firstboot import paths, record
+from secex_firstboot.errors import Refusal
+from secex_firstboot.files import write_private
+from secex_firstboot.plan import MIB, Plan, Source, lay_out
+from secex_firstboot.sdboot import boot_entry, boot_record
+from secex_firstboot.sdboot.boot_entry import BootEntry
+from secex_firstboot.sdboot.initramfs import Directory, Entry, File
+from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, ready, waiting
+from secex_firstboot.steps import verity as verity_step
+from secex_firstboot.steps.sdboot import build_sdboot, system_command_line
+from secex_firstboot.storage import disk, filesystem, verity, volume
+
+DEFAULT_HEADROOM = 256 * MIB
+HEADROOM_ARGUMENT = "secex.headroom"  # MiB
+
+
+class Personalise(Step):
+    name = "personalise"
+    summary = "make a boot image for your hosts that carries the new keys (the commit point)"
+    stage = Stage.PROVISION
+    destructive = True
+
+    def observe(self, context: Context) -> Status:
+        if context.phase in (Phase.COMMITTED, Phase.PROVISIONED):
+            return done("the boot record starts an image made here")
+        if not all(devices_open()):
+            return waiting("boot and root are opened first")
+        _plan(context, record_key="0" * 64)
+        return ready("make keys and plan, build sdboot for your hosts and make it bootable")
+
+    def perform(self, context: Context) -> None:
+        shutil.rmtree(paths.STATE / "volumes", ignore_errors=True)
+        plan = _plan(context, record_key=secrets.token_hex(32))
+        found = disk.find_disk()
+        with (
+            filesystem.mounted(
+                verity_step.device("boot"), paths.BOOT_MOUNT, type=plan.boot.file_system, read_only=True
+            ) as boot,
+            filesystem.mounted(found.partitions["se"].device, paths.SE_MOUNT, type="ext4") as se,
+        ):
+            entry = boot_entry.find(boot)
+            _check_room(se, entry)
+            _prepare_volumes(context, plan, found)
+            write_private(paths.PLAN, plan.model_dump_json().encode())
+            record.remove(se)
+            build_sdboot(
+                context,
+                entry,
+                se,
+                command_line=f"{system_command_line(entry.options)} {paths.CMDLINE_FIRSTBOOT}",
+                overlay=_state_files(),
+            )
+            boot_record.install(se, found)
+        write_private(paths.COMMITTED, b"")
+        for name in verity_step.ARGUMENTS:
+            verity_step.close(name)
+
+
+def devices_open() -> list[bool]:
+    return [verity_step.device(name).exists() for name in verity_step.ARGUMENTS]
+
+
+def _plan(context: Context, record_key: str) -> Plan:
+    found = disk.find_disk()
+    boot, root = (_source(context, found, name) for name in ("boot", "root"))
+    return lay_out(found, boot, root, _headroom(context), record_key)
+
+
+def _source(context: Context, found: disk.Disk, name: str) -> Source:
+    partitions = found.partitions
+    return Source(
+        root_hash=verity_step.root_hash(context, name),
+        size=verity.data_size(partitions[name].device, partitions[f"{name}hash"].device),
+        file_system=filesystem.identify(verity_step.device(name), name),
+    )
+
+
+def _headroom(context: Context) -> int:
+    text = context.argument(HEADROOM_ARGUMENT)
+    if text is None:
+        return DEFAULT_HEADROOM
+    if not text.isdecimal() or len(text) > 9:
+        raise Refusal(f"{HEADROOM_ARGUMENT}={text} is not a number of MiB", "build the image with a number")
+    return int(text) * MIB
+
+
+def _check_room(se: Path, entry: BootEntry) -> None:
+    needed = sum(path.stat().st_size for path in (entry.linux, *entry.initrd)) + 8 * MIB
+    missing = needed - shutil.disk_usage(se).free
+    if missing > 0:
+        raise Refusal(
+            f"partition se is too small by {-(-missing // MIB)} MiB for a second boot image",
+            "build the image with a larger partition se",
+        )
+
+
+def _prepare_volumes(context: Context, plan: Plan, found: disk.Disk) -> None:
+    sizes = {"boot": found.partitions["boot"].size, "root": plan.root_partition_size}
+    for each in plan.volumes:
+        context.say(f"making keys and LUKS2 header of {each.name}")
+        volume.prepare(
+            volume_secrets(each.name),
+            label=each.label,
+            device_size=sizes[each.name],
+            sector_size=each.sector_size,
+            scratch=paths.RUNTIME,
+        )
+
+
+def volume_secrets(name: str) -> volume.Secrets:
+    return volume.Secrets.below(paths.STATE / "volumes" / name)
+
+
+def _state_files() -> dict[str, Entry]:
+    """Everything that a start after a crash needs: keys, plan, documents, and the config as Ignition merged it."""
+    files: dict[str, Entry] = {str(paths.STATE): Directory(0o700)}
+    for path in sorted(paths.STATE.rglob("*")):
+        files[str(path)] = Directory(0o700) if path.is_dir() else File(path)
+    files[str(paths.COMMITTED)] = File(b"")
+    files[str(paths.IGNITION_USER_CONFIG)] = File(paths.IGNITION_MERGED_CONFIG)
+    return files

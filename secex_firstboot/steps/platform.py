@@ -1,0 +1,41 @@
+"""platform: a Secure Execution guest, with the one disk of an SE-ready image."""
+
+from __future__ import annotations
+
+from secex_firstboot import paths
+from secex_firstboot.errors import Refusal
+from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, ready
+from secex_firstboot.storage import disk
+
+
+class Platform(Step):
+    name = "platform"
+    summary = "check that this is a Secure Execution guest and find the disk"
+    stage = Stage.CONFIG
+
+    def observe(self, context: Context) -> Status:
+        _check_secure_execution()
+        if context.phase is Phase.FIRST and not any(disk.disks()):
+            return ready("wait for the disk with partitions se, boot and root")
+        found = disk.find_disk()
+        if context.phase is Phase.FIRST and not found.has_hash_trees:
+            raise Refusal(
+                f"{found.device} has no partitions boothash and roothash, so it was provisioned before",
+                "start it with its own sdboot, or start again from an unchanged image",
+            )
+        return done(f"Secure Execution guest, disk {found.device}, {found.size >> 20} MiB")
+
+    def perform(self, context: Context) -> None:
+        disk.wait_for_disks()
+
+
+def _check_secure_execution() -> None:
+    try:
+        secure = paths.SECURE_EXECUTION_GUEST.read_text(encoding="ascii").strip() == "1"
+    except OSError:
+        secure = False
+    if not secure:
+        raise Refusal(
+            "this machine is not an IBM Secure Execution guest",
+            "start the SE-ready image on an IBM z15 or LinuxONE III or newer, as a Secure Execution guest",
+        )

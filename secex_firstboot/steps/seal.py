@@ -1,0 +1,62 @@
+"""seal: the final sdboot, with keys and detached headers, without plan, GPG key or first-boot argument."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from secex_firstboot import paths, record
+from secex_firstboot.files import write_private
+from secex_firstboot.sdboot import boot_entry, boot_record
+from secex_firstboot.sdboot.initramfs import Directory, Entry, File
+from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, ready, waiting
+from secex_firstboot.steps.personalise import volume_secrets
+from secex_firstboot.steps.sdboot import build_sdboot, system_command_line
+from secex_firstboot.storage import disk, filesystem
+
+_VOLUMES = ("boot", "root")
+_CRYPTTAB = Path("/etc/crypttab")
+
+
+class Seal(Step):
+    name = "seal"
+    summary = "make the final boot image"
+    stage = Stage.SEAL
+    destructive = True
+
+    def observe(self, context: Context) -> Status:
+        if context.phase is Phase.PROVISIONED:
+            return done("the system starts from its final sdboot")
+        if context.phase is not Phase.COMMITTED:
+            return waiting("the commit point comes first")
+        if not filesystem.mount_source(paths.SYSROOT / "boot"):
+            return waiting("the encrypted volumes are mounted first")
+        return ready("write keys and crypttab to the system, build the final sdboot, make it bootable")
+
+    def perform(self, context: Context) -> None:
+        files = system_files()
+        for path, content in files.items():
+            write_private(paths.SYSROOT / path.relative_to("/"), content)
+        found = disk.find_disk()
+        entry = boot_entry.find(paths.SYSROOT / "boot")
+        overlay: dict[str, Entry] = {str(paths.LUKS_KEYS): Directory(0o700)}
+        overlay |= {str(path): File(content) for path, content in files.items()}
+        with filesystem.mounted(found.partitions["se"].device, paths.SE_MOUNT, type="ext4") as se:
+            build_sdboot(context, entry, se, command_line=system_command_line(entry.options), overlay=overlay)
+            boot_record.install(se, found)
+            record.remove(se)
+        shutil.rmtree(paths.STATE)
+        paths.IGNITION_USER_CONFIG.unlink(missing_ok=True)
+
+
+def system_files() -> dict[Path, bytes]:
+    """Keys, detached headers and crypttab, the same in the provisioned system and in its sdboot."""
+    partitions = disk.find_disk().partitions
+    files = {_CRYPTTAB: b"# Written by secex-firstboot.\n"}
+    for name in _VOLUMES:
+        secrets = volume_secrets(name)
+        key, header = paths.LUKS_KEYS / name, paths.LUKS_KEYS / f"{name}.header"
+        files[key], files[header] = secrets.key.read_bytes(), secrets.header.read_bytes()
+        line = f"{name} PARTUUID={partitions[name].uuid} {key} luks,header={header},x-initrd.attach\n"
+        files[_CRYPTTAB] += line.encode()
+    return files

@@ -1,0 +1,65 @@
+"""verity: open boot and root read-only through dm-verity, with the root hashes of the encrypted command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from secex_firstboot import paths
+from secex_firstboot.errors import Refusal
+from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, ready
+from secex_firstboot.storage import devicemapper, disk, filesystem, verity
+
+ARGUMENTS = {"boot": "bootfs.roothash", "root": "rootfs.roothash"}
+
+
+def mapping(volume: str) -> str:
+    return f"{volume}_verity"
+
+
+def root_hash(context: Context, volume: str) -> str:
+    """The volume's root hash from the kernel command line, 64 hexadecimal digits. Raises Refusal."""
+    value = context.argument(ARGUMENTS[volume]) or ""
+    if len(value) != 64 or set(value) - set("0123456789abcdef"):
+        raise Refusal(
+            f"the command line has no {ARGUMENTS[volume]}=SHA256", "build the SE-ready image again with it"
+        )
+    return value
+
+
+class Verity(Step):
+    name = "verity"
+    summary = "open boot and root through dm-verity"
+    stage = Stage.PROVISION
+
+    def observe(self, context: Context) -> Status:
+        if context.phase in (Phase.COMMITTED, Phase.PROVISIONED):
+            return done("was checked before the commit point")
+        for volume in ARGUMENTS:
+            root_hash(context, volume)
+        if all(devicemapper.exists(mapping(volume)) for volume in ARGUMENTS):
+            return done("boot and root match their root hashes")
+        return ready("open boot and root through dm-verity")
+
+    def perform(self, context: Context) -> None:
+        partitions = disk.find_disk().partitions
+        for volume in ARGUMENTS:
+            close(volume)
+            device = verity.open_verified(
+                partitions[volume].device,
+                partitions[f"{volume}hash"].device,
+                mapping(volume),
+                root_hash(context, volume),
+            )
+            filesystem.identify(device, volume)
+
+
+def close(volume: str) -> None:
+    """Close a volume that observe() or a later step opened, if it is open."""
+    verity.close(mapping(volume))
+
+
+def device(volume: str) -> Path:
+    return devicemapper.MAPPER / mapping(volume)
+
+
+__all__ = ["ARGUMENTS", "Verity", "close", "device", "mapping", "paths", "root_hash"]

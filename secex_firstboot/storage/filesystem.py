@@ -1,0 +1,94 @@
+"""File systems of ``boot`` and ``root``: what they are, how large, mounting and growing them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from secex_firstboot.errors import Refusal
+from secex_firstboot.process import run
+
+_EXT4_SUPERBLOCK = 1024  # bytes; kernel: Documentation/filesystems/ext4/super.rst
+_EXT4_MAGIC_AT, _EXT4_MAGIC = 0x38, b"\x53\xef"
+_XFS_MAGIC = b"XFSB"  # kernel: fs/xfs/libxfs/xfs_format.h, struct xfs_dsb, big-endian
+
+_READ_ONLY = {"ext4": "ro,noload", "xfs": "ro,norecovery"}
+
+
+@dataclass(frozen=True)
+class FileSystem:
+    """``size`` and ``sector_size`` (the smallest unit it reads or writes) in bytes."""
+
+    type: str
+    size: int
+    sector_size: int
+
+
+def identify(device: Path, name: str) -> FileSystem:
+    """What is on ``device``, called ``name`` in messages. Raises Refusal if it is neither ext4 nor xfs."""
+    with device.open("rb") as stream:
+        head = stream.read(4096)
+    if head[:4] == _XFS_MAGIC:
+        block = int.from_bytes(head[4:8], "big")
+        size = block * int.from_bytes(head[8:16], "big")
+        return _checked(FileSystem("xfs", size, int.from_bytes(head[102:104], "big")), name)
+    ext4 = head[_EXT4_SUPERBLOCK:]
+    if ext4[_EXT4_MAGIC_AT : _EXT4_MAGIC_AT + 2] == _EXT4_MAGIC:
+        block = 1024 << min(int.from_bytes(ext4[0x18:0x1C], "little"), 16)
+        blocks = int.from_bytes(ext4[0x4:0x8], "little")
+        if int.from_bytes(ext4[0x60:0x64], "little") & 0x80:  # INCOMPAT_64BIT
+            blocks |= int.from_bytes(ext4[0x150:0x154], "little") << 32
+        return _checked(FileSystem("ext4", block * blocks, min(block, 4096)), name)
+    raise Refusal(f"the file system of {name} is neither ext4 nor xfs", "build the image with one of them")
+
+
+def _checked(found: FileSystem, name: str) -> FileSystem:
+    if found.sector_size not in (512, 1024, 2048, 4096) or not 0 < found.size < 1 << 60:
+        raise Refusal(f"the {found.type} superblock of {name} makes no sense", "build the image again")
+    return found
+
+
+@contextmanager
+def mounted(device: Path, where: Path, *, type: str, read_only: bool = False) -> Iterator[Path]:
+    """Mount ``device`` on ``where`` (made if missing) for the length of a ``with`` block.
+
+    ``read_only`` means no write at all, so no journal is replayed.
+    """
+    mount(device, where, type=type, options=_READ_ONLY[type] if read_only else "")
+    try:
+        yield where
+    finally:
+        run(["umount", where])
+
+
+def mount(device: Path, where: Path, *, type: str, options: str = "") -> None:
+    where.mkdir(parents=True, exist_ok=True)
+    safe = ",".join(filter(None, ["nosuid,nodev", options]))
+    run(["mount", "-t", type, "-o", safe, device, where])
+
+
+def grow(device: Path, file_system: FileSystem, size: int, scratch: Path) -> None:
+    """Grow an unmounted file system to ``size`` bytes; ``scratch`` is a mount point for the moment.
+
+    The space it grows into must have been written before: reading a sector of a dm-integrity volume that
+    never was is an I/O error, and file system tools read there.
+    """
+    if file_system.type == "ext4":
+        run(["e2fsck", "-fp", device], ok=(0, 1))
+        run(["resize2fs", device, f"{size // 1024}K"])
+        return
+    block_size = int.from_bytes(device.open("rb").read(8)[4:], "big")
+    with mounted(device, scratch, type="xfs"):
+        run(["xfs_growfs", "-D", str(size // block_size), scratch])
+
+
+def mount_source(where: Path) -> Path | None:
+    """The device mounted on ``where`` now, or None (/proc/self/mountinfo)."""
+    source = None
+    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
+        fields = line.split()
+        if fields[4] == str(where):
+            source = Path(fields[fields.index("-") + 2])
+    return source

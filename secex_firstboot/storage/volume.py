@@ -1,0 +1,126 @@
+"""An encrypted volume: LUKS2 with dm-integrity, formatted elsewhere and then placed over its own source.
+
+The LUKS2 header, the dm-integrity superblock and the empty journal are made on a sparse file as large as the
+partition. So the header can lie inside sdboot, where the host cannot change it, before the first byte of the
+partition is overwritten, and placing it is a plain copy that can be repeated.
+"""
+
+from __future__ import annotations
+
+import secrets
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from secex_firstboot.errors import FirstbootError
+from secex_firstboot.files import open_private, sync, write_private
+from secex_firstboot.storage import cryptsetup, devicemapper
+from secex_firstboot.storage.cryptsetup import DATA_OFFSET, CryptSetup
+from secex_firstboot.storage.integrity import SUPERBLOCK_BYTES, Layout, read_integrity_superblock
+
+KEY_SIZE = 64  # bytes from the kernel's generator: full entropy, so the keyslot needs no slow key derivation
+JOURNAL_SIZE = 8 << 20
+TAIL_SIZE = 4 << 20  # zeroed at the end of the volume, where probes for file systems and RAIDs read
+_HEAD_ALIGNMENT = 1 << 20
+
+
+def _layout(sector_size: int) -> Layout:
+    return Layout.planned(sector_size=sector_size, journal_bytes=JOURNAL_SIZE, data_offset=DATA_OFFSET)
+
+
+def head_size(sector_size: int) -> int:
+    """Bytes at the start of the partition that placing overwrites, rounded up to a MiB."""
+    return -(-_layout(sector_size).areas_start // _HEAD_ALIGNMENT) * _HEAD_ALIGNMENT
+
+
+def required_device_size(source_size: int, sector_size: int) -> int:
+    """The least size of a partition that holds ``source_size`` bytes encrypted, and the zeroed tail."""
+    return _layout(sector_size).device_bytes_for(source_size + TAIL_SIZE)
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """Files in RAM that open a volume (``key``, ``header``), and what is placed beside the header once."""
+
+    key: Path
+    header: Path
+    metadata: Path  # dm-integrity superblock and journal, compressed
+
+    @classmethod
+    def below(cls, directory: Path) -> Secrets:
+        return cls(directory / "key", directory / "header", directory / "integrity.z")
+
+
+def prepare(files: Secrets, *, label: str, device_size: int, sector_size: int, scratch: Path) -> None:
+    """Make new secrets for a volume on ``device_size`` bytes; ``scratch`` is a directory in tmpfs."""
+    key = secrets.token_bytes(KEY_SIZE)
+    files.key.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in (files.key, files.header, files.metadata):
+        path.unlink(missing_ok=True)
+    image = scratch / "format"
+    try:
+        with open_private(image) as stream:
+            stream.truncate(device_size)
+        with CryptSetup(image) as volume:
+            volume.format_luks2(label=label, sector_size=sector_size, key=key, journal_bytes=JOURNAL_SIZE)
+            volume.backup_header(files.header)
+        files.header.chmod(0o600)
+        write_private(files.metadata, zlib.compress(_read_metadata(image, sector_size)))
+        write_private(files.key, key)
+    finally:
+        image.unlink(missing_ok=True)
+
+
+def _read_metadata(image: Path, sector_size: int) -> bytes:
+    planned = _layout(sector_size)
+    with image.open("rb") as stream:
+        stream.seek(DATA_OFFSET)
+        metadata = stream.read(planned.areas_start - DATA_OFFSET)
+    made = read_integrity_superblock(metadata[:SUPERBLOCK_BYTES]).layout(DATA_OFFSET)
+    if made != planned:
+        raise FirstbootError(f"dm-integrity chose the layout {made}, not {planned}", "report this kernel")
+    return metadata
+
+
+def place(files: Secrets, partition: Path) -> None:
+    """Write header, superblock and empty journal over the start of ``partition``, down to the disk."""
+    with partition.open("r+b") as stream:
+        for offset, content in (
+            (0, files.header.read_bytes()),
+            (DATA_OFFSET, zlib.decompress(files.metadata.read_bytes())),
+        ):
+            stream.seek(offset)
+            stream.write(content)
+    sync(partition)
+
+
+@contextmanager
+def opened(files: Secrets, device: Path, name: str) -> Iterator[Path]:
+    """The volume on ``device`` without its journal, for copying; closed at the end of the ``with`` block."""
+    with CryptSetup(device, header=files.header) as volume:
+        volume.load_luks2()
+        try:
+            yield volume.activate(name, files.key.read_bytes(), no_journal=True)
+        finally:
+            close(name)
+
+
+def open_volume(files: Secrets, device: Path, name: str) -> Path:
+    """Open the volume for good, with the detached header and with its journal."""
+    with CryptSetup(device, header=files.header) as volume:
+        volume.load_luks2()
+        return volume.activate(name, files.key.read_bytes())
+
+
+def close(name: str) -> None:
+    if devicemapper.exists(name):
+        cryptsetup.deactivate(name)
+
+
+def write_zeros(device: Path, offset: int, size: int, progress: Callable[[int, int], None]) -> None:
+    """Write zeros through an open volume, so that its sectors can be read."""
+    if size > 0:
+        with CryptSetup(device) as volume:
+            volume.wipe_zero(offset, size, progress)

@@ -1,0 +1,96 @@
+"""Host-key documents: what is read, what is refused, and the hash that names the host."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from secex_firstboot.errors import Refusal
+from secex_firstboot.hostkeys.document import distinct, key_hash, parse
+
+VECTORS = Path(__file__).parent / "vectors" / "se-image"
+HOST_A = (VECTORS / "host-a.crt").read_bytes()
+HOST_B = (VECTORS / "host-b.crt").read_bytes()
+
+
+def certificate(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a host")])
+    builder = x509.CertificateBuilder(
+        issuer_name=name,
+        subject_name=name,
+        public_key=key.public_key(),
+        serial_number=1,
+        not_valid_before=datetime(2025, 1, 1, tzinfo=UTC),
+        not_valid_after=datetime(2035, 1, 1, tzinfo=UTC),
+    )
+    return builder.sign(key, hashes.SHA512()).public_bytes(Encoding.PEM)
+
+
+def der(pem: bytes) -> bytes:
+    return x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)
+
+
+def test_pem_and_der_give_the_same_document() -> None:
+    content = certificate(ec.generate_private_key(ec.SECP521R1()))
+    from_pem, from_der = parse("a", content), parse("a", der(content))
+    assert from_pem.der == from_der.der == der(content)
+    assert key_hash(from_pem) == key_hash(from_der)
+    assert from_pem.name == "a"
+    assert from_pem.subject == "CN=a host"
+    assert from_pem.not_before == datetime(2025, 1, 1, tzinfo=UTC)
+    assert from_pem.not_after == datetime(2035, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("image", "hosts"), [("two-keys.img", [HOST_A, HOST_B]), ("no-ramdisk.img", [HOST_B])]
+)
+def test_the_key_hash_is_the_one_in_the_key_slots_of_genprotimg(image: str, hosts: list[bytes]) -> None:
+    header = (VECTORS / image).read_bytes().partition(b"IBMSecEx")[2]
+    slots = [header[416 - 8 + 80 * slot :][:32] for slot in range(len(hosts))]
+    assert [key_hash(parse("host", host)) for host in hosts] == slots
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (certificate(ec.generate_private_key(ec.SECP384R1())), "no secp521r1 key"),
+        (certificate(rsa.generate_private_key(65537, 2048)), "no secp521r1 key"),
+        (HOST_A + HOST_B, "2 certificates"),
+        (b"", "no X.509 certificate"),
+        (b"<html>not found</html>", "no X.509 certificate"),
+        (der(HOST_A)[:-1], "no X.509 certificate"),
+        (der(HOST_A) + b"\0", "no X.509 certificate"),
+        (HOST_A[:-40], "no X.509 certificate"),
+        (b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "no X.509 certificate"),
+    ],
+)
+def test_anything_but_one_certificate_of_a_host_key_is_refused(content: bytes, reason: str) -> None:
+    with pytest.raises(Refusal, match=f"document ibm-z-hostkey-1 .*{reason}") as refused:
+        parse("ibm-z-hostkey-1", content)
+    assert refused.value.cure
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_nothing_but_a_refusal_comes_of_any_content(data: st.DataObject) -> None:
+    content = bytearray(data.draw(st.sampled_from([HOST_A, der(HOST_A), b"\x30\x03", b"-----BEGIN "])))
+    for place in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=4)):
+        content[place] = data.draw(st.integers(0, 255))
+    try:
+        key_hash(parse("a", bytes(content) + data.draw(st.binary(max_size=20))))
+    except Refusal as refusal:
+        assert refusal.cure
+
+
+def test_a_host_named_twice_counts_once_and_the_order_stays() -> None:
+    documents = [parse("b", HOST_B), parse("a", HOST_A), parse("b again", der(HOST_B))]
+    assert [document.name for document in distinct(documents)] == ["b", "a"]

@@ -1,0 +1,267 @@
+"""Choosing a builder, and what is left on disk by each.
+
+Few distributions package pvimg and genprotimg, so a stand-in plays them here: of pvimg-create(1) and
+genprotimg(1) it takes the options that both have, by exactly these names, and refuses to overwrite.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import stat
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from secex_firstboot.errors import FirstbootError, Refusal
+from secex_firstboot.process import ToolError
+from secex_firstboot.sdboot import create as create_module
+from secex_firstboot.sdboot.create import create, load_public_key
+
+VECTORS = Path(__file__).parent / "vectors" / "se-image"
+KERNEL, RAMDISK = VECTORS / "kernel.bin", VECTORS / "ramdisk.bin"
+COMMAND_LINE = (VECTORS / "parmfile").read_text()
+DOCUMENTS = (VECTORS / "host-a.crt", VECTORS / "host-b.crt")
+
+STAND_IN = f"""#!{sys.executable}
+import argparse, json, os, pathlib, stat, sys
+words = sys.argv[1:]
+if pathlib.Path(sys.argv[0]).name == "pvimg" and words.pop(0) != "create":
+    sys.exit(2)
+parser = argparse.ArgumentParser(allow_abbrev=False)
+parser.add_argument("-i", type=pathlib.Path, required=True)
+parser.add_argument("-o", type=pathlib.Path, required=True)
+parser.add_argument("-r", type=pathlib.Path)
+parser.add_argument("-p", type=pathlib.Path)
+parser.add_argument("-k", type=pathlib.Path, action="append", required=True)
+parser.add_argument("--no-verify", action="store_true", required=True)
+given = parser.parse_args(words)
+if given.o.exists():
+    sys.exit("the output exists")
+given.o.write_text("half")
+if "fail" in given.p.read_text():
+    sys.exit("said the tool")
+given.o.write_text(json.dumps({{
+    "kernel": str(given.i),
+    "ramdisk": given.r and given.r.read_bytes().hex(),
+    "command line": given.p.read_text(),
+    "documents": [str(path) for path in given.k],
+    "in scratch": {{
+        path.name: (oct(stat.S_IMODE(path.stat().st_mode)), oct(stat.S_IMODE(path.parent.stat().st_mode)))
+        for path in (given.r, given.p) if path and path.parent.name.startswith("sdboot-")
+    }},
+}}))
+given.o.chmod(0o644)
+"""
+
+Install = Callable[[str], None]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """A machine with no builder at all, and a way to install the stand-in on it."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    monkeypatch.setenv("PATH", str(programs))
+    monkeypatch.setattr(
+        create_module, "BOOT_LOADER_DIRECTORIES", (tmp_path / "pvimg", tmp_path / "genprotimg")
+    )
+
+    def install(name: str) -> None:
+        (programs / name).write_text(STAND_IN)
+        (programs / name).chmod(0o755)
+
+    return install
+
+
+def install_boot_loaders(directory: Path) -> None:
+    directory.mkdir()
+    (directory / "stage3a.bin").write_bytes(b"stage3a" * 1000)
+    (directory / "stage3b_reloc.bin").write_bytes(b"stage3b" * 500)
+
+
+def make(
+    tmp_path: Path,
+    *,
+    ramdisk: Sequence[Path] = (RAMDISK,),
+    command_line: str = COMMAND_LINE,
+    documents: Sequence[Path] = DOCUMENTS,
+    kernel: Path = KERNEL,
+) -> tuple[str, Path]:
+    output, scratch = tmp_path / "se" / "sdboot", tmp_path / "scratch"
+    output.parent.mkdir(exist_ok=True)
+    scratch.mkdir(exist_ok=True)
+    builder = create(
+        output,
+        kernel=kernel,
+        ramdisk=ramdisk,
+        command_line=command_line,
+        host_key_documents=documents,
+        progress=lambda done, total: None,
+        scratch=scratch,
+    )
+    assert stat.S_IMODE(output.stat().st_mode) == 0o600
+    assert_nothing_else_is_left(tmp_path, ["sdboot"])
+    return builder, output
+
+
+def assert_nothing_else_is_left(tmp_path: Path, names: list[str]) -> None:
+    assert [path.name for path in (tmp_path / "se").iterdir()] == names
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["pvimg", "genprotimg"])
+def test_ibms_tool_gets_everything_it_needs(tmp_path: Path, install: Install, name: str) -> None:
+    install(name)
+    builder, output = make(tmp_path)
+    assert builder == name
+    assert json.loads(output.read_text()) == {
+        "kernel": str(KERNEL),
+        "ramdisk": RAMDISK.read_bytes().hex(),
+        "command line": COMMAND_LINE,
+        "documents": [str(path) for path in DOCUMENTS],
+        "in scratch": {"parmfile": ["0o600", "0o700"]},
+    }
+
+
+def test_ibms_tool_gets_several_initramfs_archives_as_one_private_file(
+    tmp_path: Path, install: Install
+) -> None:
+    install("pvimg")
+    (tmp_path / "second").write_bytes(b"second")
+    _, output = make(tmp_path, ramdisk=[RAMDISK, tmp_path / "second"])
+    seen = json.loads(output.read_text())
+    assert bytes.fromhex(seen["ramdisk"]) == RAMDISK.read_bytes() + bytes(3) + b"second"
+    assert seen["in scratch"]["ramdisk"] == ["0o600", "0o700"]
+
+
+def test_ibms_tool_gets_no_ramdisk_where_there_is_none(tmp_path: Path, install: Install) -> None:
+    install("pvimg")
+    _, output = make(tmp_path, ramdisk=[])
+    assert json.loads(output.read_text())["ramdisk"] is None
+
+
+def test_pvimg_comes_before_genprotimg_and_both_before_the_built_in_builder(
+    tmp_path: Path, install: Install
+) -> None:
+    install_boot_loaders(tmp_path / "genprotimg")
+    assert make(tmp_path)[0] == "built-in"
+    install("genprotimg")
+    assert make(tmp_path)[0] == "genprotimg"
+    install("pvimg")
+    assert make(tmp_path)[0] == "pvimg"
+
+
+@pytest.mark.parametrize("directory", ["pvimg", "genprotimg"])
+def test_the_built_in_builder_makes_an_image_for_both_hosts(
+    tmp_path: Path, install: Install, directory: str
+) -> None:
+    install_boot_loaders(tmp_path / directory)
+    builder, output = make(tmp_path)
+    assert builder == "built-in"
+    data = output.read_bytes()
+    header = data.index(b"IBMSecEx")
+    assert data[header + 32 : header + 40] == (2).to_bytes(8, "big")
+
+
+def test_a_machine_with_no_builder_is_refused(tmp_path: Path, install: Install) -> None:
+    (tmp_path / "pvimg").mkdir()
+    (tmp_path / "pvimg/stage3a.bin").write_bytes(bytes(100))  # one of two
+    with pytest.raises(Refusal, match="neither pvimg nor genprotimg"):
+        make(tmp_path)
+    assert_nothing_else_is_left(tmp_path, [])
+
+
+def test_a_failed_tool_leaves_the_old_image_and_nothing_else(tmp_path: Path, install: Install) -> None:
+    install("pvimg")
+    _, output = make(tmp_path)
+    old = output.read_bytes()
+    with pytest.raises(ToolError, match="said the tool"):
+        make(tmp_path, command_line="fail")
+    assert output.read_bytes() == old
+    assert_nothing_else_is_left(tmp_path, ["sdboot"])
+
+
+def test_a_full_partition_is_told_and_leaves_the_old_image(tmp_path: Path, install: Install) -> None:
+    install_boot_loaders(tmp_path / "pvimg")
+    _, output = make(tmp_path)
+    old = output.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(old) - 1, limits[1]))
+    try:
+        with pytest.raises(FirstbootError, match=r"sdboot cannot be made: .*room"):
+            make(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert output.read_bytes() == old
+    assert_nothing_else_is_left(tmp_path, ["sdboot"])
+
+
+def test_what_a_crash_left_behind_is_in_nobodys_way(tmp_path: Path, install: Install) -> None:
+    install("pvimg")
+    _, output = make(tmp_path)
+    output.with_name("sdboot.unfinished").write_text("half an image")
+    make(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["pvimg", "built-in"])
+def test_every_builder_is_spared_what_cannot_boot(tmp_path: Path, install: Install, name: str) -> None:
+    install_boot_loaders(tmp_path / "pvimg")
+    if name == "pvimg":
+        install(name)
+    (tmp_path / "small").write_bytes(bytes(0x10000))
+    with pytest.raises(Refusal, match="NUL"):
+        make(tmp_path, command_line="quiet\0rootfs.roothash=00")
+    with pytest.raises(Refusal, match=r"4096 bytes.* takes 4095"):
+        make(tmp_path, command_line="x" * 4096)
+    with pytest.raises(Refusal, match="no s390x kernel"):
+        make(tmp_path, kernel=tmp_path / "small")
+    with pytest.raises(Refusal, match="no host key"):
+        make(tmp_path, documents=[])
+    with pytest.raises(Refusal, match="missing"):
+        make(tmp_path, ramdisk=[tmp_path / "nothing"])
+    assert make(tmp_path, command_line="x" * 4095)[0] == name
+
+
+def test_a_ramdisk_that_does_not_fit_in_memory_is_told_in_mebibytes(tmp_path: Path, install: Install) -> None:
+    install("pvimg")
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate(1 << 42)
+    with pytest.raises(FirstbootError, match="the ramdisk needs 4194304 MiB"):
+        make(tmp_path, ramdisk=[RAMDISK, tmp_path / "huge"])
+    assert_nothing_else_is_left(tmp_path, [])
+
+
+def test_a_host_key_document_may_be_pem_or_der(tmp_path: Path) -> None:
+    pem = DOCUMENTS[0].read_bytes()
+    (tmp_path / "der").write_bytes(x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER))
+    (tmp_path / "pem").write_bytes(b"subject=host\n" + pem)
+    expected = load_public_key(DOCUMENTS[0]).public_numbers()
+    assert isinstance(expected.curve, ec.SECP521R1)
+    assert load_public_key(tmp_path / "der").public_numbers() == expected
+    assert load_public_key(tmp_path / "pem").public_numbers() == expected
+    assert load_public_key(DOCUMENTS[1]).public_numbers() != expected
+
+
+def test_a_certificate_with_an_rsa_key_is_refused(tmp_path: Path) -> None:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    name, day = x509.Name([]), datetime(2020, 1, 1, tzinfo=UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, day, day + timedelta(days=1))
+    (tmp_path / "document").write_bytes(builder.sign(key, SHA256()).public_bytes(Encoding.PEM))
+    with pytest.raises(Refusal, match="document has no elliptic-curve key"):
+        load_public_key(tmp_path / "document")
+
+
+def test_a_document_that_is_no_certificate_is_refused(tmp_path: Path) -> None:
+    pem = DOCUMENTS[0].read_bytes()
+    for content in (b"", b"\0", b"<html>", pem[:-100], b" " * (64 << 10) + pem):
+        (tmp_path / "document").write_bytes(content)
+        with pytest.raises(Refusal, match="document is no X"):
+            load_public_key(tmp_path / "document")

@@ -1,0 +1,51 @@
+"""List every file below a directory with what a copy must keep: ``manifest.py DIRECTORY OUTPUT``.
+
+One JSON object a line, sorted by path: type and mode, owner, size, content's hash, link target, extended
+attributes, and which paths are hard links of one file.
+"""
+
+import hashlib
+import json
+import os
+import stat
+import sys
+
+
+def describe(path, first_name_of):
+    status = os.lstat(path)
+    entry = {
+        "mode": oct(status.st_mode),
+        "owner": [status.st_uid, status.st_gid],
+        "xattrs": {name: os.getxattr(path, name, follow_symlinks=False).hex()
+                   for name in sorted(os.listxattr(path, follow_symlinks=False))},
+    }
+    if stat.S_ISLNK(status.st_mode):
+        entry["target"] = os.readlink(path)
+    elif stat.S_ISREG(status.st_mode):
+        entry["size"] = status.st_size
+        if status.st_nlink > 1:
+            entry["same file as"] = first_name_of.setdefault(status.st_ino, path)
+        with open(path, "rb") as stream:
+            entry["content"] = hashlib.file_digest(stream, "blake2b").hexdigest()[:32]
+    elif stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
+        entry["device"] = status.st_rdev
+    return entry
+
+
+def manifest(top):
+    """{path: description} of everything on the file system of ``top``, and on the one mounted on boot."""
+    os.chdir(top)
+    devices = {os.lstat(".").st_dev, os.lstat("boot").st_dev}
+    entries, first_name_of = {}, {}
+    for folder, folders, files in os.walk("."):
+        folders[:] = sorted(name for name in folders if os.lstat(os.path.join(folder, name)).st_dev in devices)
+        for name in [*folders, *sorted(files)]:
+            path = os.path.join(folder, name)
+            entries[path] = describe(path, first_name_of)
+    return entries
+
+
+if __name__ == "__main__":
+    with open(sys.argv[2], "w", encoding="utf-8") as output:
+        for path, entry in sorted(manifest(sys.argv[1]).items()):
+            output.write(json.dumps({"path": path, **entry}, sort_keys=True) + "\n")

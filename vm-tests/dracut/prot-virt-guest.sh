@@ -1,0 +1,11 @@
+#!/bin/sh
+# Show the agent what the kernel shows in a real Secure Execution guest.
+set -e
+mkdir -p /run/secex-test/firmware
+mount --bind /sys/firmware /run/secex-test/firmware
+mount -t tmpfs -o mode=755 tmpfs /sys/firmware
+for entry in /run/secex-test/firmware/*; do
+    ln -s "$entry" /sys/firmware/
+done
+mkdir -p /sys/firmware/uv
+echo 1 > /sys/firmware/uv/prot_virt_guest

@@ -1,0 +1,191 @@
+"""A small Debian system for s390x, with kernel, dracut, Ignition and secex-firstboot, built on any Linux.
+
+Two layers, each built once and kept in the cache under the hash of what it is made from: the distribution
+(mmdebstrap, minutes), and on it secex-firstboot as ``make install`` puts it, with the initramfs that dracut
+makes of it. Runs as root; s390x programs run under qemu-user through binfmt_misc.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CACHE = Path(os.environ.get("SECEX_CACHE", Path.home() / ".cache" / "secex-firstboot"))
+
+SUITE = "trixie"
+# s390-tools of this suite has IBM's boot loaders for Secure Execution, which SUITE's does not have yet.
+BOOT_LOADER_SUITE = "forky"
+PACKAGES = """
+    linux-image-s390x systemd-sysv udev dbus kmod iproute2 openssh-server zstd
+    dracut dracut-network curl ca-certificates ignition cryptsetup-bin systemd-cryptsetup s390-tools
+    gnupg e2fsprogs xfsprogs fdisk
+    python3-pydantic python3-pyudev python3-gnupg python3-requests python3-systemd python3-cryptography
+""".split()
+EXCLUDED = [f"/usr/share/{name}/*" for name in ("doc", "info", "locale", "man", "lintian", "bash-completion")]
+
+_DRACUT_CONF = """\
+hostonly=no
+hostonly_cmdline=no
+compress=zstd
+add_dracutmodules+=" secex-firstboot secex-test "
+omit_dracutmodules+=" bluetooth btrfs busybox cio_ignore connman convertfs crypt-gpg crypt-loop dasd dasd_mod dcssblk
+ dmraid drm ecryptfs i18n iscsi lunmask lvm lvmmerge lvmthinpool-monitor masterkey mdraid memstrack multipath nbd
+ network-legacy network-manager nfs nvdimm nvmf overlay-root overlayfs pcmcia pcsc plymouth pollcdrom resume rngd
+ ssh-client systemd-battery-check systemd-bsod systemd-coredump systemd-creds systemd-hostnamed systemd-pcrphase
+ systemd-portabled systemd-pstore systemd-repart systemd-sysext systemd-timedated systemd-timesyncd virtfs virtiofs
+ watchdog watchdog-modules zipl cifs fcoe fcoe-uefi hwdb "
+"""
+_NETWORK = "[Match]\nKind=!*\nType=!loopback\n\n[Network]\nDHCP=yes\n"
+_FSTAB = "/dev/mapper/root / xfs defaults 0 0\n/dev/mapper/boot /boot ext4 defaults 0 2\n"
+
+
+def build() -> Path:
+    """The root tree of the complete system (its /boot included), from the cache if it was built before."""
+    return _cached("agent", [_distribution_key(), *_agent_files()], _build_agent)
+
+
+def _distribution() -> Path:
+    return _cached("debian", [_distribution_key()], _build_distribution)
+
+
+def _distribution_key() -> str:
+    return "\n".join([SUITE, BOOT_LOADER_SUITE, *PACKAGES, *EXCLUDED, _FSTAB, _NETWORK, "1"])
+
+
+def _agent_files() -> list[Path]:
+    folders = ("secex_firstboot", "dracut", "systemd", "vm-tests/dracut")
+    files = [path for folder in folders for path in (REPOSITORY / folder).rglob("*") if path.is_file()]
+    return [REPOSITORY / "Makefile", *(path for path in files if "__pycache__" not in path.parts)]
+
+
+def _cached(name: str, ingredients: Iterable[str | Path], build: object) -> Path:
+    digest = hashlib.sha256(_DRACUT_CONF.encode())
+    for item in sorted(map(str, ingredients)):
+        digest.update(item.encode() + b"\0")
+        if item.startswith("/"):
+            digest.update(Path(item).read_bytes())
+    path = CACHE / f"{name}-{digest.hexdigest()[:16]}"
+    if not path.exists():
+        unfinished = path.with_name(f"{path.name}.unfinished")
+        if unfinished.exists():
+            shutil.rmtree(unfinished)
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
+        build(unfinished)  # type: ignore[operator]
+        unfinished.rename(path)
+    return path
+
+
+def _build_distribution(tree: Path) -> None:
+    say(f"building the Debian {SUITE} system for s390x (once; about 6 minutes)")
+    register_binfmt()
+    mirror = _mirror()
+    pin = f"Package: *\\nPin: release n={BOOT_LOADER_SUITE}\\nPin-Priority: 1\\n"
+    get_boot_loaders = (
+        f"cd /var/tmp && apt-get download s390-tools/{BOOT_LOADER_SUITE} && "
+        "dpkg-deb -x s390-tools_*.deb boot-loaders && mkdir -p /usr/share/s390-tools && "
+        "cp -r boot-loaders/usr/share/s390-tools/pvimg /usr/share/s390-tools/ && rm -r boot-loaders s390-tools_*.deb"
+    )
+    subprocess.run(
+        [
+            *("mmdebstrap", "--quiet", "--arch=s390x", "--mode=root", "--variant=minbase"),
+            *(f"--dpkgopt=path-exclude={pattern}" for pattern in EXCLUDED),
+            # The kernel package would have dracut make an initramfs before there is anything to put in it.
+            "--dpkgopt=path-exclude=/etc/kernel/postinst.d/dracut",
+            f"--include={','.join(PACKAGES)}",
+            f'--setup-hook=mkdir -p "$1/etc/apt/preferences.d"; printf "{pin}" > "$1/etc/apt/preferences.d/pin"',
+            f'--customize-hook=chroot "$1" sh -c "{get_boot_loaders}"',
+            '--customize-hook=rm -r "$1/etc/apt/preferences.d/pin" "$1/etc/hostname" "$1/etc/resolv.conf"',
+            *("", str(tree), f"deb {mirror} {SUITE} main", f"deb {mirror} {BOOT_LOADER_SUITE} main"),
+        ],
+        check=True,
+    )
+    (tree / "etc/apt/sources.list").write_text("")
+    (tree / "etc/fstab").write_text(_FSTAB)
+    (tree / "etc/machine-id").write_text("")
+    (tree / "etc/systemd/network/50-dhcp.network").write_text(_NETWORK)
+    subprocess.run(["chroot", tree, "systemctl", "-q", "enable", "systemd-networkd"], check=True)
+
+
+def _build_agent(tree: Path) -> None:
+    distribution = _distribution()
+    say("installing secex-firstboot and making the initramfs (about 4 minutes)")
+    register_binfmt()
+    subprocess.run(["cp", "-a", "--reflink=auto", distribution, tree], check=True)
+    install(tree)
+    (tree / "etc/dracut.conf.d/50-image.conf").write_text(_DRACUT_CONF.replace("\n ", " "))
+    make_initramfs(tree)
+
+
+def install(tree: Path) -> None:
+    """Put secex-firstboot where a distribution's package would, and beside it the tests' dracut module."""
+    make = ["make", "--silent", "-C", REPOSITORY, "install", f"DESTDIR={tree}"]
+    subprocess.run([*make, "PYTHONDIR=/usr/lib/python3/dist-packages"], check=True)
+    shutil.copytree(
+        REPOSITORY / "vm-tests/dracut", tree / "usr/lib/dracut/modules.d/99secex-test", dirs_exist_ok=True
+    )
+
+
+def kernel_version(tree: Path) -> str:
+    (version,) = os.listdir(tree / "usr/lib/modules")
+    return version
+
+
+def make_initramfs(tree: Path) -> None:
+    version = kernel_version(tree)
+    with in_chroot(tree):
+        done = subprocess.run(
+            ["chroot", tree, "dracut", "--quiet", "--force", f"/boot/initrd.img-{version}", version],
+            capture_output=True,
+            text=True,
+        )
+    if done.returncode or "secex-firstboot: " in done.stderr:
+        raise RuntimeError(f"dracut failed: {done.stderr[-2000:]}")
+
+
+@contextmanager
+def in_chroot(tree: Path) -> Iterator[None]:
+    """/proc, /sys and /dev below ``tree`` for the length of a ``with`` block."""
+    mounted: list[Path] = []
+    try:
+        for name in ("proc", "sys", "dev"):
+            subprocess.run(["mount", "--bind", f"/{name}", tree / name], check=True)
+            mounted.append(tree / name)
+        yield
+    finally:
+        for path in reversed(mounted):
+            subprocess.run(["umount", path], check=True)
+
+
+def register_binfmt() -> None:
+    """Let the kernel run s390x programs through qemu-user, as systemd-binfmt does at boot."""
+    binfmt = Path("/proc/sys/fs/binfmt_misc")
+    if not (binfmt / "status").exists():
+        subprocess.run(["mount", "-t", "binfmt_misc", "binfmt_misc", binfmt], check=True)
+    if not (binfmt / "qemu-s390x").exists():
+        (binfmt / "register").write_text(Path("/usr/lib/binfmt.d/qemu-s390x.conf").read_text().strip())
+
+
+def _mirror() -> str:
+    """The Debian mirror that this machine itself uses, so that no other is asked."""
+    targets = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(REPO_URI) $(CODENAME) $(ORIGIN)", "Created-By: Packages"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    for line in targets.splitlines():
+        uri, codename, origin = (line.split(maxsplit=2) + ["", ""])[:3]
+        if origin == "Debian" and "-" not in codename:
+            return uri
+    raise RuntimeError("apt has no Debian mirror; run apt-get update, or set up one in /etc/apt/sources.list")
+
+
+def say(line: str) -> None:
+    print(f"== {line}", file=sys.stderr, flush=True)

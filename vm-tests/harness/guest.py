@@ -1,0 +1,454 @@
+"""An s390x guest under QEMU's emulation (TCG), on request with the software ultravisor.
+
+    with Guest(disks=[Disk(image, "system")], host_keys=[key], network=Network()) as guest:
+        guest.wait_for("login:", 300)
+        guest.ssh("systemctl poweroff", identity)
+        assert guest.wait(60) == "guest-shutdown"
+
+Guest RAM is an anonymous file shared with QEMU: nothing of it reaches a disk. The network lets the guest
+reach nothing but the host ports it is given, and only on the host's loopback.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from codecs import getincrementaldecoder
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from mmap import mmap
+from pathlib import Path
+from types import TracebackType
+
+from harness import relay, ultravisor
+from harness.gdbstub import GENERAL, PSW_ADDRESS, PSW_MASK, GdbStub, StubError
+from harness.monitor import Event, Monitor
+
+QEMU = "qemu-system-s390x"
+SERVICES_ADDRESS = "10.0.2.100"  # where the guest finds the host's services; the network is 10.0.2.0/24
+
+_START_TIMEOUT = 30.0  # seconds until QEMU listens on its sockets
+_LAST_LINES = 40  # of the console, in an error
+_MIB = 1 << 20
+_RETRY_INTERVAL = 1.0  # seconds between attempts of ssh
+
+
+class GuestError(Exception):
+    """The guest did not do what it was waited for; the text ends with its last words on the console."""
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A virtio disk; with ``snapshot`` what the guest writes is dropped at the end."""
+
+    path: Path
+    serial: str
+    format: str = "qcow2"
+    snapshot: bool = False
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network card with ssh forwarded from a free port of 127.0.0.1.
+
+    ``services``: port the guest sees on SERVICES_ADDRESS -> port on the host's 127.0.0.1. There is no name
+    server and no route to anywhere else.
+    """
+
+    services: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Direct:
+    """A kernel, or a Secure Execution image, that QEMU loads itself instead of booting the first disk."""
+
+    kernel: Path
+    initrd: Path | None = None
+    command_line: str = ""
+
+
+@dataclass(frozen=True)
+class Start:
+    """One time the guest asked to become a Secure Execution guest; ``seconds`` the answer took."""
+
+    key: ultravisor.HostKey | None
+    refusal: ultravisor.Refused | None
+    seconds: float
+
+
+class Ultravisor:
+    """Serves the guest's starts, reboots included, until it ends. ``keys`` may be replaced in between."""
+
+    def __init__(self, memory: mmap, keys: Sequence[ultravisor.HostKey]) -> None:
+        self.keys = list(keys)
+        self.starts: list[Start] = []
+        self._memory = memory
+
+    @property
+    def refusal(self) -> ultravisor.Refused | None:
+        return self.starts[-1].refusal if self.starts else None
+
+    def serve(self, stub: GdbStub) -> None:
+        """Returns when the guest is gone or has been refused; a refused guest stays stopped."""
+        stub.set_breakpoint(ultravisor.ENTRY_ADDRESS)
+        stub.resume()
+        while stub.wait_for_breakpoint():
+            if ultravisor.holds_stage3a(self._memory):
+                self._start(stub)
+            else:
+                stub.step_over_breakpoint(ultravisor.ENTRY_ADDRESS)
+            if self.refusal:
+                return
+            stub.resume()
+
+    def _start(self, stub: GdbStub) -> None:
+        began = time.monotonic()
+        try:
+            opened = ultravisor.start(self._memory, self.keys)
+        except ultravisor.Refused as refusal:
+            self.starts.append(Start(None, refusal, time.monotonic() - began))
+            return
+        for number in range(16):  # as after the initial CPU reset
+            stub.write_register(GENERAL + number, 0)
+        stub.write_register(PSW_MASK, opened.psw.mask)
+        stub.write_register(PSW_ADDRESS, opened.psw.address)
+        self.starts.append(Start(opened.key, None, time.monotonic() - began))
+
+
+class Guest:
+    """A context manager: the guest runs inside the ``with`` block.
+
+    ``host_keys``: private host keys of the machine it runs on; None: a machine without Secure Execution,
+    where stage3a gives up by itself. ``console_log`` gets what the guest prints, ``on_line`` each line.
+    """
+
+    def __init__(
+        self,
+        *,
+        disks: Sequence[Disk] = (),
+        direct: Direct | None = None,
+        memory_mib: int = 1024,
+        host_keys: Sequence[ultravisor.HostKey] | None = None,
+        network: Network | None = None,
+        console_log: Path | None = None,
+        on_line: Callable[[str], None] | None = None,
+    ) -> None:
+        self._disks, self._direct, self._memory_mib, self._network = disks, direct, memory_mib, network
+        self._host_keys = host_keys
+        self._console_log, self._on_line = console_log, on_line
+        self._resources = ExitStack()
+        self._changed = threading.Condition()
+        self._console = ""
+        self._matched = 0  # up to here the console was consumed by wait_for
+        self._failure: BaseException | None = None
+        self.events: list[Event] = []
+        self.ultravisor: Ultravisor | None = None
+
+    def __enter__(self) -> Guest:
+        try:
+            self._launch()
+        except BaseException:
+            self._resources.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._resources.close()
+
+    # --- what a test asks ---
+
+    @property
+    def console(self) -> str:
+        """Everything the guest printed so far."""
+        with self._changed:
+            return self._console
+
+    @property
+    def refusal(self) -> ultravisor.Refused | None:
+        return self.ultravisor.refusal if self.ultravisor else None
+
+    @property
+    def end(self) -> str | None:
+        """None while the guest runs; else "refused", "guest-panic" or QEMU's reason ("guest-shutdown" …)."""
+        if self.refusal:
+            return "refused"
+        for event in self.events:
+            if event["event"] == "GUEST_PANICKED":
+                return "guest-panic"
+            if event["event"] == "SHUTDOWN":
+                return str(event["data"]["reason"])
+        return "qemu-exited" if self._process.poll() is not None else None
+
+    def wait_for(self, pattern: str, timeout: float) -> re.Match[str]:
+        """Wait until the console shows ``pattern``, after what earlier calls found. Raises GuestError."""
+        deadline = time.monotonic() + timeout
+        expression = re.compile(pattern)
+        with self._changed:
+            while True:
+                ended = self._failure or self.end
+                if ended:
+                    self._drain_console()
+                if found := expression.search(self._console, self._matched):
+                    self._matched = found.end()
+                    return found
+                if ended:
+                    raise self._error(f"ended ({ended}) without {pattern!r}") from self._failure
+                if not self._changed.wait(deadline - time.monotonic()) and time.monotonic() > deadline:
+                    raise self._error(f"did not print {pattern!r} within {timeout:g} s")
+
+    def wait(self, timeout: float) -> str:
+        """Wait until the guest ends and return how, see ``end``. Raises GuestError."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._failure or self.end, timeout)
+            if self._failure or not (end := self.end):
+                raise self._error(f"did not end within {timeout:g} s") from self._failure
+            self._drain_console()
+            return end
+
+    def wait_for_reset(self, count: int, timeout: float) -> None:
+        """Wait until the guest has rebooted ``count`` times since it was started."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._resets >= count or self.end, timeout)
+            if self._resets < count:
+                raise self._error(f"did not reboot {count} times within {timeout:g} s")
+
+    def ssh(
+        self, command: str, identity: Path, *, timeout: float = 60, user: str = "root"
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command in the guest; tries again until ``timeout`` while there is no connection.
+
+        The exit code is the command's. The guest's host key is not checked: only loopback lies between.
+        """
+        deadline = time.monotonic() + timeout
+        argv = ["ssh", "-F", "none", "-p", str(self._ssh_port()), "-i", str(identity), f"{user}@127.0.0.1"]
+        for option in (
+            "BatchMode=yes", "IdentitiesOnly=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null",
+            "LogLevel=ERROR", "ConnectTimeout=20",
+        ):  # fmt: skip
+            argv[1:1] = ["-o", option]
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                done = subprocess.run(
+                    [*argv, "--", command], capture_output=True, text=True, errors="replace",
+                    stdin=subprocess.DEVNULL, timeout=max(left, 1),
+                )  # fmt: skip
+            except subprocess.TimeoutExpired:
+                raise self._error(f"did not finish {command!r} within {timeout:g} s") from None
+            if done.returncode != 255:  # ssh's own failure
+                return done
+            if self.end or left < _RETRY_INTERVAL:
+                raise self._error(f"ssh for {command!r} failed: {done.stderr.strip()}")
+            time.sleep(_RETRY_INTERVAL)
+
+    def pause(self) -> None:
+        self.monitor.execute("stop")
+
+    def resume(self) -> None:
+        self.monitor.execute("cont")
+
+    def kill(self) -> None:
+        """Cut the power."""
+        self._process.kill()
+        self._process.wait()
+        self._notify()
+
+    # --- QEMU ---
+
+    def _launch(self) -> None:
+        """Each resource is given back in reverse order: first QEMU ends, then its threads, then its files."""
+        directory = Path(self._resources.enter_context(tempfile.TemporaryDirectory(prefix="guest-")))
+        with self._guest_memory() as memory_fd:
+            self._start_qemu(directory, memory_fd)
+        self._in_thread("console", self._read_console)
+        self.monitor = Monitor(self._socket(directory / "qmp"), self._record_event)
+        self._resources.callback(self.monitor.close)
+        if self.ultravisor:
+            stub = self._resources.enter_context(GdbStub(self._socket(directory / "gdb")))
+            self._in_thread("ultravisor", lambda: self._serve_ultravisor(stub))
+        self._resources.callback(self._stop_qemu)
+
+    @contextmanager
+    def _guest_memory(self) -> Iterator[int]:
+        """A descriptor of the guest's RAM, for QEMU to inherit; the ultravisor maps it for itself."""
+        descriptor = os.memfd_create("guest-ram")
+        try:
+            os.ftruncate(descriptor, self._memory_mib * _MIB)
+            if self._host_keys is not None:
+                memory = self._resources.enter_context(mmap(descriptor, self._memory_mib * _MIB))
+                self.ultravisor = Ultravisor(memory, self._host_keys)
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _start_qemu(self, directory: Path, memory_fd: int) -> None:
+        log = self._resources.enter_context((directory / "qemu.log").open("w+"))
+        self._qemu_log = log
+        self._process = subprocess.Popen(
+            self._command(directory, memory_fd),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, pass_fds=[memory_fd],
+        )  # fmt: skip
+        self._resources.callback(self._stop_qemu)
+
+    def _command(self, directory: Path, memory_fd: int) -> list[str]:
+        return [
+            QEMU, "-nodefaults", "-no-user-config", "-display", "none",
+            "-machine", "s390-ccw-virtio,accel=tcg,memory-backend=ram",
+            "-cpu", "qemu,vx=off",
+            "-m", f"{self._memory_mib}M",
+            "-object", f"memory-backend-file,id=ram,share=on,size={self._memory_mib}M,"
+            f"mem-path=/dev/fd/{memory_fd}",
+            "-qmp", f"unix:{directory}/qmp,server=on,wait=off",
+            "-chardev", "stdio,id=console,signal=off", "-device", "sclpconsole,chardev=console",
+            "-device", "virtio-rng-ccw,devno=fe.0.1001",
+            # A guest that has ended waits for us to see how, and then to quit it.
+            "-action", "shutdown=pause,panic=pause",
+            *self._ultravisor_options(directory), *self._boot_options(), *self._disk_options(),
+            *self._network_options(),
+        ]  # fmt: skip
+
+    def _ultravisor_options(self, directory: Path) -> list[str]:
+        return ["-S", "-gdb", f"unix:{directory}/gdb,server=on,wait=off"] if self.ultravisor else []
+
+    def _boot_options(self) -> list[str]:
+        if not self._direct:
+            return []
+        options = ["-kernel", str(self._direct.kernel)]
+        if self._direct.initrd:
+            options += ["-initrd", str(self._direct.initrd)]
+        if self._direct.command_line:
+            options += ["-append", self._direct.command_line]
+        return options
+
+    def _disk_options(self) -> list[str]:
+        """Without a pinned device number virtio-ccw disks come in random order.
+
+        ``cache=unsafe`` lets the host's page cache do the syncing: what the guest has written survives QEMU.
+        """
+        options = []
+        for number, disk in enumerate(self._disks, start=1):
+            snapshot = "on" if disk.snapshot else "off"
+            options += [
+                "-drive", f"if=none,id=disk{number},file={_quoted(disk.path)},format={disk.format},"
+                f"snapshot={snapshot},cache=unsafe,discard=unmap",
+                "-device", f"virtio-blk-ccw,drive=disk{number},serial={disk.serial},devno=fe.0.{number:04x}"
+                + (",bootindex=1" if number == 1 else ""),
+            ]  # fmt: skip
+        return options
+
+    def _network_options(self) -> list[str]:
+        """``restrict=on`` drops all that the guest sends but answers to forwarded ports and ``guestfwd``."""
+        if self._network is None:
+            return []
+        forwards = ["hostfwd=tcp:127.0.0.1:0-:22"]
+        for seen, port in self._network.services.items():
+            command = shlex.join([sys.executable, "-I", relay.__file__, str(port)])
+            forwards.append(f"guestfwd=tcp:{SERVICES_ADDRESS}:{seen}-cmd:{_quoted(command)}")
+        return [
+            "-netdev", ",".join(["user,id=net,ipv6=off,restrict=on", *forwards]),
+            "-device", "virtio-net-ccw,netdev=net,devno=fe.0.1000",
+        ]  # fmt: skip
+
+    def _socket(self, path: Path) -> Path:
+        """Wait until QEMU listens there."""
+        deadline = time.monotonic() + _START_TIMEOUT
+        while not path.exists():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise self._error("did not start")
+            time.sleep(0.01)
+        return path
+
+    def _ssh_port(self) -> int:
+        table = self.monitor.execute("human-monitor-command", **{"command-line": "info usernet"})
+        if not (found := re.search(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)", table)):
+            raise self._error("has no network")
+        return int(found[1])
+
+    def _stop_qemu(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    # --- threads ---
+
+    def _in_thread(self, name: str, work: Callable[[], None]) -> None:
+        """Run ``work``, which ends once QEMU does; what it raises becomes the guest's failure."""
+
+        def guarded() -> None:
+            try:
+                work()
+            except BaseException as error:
+                self._failure = error
+                self._process.kill()
+            self._notify()
+
+        thread = threading.Thread(target=guarded, name=name, daemon=True)
+        thread.start()
+        self._resources.callback(thread.join)
+        if name == "console":
+            self._console_reader = thread
+
+    def _serve_ultravisor(self, stub: GdbStub) -> None:
+        assert self.ultravisor is not None
+        try:
+            self.ultravisor.serve(stub)
+        except StubError:
+            if self._process.poll() is None:
+                raise
+        if self.refusal:
+            self._process.kill()
+
+    def _read_console(self) -> None:
+        assert self._process.stdout is not None
+        with ExitStack() as files:
+            log = files.enter_context(self._console_log.open("wb")) if self._console_log else None
+            stream = files.enter_context(self._process.stdout)
+            decoder, unfinished = getincrementaldecoder("utf-8")("replace"), ""
+            while data := os.read(stream.fileno(), 65536):
+                if log:
+                    log.write(data)
+                    log.flush()
+                text = decoder.decode(data).replace("\r", "")
+                with self._changed:
+                    self._console += text
+                    self._changed.notify_all()
+                *lines, unfinished = (unfinished + text).split("\n")
+                if self._on_line:
+                    for line in lines:
+                        self._on_line(line)
+
+    def _record_event(self, event: Event) -> None:
+        self.events.append(event)
+        self._notify()
+
+    def _notify(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    @property
+    def _resets(self) -> int:
+        return sum(event["event"] == "RESET" for event in self.events)
+
+    def _drain_console(self) -> None:
+        """End QEMU and take in all that the guest had still printed."""
+        self._stop_qemu()
+        while self._console_reader.is_alive():
+            self._changed.wait(0.1)
+
+    def _error(self, what: str) -> GuestError:
+        self._qemu_log.seek(0)
+        words = [self._qemu_log.read(), *self._console.splitlines()[-_LAST_LINES:]]
+        return GuestError("\n".join([f"the guest {what}; its last words:", *filter(None, words)]))
+
+
+def _quoted(value: str | Path) -> str:
+    """A value inside of a QEMU option: commas are doubled."""
+    return str(value).replace(",", ",,")
