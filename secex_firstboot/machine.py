@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from secex_firstboot import journal
+from secex_firstboot import journal, paths
 from secex_firstboot.errors import FirstbootError
 from secex_firstboot.report import MemorySampler, Report, StepReport
 from secex_firstboot.step import Context, Stage, State, Step
@@ -24,6 +24,7 @@ class Observation:
 
 def run(stage: Stage, context: Context) -> None:
     """Take the steps of one stage to their end. Raises FirstbootError from the first that cannot get there."""
+    paths.RUNTIME.mkdir(mode=0o700, parents=True, exist_ok=True)
     report = Report.load()
     with MemorySampler() as memory:
         try:

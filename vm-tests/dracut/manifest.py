@@ -16,8 +16,10 @@ def describe(path, first_name_of):
     entry = {
         "mode": oct(status.st_mode),
         "owner": [status.st_uid, status.st_gid],
-        "xattrs": {name: os.getxattr(path, name, follow_symlinks=False).hex()
-                   for name in sorted(os.listxattr(path, follow_symlinks=False))},
+        "xattrs": {
+            name: os.getxattr(path, name, follow_symlinks=False).hex()
+            for name in sorted(os.listxattr(path, follow_symlinks=False))
+        },
     }
     if stat.S_ISLNK(status.st_mode):
         entry["target"] = os.readlink(path)
@@ -38,7 +40,9 @@ def manifest(top):
     devices = {os.lstat(".").st_dev, os.lstat("boot").st_dev}
     entries, first_name_of = {}, {}
     for folder, folders, files in os.walk("."):
-        folders[:] = sorted(name for name in folders if os.lstat(os.path.join(folder, name)).st_dev in devices)
+        folders[:] = sorted(
+            name for name in folders if os.lstat(os.path.join(folder, name)).st_dev in devices
+        )
         for name in [*folders, *sorted(files)]:
             path = os.path.join(folder, name)
             entries[path] = describe(path, first_name_of)

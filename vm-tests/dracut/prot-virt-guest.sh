@@ -9,3 +9,5 @@ for entry in /run/secex-test/firmware/*; do
 done
 mkdir -p /sys/firmware/uv
 echo 1 > /sys/firmware/uv/prot_virt_guest
+# QEMU 7.2 reboots from a virtio disk only with a "clear" re-IPL.
+echo 1 > /sys/firmware/reipl/ccw/clear

@@ -85,7 +85,10 @@ class Builder:
         boot = _tree_size(self.tree / "boot")
         root = _tree_size(self.tree) - boot
         log = 64 * MIB if self.recipe.root_file_system == "xfs" else 32 * MIB
-        return {"boot": _mib(boot * 1.05 + 16 * MIB), "root": max(300 * MIB, _mib(root * 1.06 + log))}
+        return {
+            "boot": _mib(boot * 1.05 + 16 * MIB),
+            "root": max(300 * MIB, _mib(root * 1.1 + log + 16 * MIB)),
+        }
 
     def _partition(self, sizes: dict[str, int]) -> dict[str, Region]:
         boot_slack = self.recipe.boot_slack
@@ -144,7 +147,9 @@ class Builder:
                         stream,
                         kernel=entry.linux,
                         ramdisk=[*entry.initrd, overlay],
-                        command_line=boot_entry.command_line(entry.options, add=["ignition.firstboot", *verity]),
+                        command_line=boot_entry.command_line(
+                            entry.options, add=["ignition.firstboot", *verity]
+                        ),
                         host_keys=[create.load_public_key(host_key_document)],
                         boot_loaders=image.BootLoaders(
                             self.tree / "usr/share/s390-tools/pvimg/stage3a.bin",
@@ -223,7 +228,7 @@ def _tree_size(tree: Path) -> int:
 
 def _copy(source: Path, target: Path, exclude: str = "") -> None:
     """Copy a tree with everything that belongs to its files: owners, modes, times, links, attributes."""
-    options = ["--xattrs", "--xattrs-include=*", "--acls", "--numeric-owner"]
+    options = ["--xattrs", "--xattrs-include=*", "--acls", "--numeric-owner", "--one-file-system"]
     skip = [f"--exclude={exclude}"] if exclude else []
     with subprocess.Popen(
         ["tar", "-C", source, *options, *skip, "-cf", "-", "."], stdout=subprocess.PIPE
