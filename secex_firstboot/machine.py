@@ -23,7 +23,7 @@ class Observation:
 
 
 def run(stage: Stage, context: Context) -> None:
-    """Take the steps of one stage to their end. Raises FirstbootError from the first that cannot get there."""
+    """Take the steps of one stage to their end. Raises FirstbootError at the first that cannot get there."""
     paths.RUNTIME.mkdir(mode=0o700, parents=True, exist_ok=True)
     report = Report.load()
     with MemorySampler() as memory:
@@ -35,6 +35,8 @@ def run(stage: Stage, context: Context) -> None:
             report.peak_memory_mib = max(report.peak_memory_mib, memory.peak_mib)
             report.total_memory_mib = memory.total_mib
             report.save()
+    if stage is Stage.SEAL:
+        report.save(paths.SYSROOT / paths.SYSTEM_REPORT.relative_to("/"))
 
 
 def _run(step: Step, title: str, context: Context) -> StepReport:

@@ -45,7 +45,7 @@ class Record(BaseModel):
 
 
 def load(se: Path, key: bytes) -> Record:
-    """The record on the mounted partition ``se``; a fresh one if there is none. Raises FirstbootError if forged."""
+    """The record on the mounted partition ``se``, or a fresh one. Raises FirstbootError if it is forged."""
     try:
         with (se / _NAME).open("rb") as stream:
             content = stream.read(_LIMIT + 1)

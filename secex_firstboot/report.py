@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from secex_firstboot import __version__, paths
+from secex_firstboot.files import write_private
 
 
 class StepReport(BaseModel):
@@ -29,9 +30,8 @@ class Report(BaseModel):
             return cls.model_validate_json(paths.REPORT.read_text(encoding="utf-8"))
         return cls()
 
-    def save(self) -> None:
-        paths.REPORT.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        paths.REPORT.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    def save(self, path: Path = paths.REPORT) -> None:
+        write_private(path, self.model_dump_json(indent=2).encode() + b"\n")
 
 
 class MemorySampler:

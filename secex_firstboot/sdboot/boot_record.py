@@ -1,7 +1,8 @@
-"""Making an image on partition ``se`` what the firmware starts: zipl, and the order that survives a power cut.
+"""Making an image on ``se`` what the firmware starts: zipl, and the order that survives a power cut.
 
 The new image is complete on disk before zipl runs, and the old one stays until zipl has succeeded. zipl
-writes a new boot map beside the old one and replaces the boot record, one block, last (zipl(8), --targetbase).
+writes a new boot map beside the old one and replaces the boot record, one block, last (zipl(8),
+--targetbase).
 """
 
 from __future__ import annotations

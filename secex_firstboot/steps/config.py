@@ -29,7 +29,8 @@ class Config(Step):
         if device is None:
             raise Refusal(
                 f"no disk has the serial {paths.CONFIG_DISK_SERIAL}",
-                f"attach the encrypted Ignition config as a virtio disk with serial={paths.CONFIG_DISK_SERIAL}",
+                "attach the encrypted Ignition config as a virtio disk with"
+                f" serial={paths.CONFIG_DISK_SERIAL}",
             )
         return ready(f"decrypt the Ignition config on {device}")
 

@@ -170,7 +170,7 @@ class Encryption:
 
     @contextmanager
     def _source(self) -> Iterator[Path]:
-        """The source as it was, put together from what is saved and what is still in place, through dm-verity."""
+        """The source as it was, made of what is saved and what is still in place, through dm-verity."""
         head, tree = self.volume.saved_head, self.volume.saved_tree
         rest = self.volume.source_size - head.size
         name = self.volume.name

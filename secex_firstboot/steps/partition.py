@@ -1,4 +1,4 @@
-"""partition: root grows to the end of the disk; the hash trees' partitions go, their content stays for now."""
+"""partition: root grows to the end of the disk; the hash trees' partitions go, their content stays."""
 
 from __future__ import annotations
 

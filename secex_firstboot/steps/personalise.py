@@ -80,11 +80,14 @@ def _plan(context: Context, record_key: str) -> Plan:
 
 def _source(context: Context, found: disk.Disk, name: str) -> Source:
     partitions = found.partitions
-    return Source(
-        root_hash=verity_step.root_hash(context, name),
-        size=verity.data_size(partitions[name].device, partitions[f"{name}hash"].device),
-        file_system=filesystem.identify(verity_step.device(name), name),
-    )
+    size = verity.data_size(partitions[name].device, partitions[f"{name}hash"].device)
+    file_system = filesystem.identify(verity_step.device(name), name)
+    if file_system.size > size:
+        # The host can shorten what the tree covers without changing the root hash.
+        raise Refusal(
+            f"the hash tree for {name} does not cover the whole file system", "build the image again"
+        )
+    return Source(root_hash=verity_step.root_hash(context, name), size=size, file_system=file_system)
 
 
 def _headroom(context: Context) -> int:
@@ -124,7 +127,7 @@ def volume_secrets(name: str) -> volume.Secrets:
 
 
 def _state_files() -> dict[str, Entry]:
-    """Everything that a start after a crash needs: keys, plan, documents, and the config as Ignition merged it."""
+    """What a start after a crash needs: keys, plan, documents, and the config as Ignition merged it."""
     files: dict[str, Entry] = {str(paths.STATE): Directory(0o700)}
     for path in sorted(paths.STATE.rglob("*")):
         files[str(path)] = Directory(0o700) if path.is_dir() else File(path)

@@ -1,4 +1,4 @@
-"""verity: open boot and root read-only through dm-verity, with the root hashes of the encrypted command line."""
+"""verity: open boot and root through dm-verity, with the root hashes of the encrypted command line."""
 
 from __future__ import annotations
 

@@ -10,4 +10,6 @@ done
 mkdir -p /sys/firmware/uv
 echo 1 > /sys/firmware/uv/prot_virt_guest
 # QEMU 7.2 reboots from a virtio disk only with a "clear" re-IPL.
-echo 1 > /sys/firmware/reipl/ccw/clear
+for clear in /run/secex-test/firmware/reipl/*/clear; do
+    [ ! -e "$clear" ] || echo 1 > "$clear"
+done

@@ -25,11 +25,24 @@ BOOT_LOADER_SUITE = "forky"
 PACKAGES = """
     linux-image-s390x systemd-sysv udev dbus kmod iproute2 openssh-server zstd
     dracut dracut-network curl ca-certificates ignition cryptsetup-bin systemd-cryptsetup s390-tools
-    gnupg e2fsprogs xfsprogs fdisk
+    gnupg e2fsprogs xfsprogs fdisk policycoreutils
     python3-pydantic python3-pyudev python3-gnupg python3-requests python3-systemd python3-cryptography
 """.split()
+# What no test needs; a smaller root is copied sooner.
 EXCLUDED = [f"/usr/share/{name}/*" for name in ("doc", "info", "locale", "man", "lintian", "bash-completion")]
+EXCLUDED += ["/usr/share/perl/*", "/usr/lib/s390x-linux-gnu/perl/*", "/usr/lib/s390x-linux-gnu/gconv/*"]
+EXCLUDED += ["/usr/lib/udev/hwdb.d/*", "/usr/share/zoneinfo/*"]
+EXCLUDED += [
+    f"/usr/lib/modules/*/kernel/{name}/*"
+    for name in (
+        "sound", "net/bluetooth", "net/mac80211", "net/wireless", "net/sctp", "net/tipc", "net/openvswitch",
+        "drivers/gpu", "drivers/infiniband", "drivers/media", "drivers/net/ethernet", "drivers/net/wireless",
+        "drivers/scsi", "drivers/usb", "drivers/hid", "drivers/input", "drivers/mtd", "drivers/target",
+        "fs/ocfs2", "fs/smb", "fs/nfs", "fs/nfsd", "fs/btrfs", "fs/gfs2", "fs/ceph", "fs/f2fs", "fs/afs",
+    )
+]  # fmt: skip
 
+_KERNEL_HOOK = "/etc/kernel/postinst.d/dracut"
 _DRACUT_CONF = """\
 hostonly=no
 hostonly_cmdline=no
@@ -43,6 +56,11 @@ omit_dracutmodules+=" bluetooth btrfs busybox cio_ignore connman convertfs crypt
  watchdog watchdog-modules zipl cifs fcoe fcoe-uefi hwdb "
 """
 _NETWORK = "[Match]\nKind=!*\nType=!loopback\n\n[Network]\nDHCP=yes\n"
+# Debian's Ignition labels what it writes for SELinux, and insists on a policy; this one has no labels.
+_SELINUX = {
+    "etc/selinux/config": "SELINUX=disabled\nSELINUXTYPE=none\n",
+    "etc/selinux/none/contexts/files/file_contexts": "/.* <<none>>\n",
+}
 _FSTAB = "/dev/mapper/root / xfs defaults 0 0\n/dev/mapper/boot /boot ext4 defaults 0 2\n"
 
 
@@ -56,7 +74,7 @@ def _distribution() -> Path:
 
 
 def _distribution_key() -> str:
-    return "\n".join([SUITE, BOOT_LOADER_SUITE, *PACKAGES, *EXCLUDED, _FSTAB, _NETWORK, "1"])
+    return "\n".join([SUITE, BOOT_LOADER_SUITE, *PACKAGES, *EXCLUDED, _FSTAB, _NETWORK, *_SELINUX.values(), "1"])
 
 
 def _agent_files() -> list[Path]:
@@ -96,12 +114,14 @@ def _build_distribution(tree: Path) -> None:
         [
             *("mmdebstrap", "--quiet", "--arch=s390x", "--mode=root", "--variant=minbase"),
             *(f"--dpkgopt=path-exclude={pattern}" for pattern in EXCLUDED),
-            # The kernel package would have dracut make an initramfs before there is anything to put in it.
-            "--dpkgopt=path-exclude=/etc/kernel/postinst.d/dracut",
+            *(f"--aptopt={line}" for line in _apt_options()),
+            # The kernel and dracut would have an initramfs made before there is anything to put in it.
+            f"--dpkgopt=path-exclude={_KERNEL_HOOK}",
+            f'--setup-hook=mkdir -p "$(dirname "$1{_KERNEL_HOOK}")"; ln -s /bin/true "$1{_KERNEL_HOOK}"',
             f"--include={','.join(PACKAGES)}",
             f'--setup-hook=mkdir -p "$1/etc/apt/preferences.d"; printf "{pin}" > "$1/etc/apt/preferences.d/pin"',
             f'--customize-hook=chroot "$1" sh -c "{get_boot_loaders}"',
-            '--customize-hook=rm -r "$1/etc/apt/preferences.d/pin" "$1/etc/hostname" "$1/etc/resolv.conf"',
+            f'--customize-hook=rm -r "$1/etc/apt/preferences.d/pin" "$1{_KERNEL_HOOK}" "$1/etc/hostname" "$1/etc/resolv.conf"',
             *("", str(tree), f"deb {mirror} {SUITE} main", f"deb {mirror} {BOOT_LOADER_SUITE} main"),
         ],
         check=True,
@@ -109,6 +129,9 @@ def _build_distribution(tree: Path) -> None:
     (tree / "etc/apt/sources.list").write_text("")
     (tree / "etc/fstab").write_text(_FSTAB)
     (tree / "etc/machine-id").write_text("")
+    for name, content in _SELINUX.items():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text(content)
     (tree / "etc/systemd/network/50-dhcp.network").write_text(_NETWORK)
     subprocess.run(["chroot", tree, "systemctl", "-q", "enable", "systemd-networkd"], check=True)
 
@@ -185,6 +208,12 @@ def _mirror() -> str:
         if origin == "Debian" and "-" not in codename:
             return uri
     raise RuntimeError("apt has no Debian mirror; run apt-get update, or set up one in /etc/apt/sources.list")
+
+
+def _apt_options() -> list[str]:
+    """How this machine's apt takes a mirror that is a snapshot: its Release files may be past their date."""
+    dump = subprocess.run(["apt-config", "dump"], check=True, capture_output=True, text=True).stdout
+    return [line for line in dump.splitlines() if line.startswith("Acquire::Check-")]
 
 
 def say(line: str) -> None:

@@ -308,7 +308,7 @@ class Guest:
             QEMU, "-nodefaults", "-no-user-config", "-display", "none",
             "-machine", "s390-ccw-virtio,accel=tcg,memory-backend=ram",
             # QEMU 7.2 gets vector instructions wrong that Linux uses for TCP checksums and for chacha.
-            "-cpu", "qemu,vx=off",
+            "-cpu", "max",
             "-m", f"{self._memory_mib}M", "-smp", str(self._cpus),
             "-object", f"memory-backend-file,id=ram,share=on,size={self._memory_mib}M,"
             f"mem-path=/dev/fd/{memory_fd}",

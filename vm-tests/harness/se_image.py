@@ -6,7 +6,7 @@ Everything is done with ordinary tools on loop devices; only zipl is s390x's, an
 from __future__ import annotations
 
 import json
-import shutil
+import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from harness import debian
 from harness.debian import say
 from secex_firstboot.sdboot import boot_entry, boot_record, create, image
 from secex_firstboot.sdboot.initramfs import File, write_archive
-from secex_firstboot.storage.volume import head_size, required_device_size
+from secex_firstboot.storage.volume import required_device_size
 
 MIB = 1 << 20
 SECTOR = 512
@@ -55,6 +55,7 @@ class Builder:
     def __init__(self, tree: Path, work: Path, recipe: Recipe) -> None:
         self.tree, self.work, self.recipe = tree, work, recipe
         self.raw = work / "disk.raw"
+        self.root_size = 0  # of the file system, in bytes, as statvfs(3) has it
 
     def build(self, output: Path, *, host_key_document: Path, private_key: Path) -> None:
         """Write the qcow2 ``output`` for the host of ``host_key_document``.
@@ -76,6 +77,8 @@ class Builder:
         version = debian.kernel_version(self.tree)
         entries = self.tree / "boot/loader/entries"
         entries.mkdir(parents=True, exist_ok=True)
+        for old in entries.glob("*.conf"):
+            old.unlink()
         (entries / "debian.conf").write_text(
             f"title Debian\nversion {version}\nlinux /vmlinuz-{version}\ninitrd /initrd.img-{version}\n"
             f"options {self.recipe.options} secex.headroom={self.recipe.headroom}\n"
@@ -125,6 +128,8 @@ class Builder:
                     _copy(self.tree / "boot", where)
                 else:
                     _copy(self.tree, where, exclude="./boot/*")
+                    status = os.statvfs(where)
+                    self.root_size = status.f_blocks * status.f_frsize
             with self._loop(f"{name}hash") as tree:
                 made = subprocess.run(
                     ["veritysetup", "format", f"--data-blocks={size // 4096}", device, tree],
@@ -264,5 +269,3 @@ def _mounted(device: Path, where: Path) -> Iterator[Path]:
 def _mib(size: float) -> int:
     return -(-int(size) // MIB) * MIB
 
-
-__all__ = ["OPTIONS", "Builder", "Recipe", "encrypt_config", "head_size", "make_key_pair", "say", "shutil"]

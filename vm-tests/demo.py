@@ -1,0 +1,159 @@
+"""The main job, live: ``make demo``. An SE-ready image is provisioned, restarted and looked at.
+
+Everything ends in build/demo/; the last lines on the screen are the proof. ``--json`` is not needed: the
+same facts stand in report.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from harness import debian, firstboot, ultravisor
+from harness.firstboot import Site, System
+from harness.guest import Guest, Network
+
+OUTPUT = debian.REPOSITORY / "build" / "demo"
+DISK_GIB = 4
+_SHOWN = re.compile(r"secex-firstboot\[|ignition|cryptsetup|login:|zipl|FAILED|reboot:", re.IGNORECASE)
+
+
+def main() -> int:
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    with firstboot.make_site(OUTPUT) as (where, network):
+        firstboot.enlarge(where.image, where.disk, DISK_GIB)
+        report = provision(where, network)
+        report |= restart(where, network)
+        report["proof"] = proof = prove(where, report)
+    (OUTPUT / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    print_report(report)
+    return 0 if all(proof.values()) else 1
+
+
+def provision(where: Site, network: Network) -> dict[str, Any]:
+    """The first boot, on the host that the image was built for."""
+    debian.say("first boot, on the universal host")
+    log = OUTPUT / "console-1.log"
+    started = time.monotonic()
+    with firstboot.start(
+        where, network, host_keys=[where.hosts["universal"].key], log=log, on_line=show
+    ) as guest:
+        firstboot.wait_for_system(guest, firstboot.FIRST_BOOT_TIMEOUT)
+        seconds = round(time.monotonic() - started, 1)
+        system = firstboot.look(guest, where.identity)
+        agent = json.loads(guest.ssh("cat /var/lib/secex-firstboot/report.json", where.identity).stdout)
+        manifest = guest.ssh("cat /run/secex-test/manifest", where.identity, timeout=120).stdout
+        power_off(guest, where)
+    built = firstboot.manifest_of(where.tree)
+    return {
+        "agent": agent,
+        "first boot": {"seconds to login": seconds, **dataclasses.asdict(system)},
+        "files": {
+            "in the built root": len(built),
+            "different": firstboot.differences(built, firstboot.load_manifest(manifest)),
+        },
+    }
+
+
+def restart(where: Site, network: Network) -> dict[str, Any]:
+    """The second boot, without the config disk, on a host that has only the customer's key."""
+    debian.say("second boot, on host customer-1, which cannot open the SE-ready image")
+    log = OUTPUT / "console-2.log"
+    started = time.monotonic()
+    host_keys = [where.hosts["customer-1"].key]
+    with firstboot.start(
+        where, network, host_keys=host_keys, log=log, with_config=False, on_line=show
+    ) as guest:
+        firstboot.wait_for_system(guest, firstboot.BOOT_TIMEOUT)
+        seconds = round(time.monotonic() - started, 1)
+        system = firstboot.look(guest, where.identity)
+        power_off(guest, where)
+    return {"second boot": {"seconds to login": seconds, **dataclasses.asdict(system)}}
+
+
+def power_off(guest: Guest, where: Site) -> None:
+    guest.ssh("systemctl poweroff", where.identity)
+    guest.wait(firstboot.BOOT_TIMEOUT)
+
+
+def prove(where: Site, report: dict[str, Any]) -> dict[str, bool]:
+    """What must be true at the end, each line looked at in the guest or on the disk it left."""
+    with tempfile.TemporaryDirectory(dir=OUTPUT) as work:
+        sdboot = firstboot.read_sdboot(where.disk, Path(work))
+        opens = {name: opens_with(sdboot, where, name) for name in where.hosts}
+        ramdisk = ultravisor.unpack(sdboot, where.hosts["customer-1"].key).ramdisk
+        (initramfs,) = (where.tree / "boot").glob("initrd.img-*")
+        added = firstboot.overlay_files(ramdisk, initramfs, Path(work))
+    systems = [System(**without(report[boot], "seconds to login")) for boot in ("first boot", "second boot")]
+    after = ["se", "boot", "root"]
+    return {
+        "sdboot opens with customer-1": opens["customer-1"],
+        "sdboot opens with customer-2": opens["customer-2"],
+        "sdboot does not open with universal": not opens["universal"],
+        "sdboot holds keys and detached headers, and no GPG key": holds_keys_only(added),
+        "disk layout is se, boot, root": all(firstboot.partitions(s.lsblk) == after for s in systems),
+        "boot and root are dm-crypt on dm-integrity": all(
+            firstboot.chain(s.lsblk, "root") == ["root", "root_dif (crypt)", "root (crypt)", "/"]
+            and firstboot.chain(s.lsblk, "boot") == ["boot", "boot_dif (crypt)", "boot (crypt)", "/boot"]
+            for s in systems
+        ),
+        "user, file and unit of the config are there": all(
+            (s.user, s.file, s.unit) == ("core", "640\nfrom the user", "active\nit runs") for s in systems
+        ),
+        "no ignition.firstboot and no root hash on the second command line": not re.search(
+            "ignition.firstboot|roothash", systems[1].command_line
+        ),
+        "the second boot used the detached headers": systems[1].headers
+        == {name: f"header=/etc/luks/{name}.header" for name in ("boot", "root")},
+        "root has grown": all(s.root_size > where.root_size for s in systems),
+        "every file of the built root is as it was": not report["files"]["different"]["unexplained"],
+    }
+
+
+def opens_with(sdboot: bytes, where: Site, host: str) -> bool:
+    try:
+        ultravisor.unpack(sdboot, where.hosts[host].key)
+    except ultravisor.Refused:
+        return False
+    return True
+
+
+def holds_keys_only(added: dict[str, bytes]) -> bool:
+    names = {"/etc/crypttab", *(f"/etc/luks/{n}{s}" for n in ("boot", "root") for s in ("", ".header"))}
+    return set(added) == names and not any(b"PGP PRIVATE KEY" in content for content in added.values())
+
+
+def without(values: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key != name}
+
+
+def show(line: str) -> None:
+    if _SHOWN.search(line):
+        print(line, flush=True)
+
+
+def print_report(report: dict[str, Any]) -> None:
+    print("\nstep            seconds")
+    for step in report["agent"]["steps"]:
+        print(f"{step['name']:<14}  {step['seconds']:>7.1f}")
+    for boot in ("first boot", "second boot"):
+        print(f"{boot:<14}  {report[boot]['seconds to login']:>7.1f}  (power-on to login)")
+    agent = report["agent"]
+    print(f"\npeak memory: {agent['peak_memory_mib']} of {agent['total_memory_mib']} MiB")
+    for owner, files in report["files"]["different"].items():
+        print(f"files that differ, {owner}: {len(files)}")
+        for path in files[:40]:
+            print(f"    {path}")
+    print()
+    for line, holds in report["proof"].items():
+        print(f"{'yes' if holds else 'NO '}  {line}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

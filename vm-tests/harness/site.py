@@ -1,0 +1,134 @@
+"""What surrounds a guest: test hosts with their keys, a web server, a user with a config."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import subprocess
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import NameOID
+
+from harness.ultravisor import HostKey
+
+HOSTS = ("universal", "customer-1", "customer-2")
+
+
+@dataclass(frozen=True)
+class Host:
+    """A pretended IBM Z machine: its private host key, and the self-signed document that names its public key."""
+
+    name: str
+    directory: Path
+
+    @property
+    def document(self) -> Path:
+        return self.directory / f"{self.name}.crt"
+
+    @property
+    def key(self) -> HostKey:
+        key = load_pem_private_key((self.directory / f"{self.name}.key").read_bytes(), None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        return key
+
+
+def make_host(name: str, directory: Path) -> Host:
+    directory.mkdir(parents=True, exist_ok=True)
+    key = ec.generate_private_key(ec.SECP521R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Test host {name}")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=365))
+        .sign(key, hashes.SHA512())
+    )
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (directory / f"{name}.key").write_bytes(private)
+    (directory / f"{name}.crt").write_bytes(certificate.public_bytes(Encoding.PEM))
+    return Host(name, directory)
+
+
+def make_ssh_identity(directory: Path) -> Path:
+    """A fresh SSH key pair; returns the private key's path, the public key has .pub added."""
+    path = directory / "id_ed25519"
+    for old in (path, path.with_suffix(".pub")):
+        old.unlink(missing_ok=True)
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test user", "-f", path], check=True
+    )
+    return path
+
+
+@contextmanager
+def web_server(files: Mapping[str, bytes]) -> Iterator[int]:
+    """Serve ``files`` (path -> content) over HTTP on a free port of 127.0.0.1, which it yields."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            content = files.get(self.path)
+            self.send_response(404 if content is None else 200)
+            self.send_header("Content-Length", str(len(content or b"")))
+            self.end_headers()
+            self.wfile.write(content or b"")
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def data_url(content: bytes) -> str:
+    return f"data:;base64,{base64.b64encode(content).decode()}"
+
+
+def host_key_file(host: Host, url: str | None = None) -> dict[str, Any]:
+    """The Ignition ``storage.files`` entry of a host-key document: inline, or from ``url`` with its hash."""
+    content = host.document.read_bytes()
+    source: dict[str, Any] = {"source": data_url(content)}
+    if url:
+        source = {"source": url, "verification": {"hash": f"sha256-{hashlib.sha256(content).hexdigest()}"}}
+    return {"path": f"/etc/se-hostkeys/ibm-z-hostkey-{host.name}", "mode": 0o644, "contents": source}
+
+
+def ignition_config(ssh_key: str, host_keys: list[dict[str, Any]]) -> dict[str, Any]:
+    """A small config of a user: logins with an SSH key, a file, a systemd unit, and the host keys."""
+    unit = (
+        "[Unit]\nDescription=A unit of the user's config\n\n[Service]\nType=oneshot\nRemainAfterExit=yes\n"
+        "ExecStart=/bin/sh -c 'echo it runs > /run/user-unit'\n\n[Install]\nWantedBy=multi-user.target\n"
+    )
+    return {
+        "ignition": {"version": "3.3.0"},
+        "passwd": {"users": [{"name": name, "sshAuthorizedKeys": [ssh_key]} for name in ("root", "core")]},
+        "storage": {
+            "files": [
+                {"path": "/etc/user-file", "mode": 0o640, "contents": {"source": "data:,from%20the%20user%0A"}},
+                *host_keys,
+            ]
+        },
+        "systemd": {"units": [{"name": "user.service", "enabled": True, "contents": unit}]},
+    }
