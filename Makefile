@@ -3,7 +3,6 @@
 PREFIX     ?= /usr
 # Where the target's Python looks for packages; distributions set this.
 PYTHONDIR  ?= $(shell /usr/bin/python3 -c 'import sysconfig as s; n = "deb_system" if "deb_system" in s.get_scheme_names() else s.get_default_scheme(); print(s.get_path("purelib", n, vars={"base": "$(PREFIX)"}))')
-UNITDIR    ?= $(PREFIX)/lib/systemd/system
 DRACUTDIR  ?= $(PREFIX)/lib/dracut/modules.d
 MANDIR     ?= $(PREFIX)/share/man
 
@@ -44,9 +43,8 @@ install: ## Install package, dracut module and units below DESTDIR
 	chmod 755 "$(DESTDIR)$(PREFIX)/bin/secex-firstboot"
 	install -D -m 755 -t "$(DESTDIR)$(DRACUTDIR)/50secex-firstboot" dracut/module-setup.sh
 	install -D -m 644 -t "$(DESTDIR)$(DRACUTDIR)/50secex-firstboot" dracut/trace-imports.py
-	install -D -m 644 -t "$(DESTDIR)$(UNITDIR)" systemd/secex-firstboot*.service
-	install -D -m 644 systemd/ignition-fetch.conf \
-	    "$(DESTDIR)$(UNITDIR)/ignition-fetch.service.d/50-secex-firstboot.conf"
+	install -D -m 644 -t "$(DESTDIR)$(DRACUTDIR)/50secex-firstboot" \
+	    systemd/secex-firstboot*.service systemd/sysroot-boot.mount systemd/ignition-fetch.conf
 	install -D -m 644 -t "$(DESTDIR)$(MANDIR)/man8" docs/secex-firstboot.8
 
 setup: $(VENV)/ready

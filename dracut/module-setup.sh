@@ -1,5 +1,6 @@
 #!/bin/bash
 # dracut module: the secex-firstboot agent, with the part of Python it imports.
+# shellcheck disable=SC2154  # moddir, initdir, systemdsystemunitdir come from dracut
 
 # called by dracut
 check() {
@@ -20,7 +21,6 @@ installkernel() {
 }
 
 # Everything the agent loads: Python files and mapped libraries, found by importing it.
-# shellcheck disable=SC2154  # moddir, initdir, systemdsystemunitdir come from dracut
 install_python() {
     local files
     files=$(python3 -I "$moddir/trace-imports.py") || {
@@ -47,13 +47,14 @@ install() {
         /usr/share/s390-tools/pvimg/stage3a.bin /usr/share/s390-tools/pvimg/stage3b_reloc.bin \
         /usr/share/s390-tools/genprotimg/stage3a.bin /usr/share/s390-tools/genprotimg/stage3b_reloc.bin
 
-    local unit
-    for unit in secex-firstboot-config secex-firstboot secex-firstboot-mount secex-firstboot-seal; do
-        inst_simple "$systemdsystemunitdir/$unit.service"
-        # Ignition's generator starts ignition-complete.target at first boot only, and so our units.
-        mkdir -p "$initdir$systemdsystemunitdir/ignition-complete.target.requires"
-        ln -sfn "../$unit.service" \
-            "$initdir$systemdsystemunitdir/ignition-complete.target.requires/$unit.service"
+    # Ignition's generator starts ignition-complete.target at first boot only, and so our units.
+    local requires="$systemdsystemunitdir/ignition-complete.target.requires" unit
+    mkdir -p "$initdir$requires"
+    for unit in secex-firstboot-config.service secex-firstboot.service sysroot-boot.mount \
+        secex-firstboot-seal.service; do
+        inst_simple "$moddir/$unit" "$systemdsystemunitdir/$unit"
+        ln -sfn "../$unit" "$initdir$requires/$unit"
     done
-    inst_simple "$systemdsystemunitdir/ignition-fetch.service.d/50-secex-firstboot.conf"
+    inst_simple "$moddir/ignition-fetch.conf" \
+        "$systemdsystemunitdir/ignition-fetch.service.d/50-secex-firstboot.conf"
 }

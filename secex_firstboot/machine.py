@@ -26,15 +26,16 @@ def run(stage: Stage, context: Context) -> None:
     """Take the steps of one stage to their end. Raises FirstbootError at the first that cannot get there."""
     paths.RUNTIME.mkdir(mode=0o700, parents=True, exist_ok=True)
     report = Report.load()
-    with MemorySampler() as memory:
-        try:
+    memory = MemorySampler()
+    try:
+        with memory:
             for number, step in enumerate(STEPS, start=1):
                 if step.stage is stage:
                     report.steps.append(_run(step, f"[{number}/{len(STEPS)}] {step.name}", context))
-        finally:
-            report.peak_memory_mib = max(report.peak_memory_mib, memory.peak_mib)
-            report.total_memory_mib = memory.total_mib
-            report.save()
+    finally:
+        report.peak_memory_mib = max(report.peak_memory_mib, memory.peak_mib)
+        report.total_memory_mib = memory.total_mib
+        report.save(paths.REPORT)
     if stage is Stage.SEAL:
         report.save(paths.SYSROOT / paths.SYSTEM_REPORT.relative_to("/"))
 

@@ -23,6 +23,7 @@ from secex_firstboot.storage.filesystem import FileSystem
 from secex_firstboot.storage.volume import head_size, required_device_size
 
 MIB = 1 << 20
+_GPT_ENTRIES = 16 << 10  # bytes of 128 partition entries
 
 
 class Span(BaseModel):
@@ -89,11 +90,10 @@ class Source(BaseModel):
 def grown_root(disk: Disk) -> Span:
     """The root partition once it reaches to the end of the disk (position on the disk).
 
-    The backup GPT takes the last 33 blocks of 512 bytes, or 5 of 4096 (UEFI 2.10, 5.3.1); partitions end on
-    a MiB.
+    The backup GPT takes 16 KiB and one block at the end (UEFI 2.10, 5.3.1); partitions end on a MiB.
     """
     start = disk.partitions["root"].start
-    end = (disk.size - 33 * max(512, disk.block_size // 4)) // MIB * MIB
+    end = (disk.size - _GPT_ENTRIES - disk.block_size) // MIB * MIB
     return Span(offset=start, size=max(0, end - start))
 
 

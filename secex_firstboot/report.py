@@ -30,7 +30,7 @@ class Report(BaseModel):
             return cls.model_validate_json(paths.REPORT.read_text(encoding="utf-8"))
         return cls()
 
-    def save(self, path: Path = paths.REPORT) -> None:
+    def save(self, path: Path) -> None:
         write_private(path, self.model_dump_json(indent=2).encode() + b"\n")
 
 

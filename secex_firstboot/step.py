@@ -12,11 +12,10 @@ from secex_firstboot import paths
 
 
 class Stage(StrEnum):
-    """The systemd unit that runs a step: Ignition's own stages run between these four."""
+    """The systemd unit that runs a step; Ignition's own stages run in between."""
 
     CONFIG = "config"
     PROVISION = "provision"
-    MOUNT = "mount"
     SEAL = "seal"
 
 

@@ -1,4 +1,4 @@
-"""The real sfdisk on a sparse file. partx and udevadm are left out: they want a block device and the kernel."""
+"""The real sfdisk on a sparse file. Only partx and udevadm are left out: they want a block device."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 #!/bin/sh
 # Install what the tests need on Debian 12 or newer, as root; quick when everything is there.
+# shellcheck disable=SC1091,SC2016  # os-release is not ours to check; apt expands its own $(...)
 #
 # QEMU comes from backports on Debian 12: its own, 7.2, gets vector instructions of s390x wrong that Linux
 # uses for TCP checksums.

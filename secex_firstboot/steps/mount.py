@@ -1,34 +1,32 @@
-"""mount: the encrypted boot volume below /sysroot; systemd has mounted the root volume there."""
+"""mount: the encrypted volumes are what lies on /sysroot and /sysroot/boot.
+
+systemd mounts both (sysroot.mount, sysroot-boot.mount) before Ignition writes there; this looks at what it did.
+"""
 
 from __future__ import annotations
 
 from secex_firstboot import paths
-from secex_firstboot.errors import Refusal
-from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, ready, waiting
+from secex_firstboot.errors import FirstbootError, Refusal
+from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, waiting
+from secex_firstboot.steps.sdboot import ROOT_DEVICE
 from secex_firstboot.storage import devicemapper, filesystem
-
-_BOOT = paths.SYSROOT / "boot"
 
 
 class Mount(Step):
     name = "mount"
-    summary = "mount the encrypted volumes for Ignition"
-    stage = Stage.MOUNT
+    summary = "check that the encrypted volumes are mounted"
+    stage = Stage.SEAL
 
     def observe(self, context: Context) -> Status:
         if context.phase is Phase.PROVISIONED:
             return done("the system runs from the encrypted volumes")
-        root = filesystem.mount_source(paths.SYSROOT)
-        if root is None:
-            return waiting(f"systemd mounts {paths.SYSROOT} first")
-        if root.resolve() != (devicemapper.MAPPER / "root").resolve():
-            raise Refusal(
-                f"{root} is mounted on {paths.SYSROOT}", "build the image with root=/dev/mapper/root"
-            )
-        if filesystem.mount_source(_BOOT):
-            return done(f"{paths.SYSROOT} and {_BOOT}")
-        return ready(f"mount /dev/mapper/boot on {_BOOT}")
+        for where, name in ((paths.SYSROOT, "root"), (paths.SYSROOT / "boot", "boot")):
+            source = filesystem.mount_source(where)
+            if source is None:
+                return waiting(f"systemd mounts {where} first")
+            if source.resolve() != (devicemapper.MAPPER / name).resolve():
+                raise Refusal(f"{source} is mounted on {where}", f"start with root={ROOT_DEVICE}")
+        return done("the encrypted volumes are mounted")
 
     def perform(self, context: Context) -> None:
-        device = devicemapper.MAPPER / "boot"
-        filesystem.mount(device, _BOOT, type=filesystem.identify(device, "boot").type)
+        raise FirstbootError("the encrypted volumes are not mounted", "look at sysroot.mount and sysroot-boot.mount")

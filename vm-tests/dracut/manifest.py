@@ -26,9 +26,9 @@ def describe(path, first_name_of):
     elif stat.S_ISREG(status.st_mode):
         entry["size"] = status.st_size
         if status.st_nlink > 1:
-            entry["same file as"] = first_name_of.setdefault(status.st_ino, path)
+            entry["same file as"] = first_name_of.setdefault((status.st_dev, status.st_ino), path)
         with open(path, "rb") as stream:
-            entry["content"] = hashlib.file_digest(stream, "blake2b").hexdigest()[:32]
+            entry["content"] = hashlib.file_digest(stream, "sha512").hexdigest()[:32]
     elif stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
         entry["device"] = status.st_rdev
     return entry

@@ -19,11 +19,13 @@ install() {
     inst_simple "$moddir/manifest.py" /usr/lib/secex-test/manifest.py
     inst_script "$moddir/prot-virt-guest.sh" /usr/lib/secex-test/prot-virt-guest
     local unit
-    for unit in prot-virt-guest manifest; do
+    for unit in prot-virt-guest dry-run manifest; do
         inst_simple "$moddir/secex-test-$unit.service" "$systemdsystemunitdir/secex-test-$unit.service"
     done
     mkdir -p "$initdir$systemdsystemunitdir/sysinit.target.wants" \
         "$initdir$systemdsystemunitdir/ignition-complete.target.requires"
     ln -sfn ../secex-test-prot-virt-guest.service "$initdir$systemdsystemunitdir/sysinit.target.wants/"
-    ln -sfn ../secex-test-manifest.service "$initdir$systemdsystemunitdir/ignition-complete.target.requires/"
+    for unit in dry-run manifest; do
+        ln -sfn "../secex-test-$unit.service" "$initdir$systemdsystemunitdir/ignition-complete.target.requires/"
+    done
 }

@@ -7,12 +7,13 @@ makes of it. Runs as root; s390x programs run under qemu-user through binfmt_mis
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -66,37 +67,39 @@ _FSTAB = "/dev/mapper/root / xfs defaults 0 0\n/dev/mapper/boot /boot ext4 defau
 
 def build() -> Path:
     """The root tree of the complete system (its /boot included), from the cache if it was built before."""
-    return _cached("agent", [_distribution_key(), *_agent_files()], _build_agent)
+    return _cached("agent", _distribution_key() + _agent_key(), _build_agent)
 
 
 def _distribution() -> Path:
-    return _cached("debian", [_distribution_key()], _build_distribution)
+    return _cached("debian", _distribution_key(), _build_distribution)
 
 
 def _distribution_key() -> str:
     return "\n".join([SUITE, BOOT_LOADER_SUITE, *PACKAGES, *EXCLUDED, _FSTAB, _NETWORK, *_SELINUX.values(), "1"])
 
 
-def _agent_files() -> list[Path]:
-    folders = ("secex_firstboot", "dracut", "systemd", "vm-tests/dracut")
+def _agent_key() -> str:
+    """Of everything that the second layer is made from; where the repository lies does not count."""
+    folders = ("secex_firstboot", "dracut", "systemd", "docs", "vm-tests/dracut")
     files = [path for folder in folders for path in (REPOSITORY / folder).rglob("*") if path.is_file()]
-    return [REPOSITORY / "Makefile", *(path for path in files if "__pycache__" not in path.parts)]
-
-
-def _cached(name: str, ingredients: Iterable[str | Path], build: object) -> Path:
     digest = hashlib.sha256(_DRACUT_CONF.encode())
-    for item in sorted(map(str, ingredients)):
-        digest.update(item.encode() + b"\0")
-        if item.startswith("/"):
-            digest.update(Path(item).read_bytes())
-    path = CACHE / f"{name}-{digest.hexdigest()[:16]}"
-    if not path.exists():
-        unfinished = path.with_name(f"{path.name}.unfinished")
-        if unfinished.exists():
-            shutil.rmtree(unfinished)
-        unfinished.parent.mkdir(parents=True, exist_ok=True)
-        build(unfinished)  # type: ignore[operator]
-        unfinished.rename(path)
+    for path in sorted([REPOSITORY / "Makefile", *files]):
+        if "__pycache__" not in path.parts:
+            digest.update(str(path.relative_to(REPOSITORY)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _cached(name: str, key: str, build: Callable[[Path], None]) -> Path:
+    path = CACHE / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            unfinished = path.with_name(f"{path.name}.unfinished")
+            if unfinished.exists():
+                shutil.rmtree(unfinished)
+            build(unfinished)
+            unfinished.rename(path)
     return path
 
 

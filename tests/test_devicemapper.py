@@ -1,0 +1,96 @@
+"""The kernel of a build host need not have device-mapper, so a stand-in plays dmsetup here.
+
+Its answers are those of dmsetup(8); in the guest the real one creates and removes each of these mappings.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from secex_firstboot.process import ToolError
+from secex_firstboot.storage import devicemapper
+from secex_firstboot.storage.devicemapper import Piece, linear_table
+
+DMSETUP = """\
+#!{python}
+import pathlib, sys
+here = pathlib.Path(__file__).parent
+with (here / "calls").open("a") as calls:
+    print(*sys.argv[1:], file=calls)
+if sys.argv[1] == "create":
+    (here / "table").write_text(sys.stdin.read())
+elif sys.argv[1] == "table":
+    answer = here / sys.argv[2]
+    if not answer.exists():
+        sys.exit("Device does not exist.")
+    print(answer.read_text(), end="")
+"""
+
+
+@pytest.fixture
+def dmsetup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory with the stand-in, its answers and what it was asked; /dev/mapper is below it."""
+    tool = tmp_path / "dmsetup"
+    tool.write_text(DMSETUP.format(python=sys.executable))
+    tool.chmod(0o755)
+    (tmp_path / "mapper").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(devicemapper, "MAPPER", tmp_path / "mapper")
+    return tmp_path
+
+
+def calls(dmsetup: Path) -> list[str]:
+    log = dmsetup / "calls"
+    return log.read_text().splitlines() if log.exists() else []
+
+
+def test_pieces_follow_each_other_in_sectors_of_512_bytes():
+    pieces = [Piece(Path("/dev/vda4"), 4096, 1 << 20), Piece(Path("/dev/vda3"), 0, 512)]
+    assert linear_table(pieces) == "0 2048 linear /dev/vda4 8\n2048 1 linear /dev/vda3 0"
+
+
+def test_an_empty_piece_is_left_out():
+    pieces = [Piece(Path("/dev/a"), 0, 512), Piece(Path("/dev/b"), 512, 0), Piece(Path("/dev/c"), 0, 1024)]
+    assert linear_table(pieces) == "0 1 linear /dev/a 0\n1 2 linear /dev/c 0"
+
+
+@pytest.mark.parametrize(("read_only", "options"), [(False, ""), (True, " --readonly")])
+def test_a_mapping_is_created_under_its_name(dmsetup, read_only, options):
+    pieces = [Piece(Path("/dev/vda4"), 0, 512)]
+    device = devicemapper.create_linear("root_old", pieces, read_only=read_only)
+    assert device == dmsetup / "mapper" / "root_old"
+    assert calls(dmsetup) == [f"create root_old --verifyudev{options}"]
+    assert (dmsetup / "table").read_text() == linear_table(pieces)
+
+
+def test_removing_what_does_not_exist_does_nothing(dmsetup):
+    devicemapper.remove("root_old")
+    assert calls(dmsetup) == []
+    (dmsetup / "mapper" / "root_old").touch()
+    assert devicemapper.exists("root_old")
+    devicemapper.remove("root_old")
+    assert calls(dmsetup) == ["remove --retry root_old"]
+
+
+@pytest.mark.parametrize(
+    ("table", "types"),
+    [
+        (
+            "0 585728 crypt capi:authenc(hmac(sha256),xts(aes))-plain64 :96 0 254:0 0 1 integrity:32:aead",
+            ["crypt"],
+        ),
+        ("0 2048 linear 252:4 8\n2048 1 linear 252:3 0", ["linear", "linear"]),
+        ("", []),
+    ],
+)
+def test_the_targets_of_a_mapping_are_told(dmsetup, table, types):
+    (dmsetup / "boot").write_text(table)
+    assert devicemapper.target_types("boot") == types
+
+
+def test_asking_for_the_targets_of_no_mapping_is_an_error(dmsetup):
+    with pytest.raises(ToolError, match=r"dmsetup failed with exit code 1 .*Device does not exist"):
+        devicemapper.target_types("boot")

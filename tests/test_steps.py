@@ -1,0 +1,635 @@
+"""What each step says of what it sees. Disks and mappings are stand-ins, files are real."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from secex_firstboot import machine as state_machine
+from secex_firstboot import paths, record
+from secex_firstboot.errors import FirstbootError, Refusal
+from secex_firstboot.plan import MIB, Plan, Source, lay_out
+from secex_firstboot.record import Progress
+from secex_firstboot.sdboot.boot_entry import BootEntry
+from secex_firstboot.sdboot.initramfs import Directory, File
+from secex_firstboot.step import Context, Phase, State, Status, Step
+from secex_firstboot.steps import STEPS, encrypt, hostkeys, mount, personalise, seal
+from secex_firstboot.steps.config import Config
+from secex_firstboot.steps.encrypt import EncryptBoot, Encryption, EncryptRoot
+from secex_firstboot.steps.hostkeys import HostKeys
+from secex_firstboot.steps.mount import Mount
+from secex_firstboot.steps.partition import Partition as PartitionStep
+from secex_firstboot.steps.personalise import Personalise
+from secex_firstboot.steps.platform import Platform
+from secex_firstboot.steps.seal import Seal
+from secex_firstboot.steps.verity import Verity
+from secex_firstboot.storage import devicemapper, disk, filesystem, verity
+from secex_firstboot.storage.disk import Disk, Partition
+from secex_firstboot.storage.filesystem import FileSystem
+
+VECTORS = Path(__file__).parent / "vectors" / "se-image"
+HASHES = {"boot": "b0" * 32, "root": "0f" * 32}
+ARGUMENTS = f"bootfs.roothash={HASHES['boot']} rootfs.roothash={HASHES['root']}"
+FIRST_BOOT = f"console=ttysclp0 ignition.firstboot {ARGUMENTS}"
+SOURCES = {"boot": 32 * MIB, "root": 64 * MIB}
+CONFIG = '{"ignition": {"version": "3.3.0"}, "storage": {"files": [%s]}}'
+HOST_KEY = '{"path": "/etc/se-hostkeys/ibm-z-hostkey-%s", "contents": {"source": "data:,"}}'
+
+
+@dataclass
+class Machine:
+    """The ground the steps look at: everything that is not a file."""
+
+    root: Path
+    disks: list[Disk]
+    serials: dict[str, Path] = field(default_factory=dict)
+    mounts: dict[Path, Path] = field(default_factory=dict)
+    tables: dict[str, list[str]] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=lambda: dict(SOURCES))
+
+    @property
+    def disk(self) -> Disk:
+        return self.disks[0]
+
+    def map(self, name: str, *types: str) -> None:
+        (self.root / "dev" / "mapper" / name).touch()
+        self.tables[name] = list(types)
+
+    def open_verity(self) -> None:
+        self.map("boot_verity", "verity")
+        self.map("root_verity", "verity")
+
+    def open_encrypted(self, name: str) -> None:
+        self.map(name, "crypt")
+        self.map(f"{name}_dif", "integrity")
+
+    def plan(self) -> Plan:
+        boot, root = (
+            Source(root_hash=HASHES[name], size=size, file_system=FileSystem("xfs", size, 4096))
+            for name, size in self.sizes.items()
+        )
+        return lay_out(self.disk, boot, root, 0, "00" * 32)
+
+    def commit(self) -> None:
+        put(paths.PLAN, self.plan().model_dump_json())
+        put(paths.HOST_KEYS / "ibm-z-hostkey-a", "document")
+        for name in ("boot", "root"):
+            put(paths.STATE / "volumes" / name / "key", f"key of {name}")
+            put(paths.STATE / "volumes" / name / "header", f"header of {name}")
+        put(paths.IGNITION_USER_CONFIG, "{}")
+        put(paths.COMMITTED)
+
+    def provision(self) -> None:
+        put(paths.LUKS_KEYS / "root")
+        self.disks[0] = without_hash_trees(self.disk)
+
+
+def put(path: Path, content: str = "") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    return path
+
+
+def partitions(directory: Path) -> dict[str, Partition]:
+    sizes = {"se": 8, "boot": 96, "root": 64, "boothash": 1, "roothash": 1}
+    numbers = disk.PARTITIONS | disk.HASH_PARTITIONS
+    found, at = {}, MIB
+    for name, mib in sizes.items():
+        number = numbers[name]
+        device = directory / f"vda{number}"
+        uuid = f"00000000-0000-4000-8000-00000000000{number}"
+        found[name] = Partition(number, name, device, uuid, at, mib * MIB)
+        at += mib * MIB
+    return found
+
+
+def without_hash_trees(found: Disk) -> Disk:
+    return replace(found, partitions={name: found.partitions[name] for name in disk.PARTITIONS})
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """An SE-ready image with room, in a Secure Execution guest."""
+    for name, value in vars(paths).items():
+        if isinstance(value, Path):
+            monkeypatch.setattr(paths, name, tmp_path / value.relative_to("/"))
+    monkeypatch.setattr(mount, "_BOOT", paths.SYSROOT / "boot")
+    mapper = tmp_path / "dev" / "mapper"
+    mapper.mkdir(parents=True)
+    put(paths.SECURE_EXECUTION_GUEST, "1\n")
+    found = Machine(tmp_path, [Disk(tmp_path / "dev" / "vda", 400 * MIB, 512, partitions(tmp_path / "dev"))])
+
+    def data_size(data: Path, tree: Path) -> int:
+        assert tree == next(
+            p.device for p in found.disk.partitions.values() if p.name == f"{name_of(data)}hash"
+        )
+        return found.sizes[name_of(data)]
+
+    def name_of(device: Path) -> str:
+        return next(p.name for p in found.disk.partitions.values() if p.device == device)
+
+    monkeypatch.setattr(devicemapper, "MAPPER", mapper)
+    monkeypatch.setattr(devicemapper, "target_types", lambda name: found.tables.get(name, []))
+    monkeypatch.setattr(disk, "disks", lambda: iter(found.disks))
+    monkeypatch.setattr(disk, "find_by_serial", found.serials.get)
+    monkeypatch.setattr(filesystem, "mount_source", found.mounts.get)
+    monkeypatch.setattr(verity, "data_size", data_size)
+    monkeypatch.setattr(filesystem, "identify", lambda device, name: FileSystem("xfs", SOURCES[name], 4096))
+    return found
+
+
+def snapshot(directory: Path) -> dict[Path, tuple[object, ...]]:
+    found: dict[Path, tuple[object, ...]] = {}
+    for path in [directory, *directory.rglob("*")]:
+        status = path.lstat()
+        content = path.read_bytes() if path.is_file() else None
+        found[path] = (status.st_mode, status.st_mtime_ns, status.st_ino, content)
+    return found
+
+
+def observe(machine: Machine, step: Step, command_line: str = FIRST_BOOT) -> Status:
+    """What the step says; that it changed nothing is checked each time."""
+    before = snapshot(machine.root)
+    try:
+        return step.observe(Context(command_line))
+    finally:
+        assert snapshot(machine.root) == before
+
+
+# --- phases ---
+
+
+def test_an_se_ready_image_is_in_its_first_phase(machine):
+    assert Context(FIRST_BOOT).phase is Phase.FIRST
+    assert Context("ignition.firstboot=1").phase is Phase.FIRST
+
+
+@pytest.mark.parametrize("command_line", ["", "ignition.firstbootx", "x=ignition.firstboot", "quiet ro"])
+def test_without_the_first_boot_argument_it_is_another_machine(machine, command_line):
+    assert Context(command_line).phase is Phase.ELSEWHERE
+
+
+def test_after_the_commit_point_the_command_line_does_not_matter(machine):
+    put(paths.COMMITTED)
+    assert Context(FIRST_BOOT).phase is Phase.COMMITTED
+    assert Context("").phase is Phase.COMMITTED
+
+
+@pytest.mark.parametrize("below", ["etc/luks/root", "sysroot/etc/luks/root"])
+def test_a_system_with_its_keys_is_provisioned(machine, below):
+    put(machine.root / below)
+    assert Context("").phase is Phase.PROVISIONED
+
+
+def test_a_plan_that_is_still_there_is_not_done_with(machine):
+    """Seal writes the keys to the system before its image boots; until then the plan counts."""
+    put(paths.SYSROOT / "etc/luks/root")
+    put(paths.COMMITTED)
+    assert Context(FIRST_BOOT).phase is Phase.COMMITTED
+
+
+def test_an_argument_has_the_value_after_its_first_equals_sign():
+    context = Context("a=1 b c= d=x=y aa=2")
+    assert [context.argument(name) for name in ("a", "b", "c", "d", "e")] == ["1", None, "", "x=y", None]
+
+
+# --- platform ---
+
+
+def test_a_secure_execution_guest_with_its_disk_is_the_right_platform(machine):
+    assert observe(machine, Platform()).done
+
+
+@pytest.mark.parametrize("content", ["0\n", "", "11", None])
+def test_a_machine_that_is_no_secure_execution_guest_is_refused(machine, content):
+    if content is None:
+        paths.SECURE_EXECUTION_GUEST.unlink()
+    else:
+        paths.SECURE_EXECUTION_GUEST.write_text(content)
+    with pytest.raises(Refusal, match="not an IBM Secure Execution guest"):
+        observe(machine, Platform())
+
+
+def test_the_first_boot_waits_for_its_disk(machine):
+    machine.disks.clear()
+    assert observe(machine, Platform()).state is State.READY
+    with pytest.raises(Refusal, match="no disk has the partitions of an SE-ready image"):
+        observe(machine, Platform(), command_line="")
+
+
+@pytest.mark.parametrize("name", ["boot", "root", "se"])
+def test_a_missing_partition_is_refused_by_number_and_name(machine, name):
+    left = {other: machine.disk.partitions[other] for other in machine.disk.partitions if other != name}
+    machine.disks[0] = replace(machine.disk, partitions=left)
+    with pytest.raises(Refusal, match=rf"has no partition {disk.PARTITIONS[name]} '{name}'"):
+        observe(machine, Platform())
+
+
+def test_two_disks_with_the_partitions_are_refused_and_named(machine):
+    machine.disks.append(replace(machine.disk, device=Path("/dev/vdb")))
+    with pytest.raises(Refusal, match=r"vda and /dev/vdb both carry"):
+        observe(machine, Platform())
+    machine.disks[1] = replace(machine.disks[1], partitions={"se": machine.disk.partitions["se"]})
+    assert observe(machine, Platform()).done
+
+
+def test_a_provisioned_disk_started_from_the_old_boot_record_is_refused(machine):
+    machine.disks[0] = without_hash_trees(machine.disk)
+    with pytest.raises(Refusal, match="was provisioned before"):
+        observe(machine, Platform())
+    put(paths.COMMITTED)
+    assert observe(machine, Platform()).done
+
+
+# --- config ---
+
+
+def test_config_is_ready_with_a_private_key_and_a_config_disk(machine):
+    put(paths.PRIVATE_KEY)
+    machine.serials["ignition_crypted"] = Path("/dev/vdb")
+    assert observe(machine, Config()) == Status(State.READY, "decrypt the Ignition config on /dev/vdb")
+
+
+def test_config_without_a_disk_is_refused(machine):
+    put(paths.PRIVATE_KEY)
+    with pytest.raises(Refusal, match=r"serial=ignition_crypted$"):
+        observe(machine, Config())
+
+
+def test_config_without_a_private_key_is_refused(machine):
+    machine.serials["ignition_crypted"] = Path("/dev/vdb")
+    with pytest.raises(Refusal, match="no private key"):
+        observe(machine, Config())
+
+
+def test_config_is_done_only_when_the_private_key_is_gone(machine):
+    put(paths.IGNITION_USER_CONFIG, "{}")
+    assert observe(machine, Config()).done
+    put(paths.PRIVATE_KEY)
+    machine.serials["ignition_crypted"] = Path("/dev/vdb")
+    assert observe(machine, Config()).state is State.READY
+
+
+def test_the_private_key_is_gone_also_after_a_config_that_cannot_be_read(machine):
+    put(paths.PRIVATE_KEY, "no key")
+    machine.serials["ignition_crypted"] = put(machine.root / "vdb", "no message")
+    with pytest.raises(FirstbootError):
+        Config().perform(Context(FIRST_BOOT))
+    assert not paths.PRIVATE_KEY.exists()
+    assert not paths.IGNITION_USER_CONFIG.exists()
+
+
+# --- hostkeys ---
+
+
+def test_hostkeys_wait_for_the_merged_config(machine):
+    assert observe(machine, HostKeys()).state is State.WAITING
+
+
+def test_a_config_that_names_no_host_key_is_refused(machine):
+    put(paths.IGNITION_MERGED_CONFIG, CONFIG % '{"path": "/etc/motd"}')
+    with pytest.raises(Refusal, match="names no host key"):
+        observe(machine, HostKeys())
+
+
+def test_hostkeys_are_done_when_every_document_is_there(machine):
+    put(paths.IGNITION_MERGED_CONFIG, CONFIG % f"{HOST_KEY % 'a'}, {HOST_KEY % 'b'}")
+    assert observe(machine, HostKeys()).detail == "fetch ibm-z-hostkey-a, ibm-z-hostkey-b"
+    put(paths.HOST_KEYS / "ibm-z-hostkey-a")
+    assert observe(machine, HostKeys()).state is State.READY
+    put(paths.HOST_KEYS / "ibm-z-hostkey-b")
+    assert observe(machine, HostKeys()).done
+
+
+def test_no_document_is_kept_unless_all_are_good(machine):
+    good = (VECTORS / "host-a.crt").read_text().replace("\n", "%0A").replace(" ", "%20")
+    entry = '{"path": "/etc/se-hostkeys/ibm-z-hostkey-%s", "contents": {"source": "data:,%s"}}'
+    put(paths.IGNITION_MERGED_CONFIG, CONFIG % f"{entry % ('a', good)}, {entry % ('b', 'garbage')}")
+    with pytest.raises(Refusal, match="ibm-z-hostkey-b"):
+        HostKeys().perform(Context(FIRST_BOOT))
+    assert not paths.HOST_KEYS.exists()
+    put(paths.IGNITION_MERGED_CONFIG, CONFIG % (entry % ("a", good)))
+    HostKeys().perform(Context(FIRST_BOOT))
+    assert (paths.HOST_KEYS / "ibm-z-hostkey-a").read_bytes() == (VECTORS / "host-a.crt").read_bytes()
+    assert observe(machine, HostKeys()).done
+
+
+# --- verity ---
+
+
+def test_verity_is_ready_with_both_root_hashes_and_done_with_both_mappings(machine):
+    assert observe(machine, Verity()).state is State.READY
+    machine.map("boot_verity", "verity")
+    assert observe(machine, Verity()).state is State.READY
+    machine.open_verity()
+    assert observe(machine, Verity()).done
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", "0" * 63, "0" * 65, "g" * 64, "A" * 64, "0x" + "0" * 62, "\u0660" * 64]
+)
+@pytest.mark.parametrize("name", ["boot", "root"])
+def test_a_root_hash_in_another_form_is_refused(machine, name, wrong):
+    argument = f"{name}fs.roothash"
+    command_line = FIRST_BOOT.replace(f"{argument}={HASHES[name]}", f"{argument}={wrong}")
+    with pytest.raises(Refusal, match=argument):
+        observe(machine, Verity(), command_line)
+
+
+@pytest.mark.parametrize("name", ["boot", "root"])
+def test_a_missing_root_hash_is_refused(machine, name):
+    with pytest.raises(Refusal, match=f"{name}fs.roothash"):
+        observe(machine, Verity(), FIRST_BOOT.replace(f"{name}fs.roothash=", "x="))
+
+
+# --- personalise ---
+
+
+def test_personalise_waits_for_both_volumes(machine):
+    assert observe(machine, Personalise()).state is State.WAITING
+    machine.map("boot_verity", "verity")
+    assert observe(machine, Personalise()).state is State.WAITING
+    machine.open_verity()
+    assert observe(machine, Personalise()).state is State.READY
+
+
+def test_a_disk_without_room_is_refused_before_the_commit_point(machine):
+    machine.open_verity()
+    machine.disks[0] = replace(machine.disk, size=200 * MIB)
+    with pytest.raises(Refusal, match=r"too small by \d+ MiB"):
+        observe(machine, Personalise())
+
+
+@pytest.mark.parametrize("name", ["boot", "root"])
+def test_a_hash_tree_shorter_than_the_file_system_is_refused(machine, name):
+    machine.open_verity()
+    machine.sizes[name] = SOURCES[name] - 4096
+    with pytest.raises(Refusal, match=f"hash tree for {name} does not cover the whole file system"):
+        observe(machine, Personalise())
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1.5", "1G", "1234567890"])
+def test_a_headroom_that_is_no_number_of_mib_is_refused(machine, text):
+    machine.open_verity()
+    with pytest.raises(Refusal, match=r"secex\.headroom="):
+        observe(machine, Personalise(), f"{FIRST_BOOT} secex.headroom={text}")
+
+
+@pytest.mark.parametrize(("argument", "mib"), [("", 256), ("secex.headroom=0", 0), ("secex.headroom=12", 12)])
+def test_the_headroom_is_taken_from_the_command_line(machine, argument, mib):
+    machine.open_verity()
+    assert observe(machine, Personalise(), f"{FIRST_BOOT} {argument}").state is State.READY
+    assert personalise._plan(Context(f"{FIRST_BOOT} {argument}"), "00" * 32).headroom == mib * MIB
+
+
+def test_an_se_partition_without_room_for_a_second_image_is_refused(machine):
+    kernel = machine.root / "kernel"
+    kernel.touch()
+    entry = BootEntry("", "", kernel, (), "")
+    free = shutil.disk_usage(machine.root).free
+    os.truncate(kernel, max(0, free - 64 * MIB))
+    personalise._check_room(machine.root, entry)
+    os.truncate(kernel, free + 100 * MIB)
+    with pytest.raises(Refusal, match=r"partition se is too small by 1\d\d MiB"):
+        personalise._check_room(machine.root, entry)
+
+
+def test_the_committed_image_brings_back_all_state_and_the_merged_config(machine):
+    machine.commit()
+    paths.COMMITTED.unlink()
+    files = personalise._state_files()
+    assert files[str(paths.STATE)] == Directory(0o700)
+    assert files[str(paths.COMMITTED)] == File(b"")
+    assert files[str(paths.IGNITION_USER_CONFIG)] == File(paths.IGNITION_MERGED_CONFIG)
+    for path in (paths.PLAN, paths.STATE / "volumes/boot/key", paths.HOST_KEYS / "ibm-z-hostkey-a"):
+        assert files[str(path)] == File(path)
+    assert all(str(path) in files for path in paths.STATE.rglob("*"))
+    assert str(paths.PRIVATE_KEY) not in files
+
+
+# --- partition ---
+
+
+def test_partition_waits_for_the_commit_point(machine):
+    assert observe(machine, PartitionStep()).state is State.WAITING
+
+
+def test_partition_is_done_when_root_has_the_planned_size(machine):
+    machine.commit()
+    planned = machine.plan().root_partition_size
+    assert observe(machine, PartitionStep()).state is State.READY
+    for size, state in ((planned - MIB, State.READY), (planned, State.DONE)):
+        root = replace(machine.disk.partitions["root"], size=size)
+        machine.disks[0] = replace(machine.disk, partitions=machine.disk.partitions | {"root": root})
+        assert observe(machine, PartitionStep()).state is state
+
+
+# --- encrypt ---
+
+
+@pytest.mark.parametrize("step", [EncryptBoot(), EncryptRoot()])
+def test_encrypting_waits_for_the_commit_point(machine, step):
+    assert observe(machine, step).state is State.WAITING
+    machine.commit()
+    status = observe(machine, step)
+    assert status.state is State.READY
+    assert f"encrypt {SOURCES[step.volume] >> 20} MiB of {step.volume}" in status.detail
+
+
+@pytest.mark.parametrize("step", [EncryptBoot(), EncryptRoot()])
+def test_encrypting_is_done_only_with_dm_crypt_on_dm_integrity(machine, step):
+    machine.commit()
+    machine.map(step.volume, "crypt")
+    assert observe(machine, step).state is State.WAITING
+    machine.map(f"{step.volume}_dif", "linear")
+    assert observe(machine, step).state is State.WAITING
+    machine.open_encrypted(step.volume)
+    assert observe(machine, step).done
+
+
+@pytest.fixture
+def devices(machine: Machine) -> Machine:
+    """Files with random content as the partitions, root already grown."""
+    machine.commit()
+    grown = replace(machine.disk.partitions["root"], size=machine.plan().root_partition_size)
+    machine.disks[0] = replace(machine.disk, partitions=machine.disk.partitions | {"root": grown})
+    for name in ("boot", "root"):
+        partition = machine.disk.partitions[name]
+        partition.device.write_bytes(os.urandom(64 * MIB))
+        os.truncate(partition.device, partition.size)
+    (machine.root / "se").mkdir()
+    return machine
+
+
+def encryption(machine: Machine, name: str) -> Encryption:
+    plan = Plan.load(paths.PLAN)
+    return Encryption(Context(""), plan, encrypt._volume(plan, name), machine.root / "se")
+
+
+def part(path: Path, offset: int, size: int) -> bytes:
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        return stream.read(size)
+
+
+@pytest.mark.parametrize("name", ["boot", "root"])
+def test_what_the_target_would_overwrite_is_saved_at_the_end_of_the_disk(devices, name):
+    run = encryption(devices, name)
+    source, root = (devices.disk.partitions[each].device for each in (name, "root"))
+    head, tree, saved_tree = run.volume.saved_head, run.volume.tree, run.volume.saved_tree
+    before = part(source, 0, run.volume.source_size), part(root, tree.offset, tree.size)
+    for _ in range(2):
+        run.save()
+        assert part(root, head.offset, head.size) == before[0][: head.size]
+        assert part(root, saved_tree.offset, saved_tree.size) == before[1]
+        assert part(source, 0, run.volume.source_size) == before[0]
+    seen = record.load(devices.root / "se", run.key)
+    assert seen.of(name).progress is Progress.SAVED
+    assert seen.of({"boot": "root", "root": "boot"}[name]).progress is Progress.UNTOUCHED
+
+
+@pytest.mark.parametrize(
+    ("progress", "left"),
+    [
+        (Progress.UNTOUCHED, ["save", "place", "copy", "finish"]),
+        (Progress.SAVED, ["place", "copy", "finish"]),
+        (Progress.PLACED, ["copy", "finish"]),
+        (Progress.COPIED, ["finish"]),
+        (Progress.FINISHED, []),
+    ],
+)
+def test_encrypting_goes_on_with_the_part_after_the_recorded_one(devices, monkeypatch, progress, left):
+    encryption(devices, "root")._record(progress)
+    run = encryption(devices, "root")
+    done: list[str] = []
+
+    def part_that_records(name: str, reached: Progress) -> Callable[[], None]:
+        return lambda: (done.append(name), run._record(reached))[1]
+
+    for name, reached in zip(("save", "place", "copy", "finish"), list(Progress)[1:], strict=True):
+        monkeypatch.setattr(run, name, part_that_records(name, reached))
+    monkeypatch.setattr(
+        encrypt.volume,
+        "open_volume",
+        lambda files, device, name: done.append(f"open {device.name} as {name}"),
+    )
+    run.run()
+    assert done == [*left, "open vda4 as root"]
+
+
+@pytest.mark.parametrize(
+    ("name", "headroom", "grown"),
+    [("boot", 64, 32), ("root", 0, 64), ("root", 15, 64), ("root", 16, 80), ("root", 900, 144)],
+)
+def test_only_root_grows_by_the_headroom_and_never_into_the_tail(devices, name, headroom, grown):
+    run = encryption(devices, name)
+    run.plan = run.plan.model_copy(update={"headroom": headroom * MIB})
+    assert run._grown_size(150 * MIB) == grown * MIB
+
+
+def test_a_volume_too_small_for_headroom_keeps_its_file_system(devices):
+    assert encryption(devices, "root")._grown_size(65 * MIB) == SOURCES["root"]
+
+
+# --- mount ---
+
+
+def test_mount_waits_for_the_root_volume(machine):
+    assert observe(machine, Mount()).state is State.WAITING
+    machine.mounts[paths.SYSROOT] = devicemapper.MAPPER / "root"
+    assert observe(machine, Mount()).state is State.READY
+    machine.mounts[paths.SYSROOT / "boot"] = devicemapper.MAPPER / "boot"
+    assert observe(machine, Mount()).done
+
+
+def test_another_device_on_sysroot_is_refused(machine):
+    machine.open_encrypted("root")
+    machine.mounts[paths.SYSROOT] = machine.disk.partitions["root"].device
+    with pytest.raises(Refusal, match="vda4 is mounted on"):
+        observe(machine, Mount())
+
+
+def test_the_root_volume_may_be_mounted_by_its_kernel_name(machine):
+    kernel_name = put(machine.root / "dev" / "dm-1")
+    (devicemapper.MAPPER / "root").symlink_to(kernel_name)
+    machine.mounts[paths.SYSROOT] = kernel_name
+    assert observe(machine, Mount()).state is State.READY
+
+
+# --- seal ---
+
+
+def test_seal_waits_for_commit_point_and_mounts(machine):
+    assert observe(machine, Seal()).detail == "the commit point comes first"
+    machine.commit()
+    assert observe(machine, Seal()).detail == "the encrypted volumes are mounted first"
+    machine.mounts[paths.SYSROOT / "boot"] = devicemapper.MAPPER / "boot"
+    assert observe(machine, Seal()).state is State.READY
+
+
+def test_the_provisioned_system_gets_keys_detached_headers_and_crypttab(machine, monkeypatch):
+    monkeypatch.setattr(paths, "LUKS_KEYS", Path("/etc/luks"))
+    machine.commit()
+    files = {str(path): content for path, content in seal.system_files().items()}
+    crypttab = files.pop("/etc/crypttab").decode().splitlines()
+    assert files == {
+        "/etc/luks/boot": b"key of boot",
+        "/etc/luks/boot.header": b"header of boot",
+        "/etc/luks/root": b"key of root",
+        "/etc/luks/root.header": b"header of root",
+    }
+    assert [line.split() for line in crypttab if not line.startswith("#")] == [
+        [
+            name,
+            f"PARTUUID=00000000-0000-4000-8000-00000000000{number}",
+            f"/etc/luks/{name}",
+            f"luks,header=/etc/luks/{name}.header,x-initrd.attach",
+        ]
+        for name, number in (("boot", 3), ("root", 4))
+    ]
+
+
+# --- all of them ---
+
+
+def test_on_a_provisioned_system_every_step_is_done(machine):
+    machine.provision()
+    for name in ("boot", "root"):
+        machine.open_encrypted(name)
+    for step in STEPS:
+        assert observe(machine, step, command_line="").done, step.name
+
+
+def test_after_a_crash_the_steps_before_the_commit_point_are_done(machine):
+    machine.commit()
+    done = [step.name for step in STEPS if observe(machine, step).done]
+    assert done == ["platform", "config", "hostkeys", "verity", "personalise"]
+
+
+def test_on_a_first_boot_the_dry_run_says_where_it_stands(machine):
+    put(paths.PRIVATE_KEY)
+    machine.serials["ignition_crypted"] = Path("/dev/vdb")
+    before = snapshot(machine.root)
+    seen = {row.step.name: row.state for row in state_machine.dry_run(Context(FIRST_BOOT))}
+    assert snapshot(machine.root) == before
+    assert seen.pop("platform") == "done"
+    assert (seen.pop("config"), seen.pop("verity")) == ("ready", "ready")
+    assert set(seen.values()) == {"waiting"}
+
+
+def test_exactly_the_steps_that_write_to_the_disk_are_marked_destructive():
+    marked = {step.name for step in STEPS if step.destructive}
+    assert marked == {"personalise", "partition", "encrypt boot", "encrypt root", "seal"}
+
+
+def test_no_destructive_step_runs_before_the_commit_point():
+    names = [step.name for step in STEPS]
+    first = next(step.name for step in STEPS if step.destructive)
+    assert first == "personalise"
+    assert names.index("seal") == len(names) - 1
+    assert hostkeys.HostKeys.stage == personalise.Personalise.stage
