@@ -44,7 +44,7 @@ install: ## Install package, dracut module and units below DESTDIR
 	install -D -m 755 -t "$(DESTDIR)$(DRACUTDIR)/50secex-firstboot" dracut/module-setup.sh
 	install -D -m 644 -t "$(DESTDIR)$(DRACUTDIR)/50secex-firstboot" dracut/trace-imports.py
 	install -D -m 644 -t "$(DESTDIR)$(DRACUTDIR)/50secex-firstboot" \
-	    systemd/secex-firstboot*.service systemd/sysroot-boot.mount systemd/ignition-fetch.conf
+	    systemd/secex-firstboot*.service systemd/sysroot-boot.mount systemd/*.conf
 	install -D -m 644 -t "$(DESTDIR)$(MANDIR)/man8" docs/secex-firstboot.8
 
 setup: $(VENV)/ready

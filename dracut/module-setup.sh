@@ -55,6 +55,8 @@ install() {
         inst_simple "$moddir/$unit" "$systemdsystemunitdir/$unit"
         ln -sfn "../$unit" "$initdir$requires/$unit"
     done
+    inst_simple "$moddir/dev-mapper-boot.conf" \
+        "$systemdsystemunitdir/dev-mapper-boot.device.d/50-secex-firstboot.conf"
     inst_simple "$moddir/ignition-fetch.conf" \
         "$systemdsystemunitdir/ignition-fetch.service.d/50-secex-firstboot.conf"
 }

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secex_firstboot.errors import Refusal
+from secex_firstboot.files import sync
 from secex_firstboot.storage import filesystem
 from secex_firstboot.storage.filesystem import FileSystem, identify
 
@@ -159,16 +160,23 @@ def test_xfs_grows_and_keeps_its_files(tmp_path, sector):
 @needs_ext4
 @needs_xfs
 @pytest.mark.parametrize("type", ["ext4", "xfs"])
-def test_mounting_read_only_writes_nothing_and_unmounts(tmp_path, type):
-    device = made(tmp_path / "fs", 320, f"mkfs.{type}", "-q")
-    before = device.read_bytes()
-    where = tmp_path / "mounted"
-    with filesystem.mounted(device, where, type=type, read_only=True):
+def test_mounting_read_only_does_not_even_replay_the_journal(tmp_path, type):
+    device, where = made(tmp_path / "fs", 320, f"mkfs.{type}", "-q"), tmp_path / "mounted"
+    crashed = tmp_path / "crashed"
+    with filesystem.mounted(device, where, type=type):
+        (where / "file").touch()
+        sync(where)
+        subprocess.run(["cp", "--sparse=always", device, crashed], check=True)
+    before = crashed.read_bytes()
+    with filesystem.mounted(crashed, where, type=type, read_only=True):
         assert filesystem.mount_source(where) is not None
         with pytest.raises(OSError, match=r"[Rr]ead-only"):
-            (where / "file").touch()
+            (where / "other").touch()
     assert filesystem.mount_source(where) is None
-    assert device.read_bytes() == before
+    assert crashed.read_bytes() == before
+    with filesystem.mounted(crashed, where, type=type):
+        assert (where / "file").exists()
+    assert crashed.read_bytes() != before
 
 
 @needs_root

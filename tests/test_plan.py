@@ -80,10 +80,10 @@ def machines(draw: st.DrawFn) -> tuple[Disk, Source, Source]:
     sizes = {
         "se": size(MIB, 200 * MIB, MIB),
         "boot": size(boot.size + boot.size // 12 + 40 * MIB, 600 * MIB, MIB),
-        "root": size(root.size, root.size + 100 * MIB, block_size),
-        "boothash": size(PAGE, 4 * MIB, block_size),
-        "roothash": size(PAGE, 40 * MIB, block_size),
+        "root": size(root.size, root.size + 300 * MIB, block_size),
     }
+    trees = {"boothash": 4 * MIB, "roothash": 40 * MIB}
+    sizes |= {name: size(PAGE, trees[name], block_size) for name in draw(st.permutations(list(trees)))}
     return disk(sizes, free=size(0, 400 * MIB, block_size), block_size=block_size), boot, root
 
 
@@ -158,7 +158,8 @@ def test_the_grown_root_leaves_the_backup_partition_table_alone(machine):
 @given(machines())
 def test_the_missing_room_is_named_to_the_mib(machine):
     found, boot, root = machine
-    small = replace(found, size=found.partitions["roothash"].end + GPT_BLOCKS[512] * 512)
+    used = max(partition.end for partition in found.partitions.values())
+    small = replace(found, size=used + GPT_BLOCKS[found.block_size] * found.block_size)
     with pytest.raises(Refusal) as refused:
         lay_out(small, boot, root, 0, KEY)
     needed = missing_mib(refused.value)

@@ -1,6 +1,7 @@
 """mount: the encrypted volumes are what lies on /sysroot and /sysroot/boot.
 
-systemd mounts both (sysroot.mount, sysroot-boot.mount) before Ignition writes there; this looks at what it did.
+systemd mounts both (sysroot.mount, sysroot-boot.mount) before Ignition writes there; this looks at what it
+did.
 """
 
 from __future__ import annotations
@@ -29,4 +30,6 @@ class Mount(Step):
         return done("the encrypted volumes are mounted")
 
     def perform(self, context: Context) -> None:
-        raise FirstbootError("the encrypted volumes are not mounted", "look at sysroot.mount and sysroot-boot.mount")
+        raise FirstbootError(
+            "the encrypted volumes are not mounted", "look at sysroot.mount and sysroot-boot.mount"
+        )
