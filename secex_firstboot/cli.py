@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _dry_run(context, as_json=options.json)
     try:
         machine.run(options.stage, context)
-    except FirstbootError as error:
+    except (FirstbootError, OSError) as error:
         print(f"secex-firstboot: {error}", file=sys.stderr, flush=True)
         return 1
     return 0

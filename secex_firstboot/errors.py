@@ -15,3 +15,7 @@ class FirstbootError(Exception):
 
 class Refusal(FirstbootError):
     """The ground is wrong. Raised only before the first destructive write."""
+
+
+class DeviceMissing(Refusal):
+    """A device is not there (yet): the one refusal that waiting a moment may cure."""

@@ -11,6 +11,7 @@ from secex_firstboot.errors import FirstbootError
 from secex_firstboot.report import MemorySampler, Report, StepReport
 from secex_firstboot.step import Context, Stage, State, Step
 from secex_firstboot.steps import STEPS
+from secex_firstboot.storage import disk
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def run(stage: Stage, context: Context) -> None:
 
 def _run(step: Step, title: str, context: Context) -> StepReport:
     start = time.monotonic()
-    status = step.observe(context)
+    status = disk.wait_for_device(lambda: step.observe(context))
     if status.done:
         context.say(f"{title}: already done: {status.detail}")
         return StepReport(name=step.name, seconds=0, outcome="already done")
@@ -67,6 +68,6 @@ def dry_run(context: Context, steps: Iterable[Step] = STEPS) -> list[Observation
         try:
             status = step.observe(context)
             seen.append(Observation(step, status.state, status.detail))
-        except FirstbootError as error:
+        except (FirstbootError, OSError) as error:
             seen.append(Observation(step, "refused", str(error)))
     return seen

@@ -15,6 +15,7 @@ HOST_KEYS = STATE / "hostkeys"
 # What is no secret and is read again in the running system.
 RUNTIME = Path("/run/secex-firstboot")
 REPORT = RUNTIME / "report.json"
+CONFIG_REFUSED = RUNTIME / "config-refused"  # why; the private key is gone then, so asking again cannot tell
 SE_MOUNT = RUNTIME / "se"
 BOOT_MOUNT = RUNTIME / "boot"
 

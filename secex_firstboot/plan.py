@@ -100,7 +100,7 @@ def grown_root(disk: Disk) -> Span:
 def lay_out(disk: Disk, boot: Source, root: Source, headroom: int, record_key: str) -> Plan:
     """Place both volumes and what must be saved meanwhile. Raises Refusal that names the MiB missing."""
     partitions = disk.partitions
-    _check_order(partitions)
+    _check_order(partitions, disk.others)
     _check_boot_room(partitions["boot"], boot)
     whole = grown_root(disk)
     boot_tree, tree = (_inside(whole, partitions[name]) for name in HASH_PARTITIONS)
@@ -159,8 +159,14 @@ def _volume(
     )
 
 
-def _check_order(partitions: dict[str, Partition]) -> None:
+def _check_order(partitions: dict[str, Partition], others: tuple[Partition, ...]) -> None:
     root = partitions["root"]
+    for other in others:
+        if other.end > root.start:
+            raise Refusal(
+                f"partition {other.number} {other.name!r} lies where root has to grow",
+                "build the image without it, or with it before root",
+            )
     for name in HASH_PARTITIONS:
         if partitions[name].start < root.end:
             raise Refusal(f"partition {name} does not lie behind root", "build the image in this order")

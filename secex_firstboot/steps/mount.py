@@ -7,7 +7,7 @@ did.
 from __future__ import annotations
 
 from secex_firstboot import paths
-from secex_firstboot.errors import FirstbootError, Refusal
+from secex_firstboot.errors import FirstbootError
 from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, waiting
 from secex_firstboot.steps.sdboot import ROOT_DEVICE
 from secex_firstboot.storage import devicemapper, filesystem
@@ -26,7 +26,7 @@ class Mount(Step):
             if source is None:
                 return waiting(f"systemd mounts {where} first")
             if source.resolve() != (devicemapper.MAPPER / name).resolve():
-                raise Refusal(f"{source} is mounted on {where}", f"start with root={ROOT_DEVICE}")
+                raise FirstbootError(f"{source} is mounted on {where}", f"start with root={ROOT_DEVICE}")
         return done("the encrypted volumes are mounted")
 
     def perform(self, context: Context) -> None:

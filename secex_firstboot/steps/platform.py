@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from secex_firstboot import paths
-from secex_firstboot.errors import Refusal
-from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, ready
+from secex_firstboot.errors import DeviceMissing, Refusal
+from secex_firstboot.step import Context, Phase, Stage, Status, Step, done
 from secex_firstboot.storage import disk
 
 
@@ -15,18 +15,16 @@ class Platform(Step):
 
     def observe(self, context: Context) -> Status:
         _check_secure_execution()
-        if context.phase is Phase.FIRST and not any(disk.disks()):
-            return ready("wait for the disk with partitions se, boot and root")
         found = disk.find_disk()
         if context.phase is Phase.FIRST and not found.has_hash_trees:
-            raise Refusal(
+            raise DeviceMissing(
                 f"{found.device} has no partitions boothash and roothash, so it was provisioned before",
                 "start it with its own sdboot, or start again from an unchanged image",
             )
         return done(f"Secure Execution guest, disk {found.device}, {found.size >> 20} MiB")
 
     def perform(self, context: Context) -> None:
-        disk.wait_for_disks()
+        """Nothing: the ground is right, or it is refused."""
 
 
 def _check_secure_execution() -> None:

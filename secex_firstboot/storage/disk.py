@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pyudev
 
-from secex_firstboot.errors import Refusal
+from secex_firstboot.errors import DeviceMissing, Refusal
+
+T = TypeVar("T")
 
 SECTOR = 512  # bytes; the unit of udev's ID_PART_ENTRY_* and of sysfs, whatever the disk's own block size
 
@@ -36,47 +39,50 @@ class Partition:
 
 @dataclass(frozen=True)
 class Disk:
-    """The disk that is provisioned; ``size`` in bytes, ``block_size`` its logical block size in bytes."""
+    """The disk that is provisioned; ``size`` in bytes, ``block_size`` its logical block size in bytes.
+
+    ``partitions`` are those of an SE-ready image by name, ``others`` what else there is.
+    """
 
     device: Path
     size: int
     block_size: int
     partitions: dict[str, Partition]
+    others: tuple[Partition, ...] = ()
 
     @property
     def has_hash_trees(self) -> bool:
         return all(name in self.partitions for name in HASH_PARTITIONS)
 
 
-def _partitions_of(disk: pyudev.Device) -> dict[str, Partition]:
-    found: dict[str, Partition] = {}
-    for device in disk.children:
-        if device.get("DEVTYPE") != "partition" or device.get("ID_PART_ENTRY_SCHEME") != "gpt":
-            continue
-        number, name = int(device["ID_PART_ENTRY_NUMBER"]), device.get("ID_PART_ENTRY_NAME", "")
-        if (PARTITIONS | HASH_PARTITIONS).get(name) == number:
-            found[name] = Partition(
-                number=number,
-                name=name,
-                device=Path(device.device_node),
-                uuid=device["ID_PART_ENTRY_UUID"],
-                start=int(device.attributes.asint("start")) * SECTOR,
-                size=int(device.attributes.asint("size")) * SECTOR,
-            )
-    return found
+def _partitions_of(disk: pyudev.Device) -> list[Partition]:
+    return [
+        Partition(
+            number=int(device["ID_PART_ENTRY_NUMBER"]),
+            name=device.get("ID_PART_ENTRY_NAME", ""),
+            device=Path(device.device_node),
+            uuid=device["ID_PART_ENTRY_UUID"],
+            start=int(device.attributes.asint("start")) * SECTOR,
+            size=int(device.attributes.asint("size")) * SECTOR,
+        )
+        for device in disk.children
+        if device.get("DEVTYPE") == "partition" and device.get("ID_PART_ENTRY_SCHEME") == "gpt"
+    ]
 
 
 def disks() -> Iterator[Disk]:
     """Every disk that has at least one partition with the number and name of an SE-ready image's."""
-    context = pyudev.Context()
-    for device in context.list_devices(subsystem="block", DEVTYPE="disk"):
-        partitions = _partitions_of(device)
-        if partitions:
+    expected = PARTITIONS | HASH_PARTITIONS
+    for device in pyudev.Context().list_devices(subsystem="block", DEVTYPE="disk"):
+        found = _partitions_of(device)
+        known = {part.name: part for part in found if expected.get(part.name) == part.number}
+        if known:
             yield Disk(
                 device=Path(device.device_node),
                 size=int(device.attributes.asint("size")) * SECTOR,
                 block_size=int(device.attributes.asint("queue/logical_block_size")),
-                partitions=partitions,
+                partitions=known,
+                others=tuple(part for part in found if part not in known.values()),
             )
 
 
@@ -91,36 +97,48 @@ def find_disk() -> Disk:
         raise Refusal(f"{names} both carry partitions se, boot and root", "attach only the disk to provision")
     nearest = max(candidates, key=lambda disk: len(disk.partitions), default=None)
     if nearest is None:
-        raise Refusal(
+        raise DeviceMissing(
             "no disk has the partitions of an SE-ready image", "attach the SE-ready image as a disk"
         )
     missing = ", ".join(
         f"{number} {name!r}" for name, number in PARTITIONS.items() if name not in nearest.partitions
     )
-    raise Refusal(f"{nearest.device} has no partition {missing}", "start from an unchanged SE-ready image")
+    raise DeviceMissing(
+        f"{nearest.device} has no partition {missing}", "start from an unchanged SE-ready image"
+    )
 
 
-def find_by_serial(serial: str) -> Path | None:
-    """The disk with this virtio (or SCSI) serial, or None. Raises Refusal if two disks claim it."""
+def find_by_serial(serial: str) -> Path:
+    """The disk with this virtio (or SCSI) serial. Raises Refusal if there is none, or two."""
     found = [
         Path(device.device_node)
         for device in pyudev.Context().list_devices(subsystem="block", DEVTYPE="disk")
         if device.get("ID_SERIAL") == serial
     ]
-    if len(found) > 1:
+    if len(found) == 1:
+        return found[0]
+    if found:
         raise Refusal(
             f"{' and '.join(map(str, found))} both have the serial {serial}", "attach only one of them"
         )
-    return found[0] if found else None
+    raise DeviceMissing(
+        f"no disk has the serial {serial}", f"attach it as a virtio disk with serial={serial}"
+    )
 
 
-def wait_for_disks(seconds: float = 30) -> None:
-    """Return once udev knows a complete disk, or after ``seconds``; says nothing of what was found."""
+def wait_for_device(look: Callable[[], T], seconds: float = 30) -> T:
+    """What ``look`` returns, asked again at every change of a block device while it raises DeviceMissing.
+
+    Raises the last DeviceMissing after ``seconds``.
+    """
     monitor = pyudev.Monitor.from_netlink(pyudev.Context())
     monitor.filter_by(subsystem="block")
     monitor.start()
     deadline = time.monotonic() + seconds
-    while not any(PARTITIONS.keys() <= disk.partitions.keys() for disk in disks()):
-        left = deadline - time.monotonic()
-        if left <= 0 or monitor.poll(timeout=left) is None:
-            return
+    while True:
+        try:
+            return look()
+        except DeviceMissing:
+            left = deadline - time.monotonic()
+            if left <= 0 or monitor.poll(timeout=left) is None:
+                raise

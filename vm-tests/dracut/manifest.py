@@ -9,6 +9,7 @@ import json
 import os
 import stat
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 
 def describe(path, first_name_of):
@@ -27,25 +28,34 @@ def describe(path, first_name_of):
         entry["size"] = status.st_size
         if status.st_nlink > 1:
             entry["same file as"] = first_name_of.setdefault((status.st_dev, status.st_ino), path)
-        with open(path, "rb") as stream:
-            entry["content"] = hashlib.file_digest(stream, "sha512").hexdigest()[:32]
     elif stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
         entry["device"] = status.st_rdev
     return entry
+
+
+def content(path):
+    if not stat.S_ISREG(os.lstat(path).st_mode):
+        return {}
+    with open(path, "rb") as stream:
+        return {"content": hashlib.sha512(stream.read()).hexdigest()[:32]}
 
 
 def manifest(top):
     """{path: description} of everything on the file system of ``top``, and on the one mounted on boot."""
     os.chdir(top)
     devices = {os.lstat(".").st_dev, os.lstat("boot").st_dev}
-    entries, first_name_of = {}, {}
+    paths = []
     for folder, folders, files in os.walk("."):
         folders[:] = sorted(
             name for name in folders if os.lstat(os.path.join(folder, name)).st_dev in devices
         )
-        for name in [*folders, *sorted(files)]:
-            path = os.path.join(folder, name)
-            entries[path] = describe(path, first_name_of)
+        paths += [os.path.join(folder, name) for name in [*folders, *sorted(files)]]
+    entries, first_name_of = {}, {}
+    # Reading and hashing take the time, and leave the interpreter to the other threads.
+    with ThreadPoolExecutor(4) as pool:
+        contents = pool.map(content, paths)
+        for path, digest in zip(paths, contents, strict=True):
+            entries[path] = describe(path, first_name_of) | digest
     return entries
 
 

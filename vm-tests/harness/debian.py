@@ -23,12 +23,12 @@ CACHE = Path(os.environ.get("SECEX_CACHE", Path.home() / ".cache" / "secex-first
 SUITE = "trixie"
 # s390-tools of this suite has IBM's boot loaders for Secure Execution, which SUITE's does not have yet.
 BOOT_LOADER_SUITE = "forky"
-PACKAGES = """
-    linux-image-s390x systemd-sysv udev dbus kmod iproute2 openssh-server zstd
-    dracut dracut-network curl ca-certificates ignition cryptsetup-bin systemd-cryptsetup s390-tools
-    gnupg e2fsprogs xfsprogs fdisk policycoreutils
-    python3-pydantic python3-pyudev python3-gnupg python3-requests python3-systemd python3-cryptography
-""".split()
+PACKAGES = [
+    *("linux-image-s390x", "systemd-sysv", "udev", "dbus", "kmod", "iproute2", "openssh-server", "zstd"),
+    *("dracut", "dracut-network", "curl", "ca-certificates", "ignition", "policycoreutils"),
+    *("cryptsetup-bin", "systemd-cryptsetup", "s390-tools", "gnupg", "e2fsprogs", "xfsprogs", "fdisk"),
+    *(f"python3-{name}" for name in ("pydantic", "pyudev", "gnupg", "requests", "systemd", "cryptography")),
+]
 # What no test needs; a smaller root is copied sooner.
 EXCLUDED = [f"/usr/share/{name}/*" for name in ("doc", "info", "locale", "man", "lintian", "bash-completion")]
 EXCLUDED += ["/usr/share/perl/*", "/usr/lib/s390x-linux-gnu/perl/*", "/usr/lib/s390x-linux-gnu/gconv/*"]
@@ -44,17 +44,19 @@ EXCLUDED += [
 ]  # fmt: skip
 
 _KERNEL_HOOK = "/etc/kernel/postinst.d/dracut"
+_MODULES = "ignition systemd-networkd crypt systemd-cryptsetup"
 _DRACUT_CONF = """\
 hostonly=no
 hostonly_cmdline=no
 compress=zstd
-add_dracutmodules+=" secex-firstboot secex-test "
-omit_dracutmodules+=" bluetooth btrfs busybox cio_ignore connman convertfs crypt-gpg crypt-loop dasd dasd_mod dcssblk
- dmraid drm ecryptfs i18n iscsi lunmask lvm lvmmerge lvmthinpool-monitor masterkey mdraid memstrack multipath nbd
- network-legacy network-manager nfs nvdimm nvmf overlay-root overlayfs pcmcia pcsc plymouth pollcdrom resume rngd
- ssh-client systemd-battery-check systemd-bsod systemd-coredump systemd-creds systemd-hostnamed systemd-pcrphase
- systemd-portabled systemd-pstore systemd-repart systemd-sysext systemd-timedated systemd-timesyncd virtfs virtiofs
- watchdog watchdog-modules zipl cifs fcoe fcoe-uefi hwdb "
+omit_dracutmodules+=" bluetooth btrfs busybox cifs cio_ignore connman convertfs crypt-gpg crypt-loop dasd "
+omit_dracutmodules+=" dasd_mod dcssblk dmraid drm ecryptfs fcoe fcoe-uefi hwdb i18n iscsi lunmask lvm "
+omit_dracutmodules+=" lvmmerge lvmthinpool-monitor masterkey mdraid memstrack multipath nbd network-legacy "
+omit_dracutmodules+=" network-manager nfs nvdimm nvmf overlay-root overlayfs pcmcia pcsc plymouth pollcdrom "
+omit_dracutmodules+=" resume rngd ssh-client systemd-battery-check systemd-bsod systemd-coredump "
+omit_dracutmodules+=" systemd-creds systemd-hostnamed systemd-pcrphase systemd-portabled systemd-pstore systemd-repart "
+omit_dracutmodules+=" systemd-sysext systemd-timedated systemd-timesyncd virtfs virtiofs watchdog "
+omit_dracutmodules+=" watchdog-modules zipl "
 """
 _NETWORK = "[Match]\nKind=!*\nType=!loopback\n\n[Network]\nDHCP=yes\n"
 # Debian's Ignition labels what it writes for SELinux, and insists on a policy; this one has no labels.
@@ -75,7 +77,9 @@ def _distribution() -> Path:
 
 
 def _distribution_key() -> str:
-    return "\n".join([SUITE, BOOT_LOADER_SUITE, *PACKAGES, *EXCLUDED, _FSTAB, _NETWORK, *_SELINUX.values(), "1"])
+    return "\n".join(
+        [SUITE, BOOT_LOADER_SUITE, *PACKAGES, *EXCLUDED, _FSTAB, _NETWORK, *_SELINUX.values(), "1"]
+    )
 
 
 def _agent_key() -> str:
@@ -111,7 +115,8 @@ def _build_distribution(tree: Path) -> None:
     get_boot_loaders = (
         f"cd /var/tmp && apt-get download s390-tools/{BOOT_LOADER_SUITE} && "
         "dpkg-deb -x s390-tools_*.deb boot-loaders && mkdir -p /usr/share/s390-tools && "
-        "cp -r boot-loaders/usr/share/s390-tools/pvimg /usr/share/s390-tools/ && rm -r boot-loaders s390-tools_*.deb"
+        "cp -r boot-loaders/usr/share/s390-tools/pvimg /usr/share/s390-tools/ && "
+        "rm -r boot-loaders s390-tools_*.deb"
     )
     subprocess.run(
         [
@@ -122,9 +127,11 @@ def _build_distribution(tree: Path) -> None:
             f"--dpkgopt=path-exclude={_KERNEL_HOOK}",
             f'--setup-hook=mkdir -p "$(dirname "$1{_KERNEL_HOOK}")"; ln -s /bin/true "$1{_KERNEL_HOOK}"',
             f"--include={','.join(PACKAGES)}",
-            f'--setup-hook=mkdir -p "$1/etc/apt/preferences.d"; printf "{pin}" > "$1/etc/apt/preferences.d/pin"',
+            '--setup-hook=mkdir -p "$1/etc/apt/preferences.d"',
+            f'--setup-hook=printf "{pin}" > "$1/etc/apt/preferences.d/pin"',
             f'--customize-hook=chroot "$1" sh -c "{get_boot_loaders}"',
-            f'--customize-hook=rm -r "$1/etc/apt/preferences.d/pin" "$1{_KERNEL_HOOK}" "$1/etc/hostname" "$1/etc/resolv.conf"',
+            f'--customize-hook=rm -r "$1{_KERNEL_HOOK}" "$1/etc/apt/preferences.d/pin"',
+            '--customize-hook=rm -r "$1/etc/hostname" "$1/etc/resolv.conf"',
             *("", str(tree), f"deb {mirror} {SUITE} main", f"deb {mirror} {BOOT_LOADER_SUITE} main"),
         ],
         check=True,
@@ -145,34 +152,50 @@ def _build_agent(tree: Path) -> None:
     register_binfmt()
     subprocess.run(["cp", "-a", "--reflink=auto", distribution, tree], check=True)
     install(tree)
-    (tree / "etc/dracut.conf.d/50-image.conf").write_text(_DRACUT_CONF.replace("\n ", " "))
-    make_initramfs(tree)
+    make_initramfs(tree, f"{_MODULES} secex-firstboot secex-test")
 
 
 def install(tree: Path) -> None:
     """Put secex-firstboot where a distribution's package would, and beside it the tests' dracut module."""
-    make = ["make", "--silent", "-C", REPOSITORY, "install", f"DESTDIR={tree}"]
-    subprocess.run([*make, "PYTHONDIR=/usr/lib/python3/dist-packages"], check=True)
+    where = [f"DESTDIR={tree}", "PYTHONDIR=/usr/lib/python3/dist-packages"]
+    subprocess.run(["make", "--silent", "-C", REPOSITORY, "install", *where], check=True)
     shutil.copytree(
         REPOSITORY / "vm-tests/dracut", tree / "usr/lib/dracut/modules.d/99secex-test", dirs_exist_ok=True
     )
 
 
 def kernel_version(tree: Path) -> str:
-    (version,) = os.listdir(tree / "usr/lib/modules")
+    (version,) = (path.name for path in (tree / "usr/lib/modules").iterdir())
     return version
 
 
-def make_initramfs(tree: Path) -> None:
+def make_initramfs(tree: Path, modules: str) -> None:
     version = kernel_version(tree)
+    (tree / "etc/dracut.conf.d/50-image.conf").write_text(_DRACUT_CONF)
     with in_chroot(tree):
-        done = subprocess.run(
-            ["chroot", tree, "dracut", "--quiet", "--force", f"/boot/initrd.img-{version}", version],
-            capture_output=True,
-            text=True,
-        )
+        command: list[str | Path] = ["chroot", tree, "dracut", "--quiet", "--force", "--add", modules]
+        command += [f"/boot/initrd.img-{version}", version]
+        done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode or "secex-firstboot: " in done.stderr:
         raise RuntimeError(f"dracut failed: {done.stderr[-2000:]}")
+
+
+def initramfs(tree: Path) -> Path:
+    return tree / f"boot/initrd.img-{kernel_version(tree)}"
+
+
+def added_to_initramfs() -> int:
+    """Compressed bytes that secex-firstboot adds to an initramfs with Ignition, cryptsetup and network."""
+    without = _cached("plain", _distribution_key() + _DRACUT_CONF, _build_plain)
+    return initramfs(build()).stat().st_size - initramfs(without).stat().st_size
+
+
+def _build_plain(tree: Path) -> None:
+    distribution = _distribution()
+    say("making an initramfs without secex-firstboot, to compare (about 2 minutes)")
+    register_binfmt()
+    subprocess.run(["cp", "-a", "--reflink=auto", distribution, tree], check=True)
+    make_initramfs(tree, _MODULES)
 
 
 @contextmanager
@@ -207,7 +230,7 @@ def _mirror() -> str:
         text=True,
     ).stdout
     for line in targets.splitlines():
-        uri, codename, origin = (line.split(maxsplit=2) + ["", ""])[:3]
+        uri, codename, origin = [*line.split(maxsplit=2), "", ""][:3]
         if origin == "Debian" and "-" not in codename:
             return uri
     raise RuntimeError("apt has no Debian mirror; run apt-get update, or set up one in /etc/apt/sources.list")

@@ -43,7 +43,7 @@ class Site:
 
 @contextmanager
 def make_site(directory: Path, recipe: Recipe = Recipe()) -> Iterator[tuple[Site, Network]]:  # noqa: B008
-    """Build the image, start the web server and encrypt the config; the server runs inside the ``with`` block."""
+    """Build the image, encrypt the config, serve a host key inside the ``with`` block."""
     directory.mkdir(parents=True, exist_ok=True)
     hosts = {name: site.make_host(name, directory / "hostkeys") for name in site.HOSTS}
     tree = debian.build()
@@ -217,8 +217,8 @@ def load_manifest(text: str) -> dict[str, dict[str, Any]]:
 # What may differ between the built root and the provisioned one, and whose work it is.
 ADDED_BY_IGNITION = (
     "./etc/passwd", "./etc/shadow", "./etc/group", "./etc/gshadow", "./etc/subuid", "./etc/subgid",
-    "./home/core", "./root/.ssh", "./etc/user-file", "./etc/systemd/system", "./etc/se-hostkeys", "./var/mail",
-    "./etc/.updated", "./etc/.pwd.lock", "./etc/.ignition-result.json",
+    "./home/core", "./root/.ssh", "./etc/user-file", "./etc/systemd/system", "./etc/se-hostkeys",
+    "./var/mail", "./etc/.updated", "./etc/.pwd.lock", "./etc/.ignition-result.json",
 )  # fmt: skip
 ADDED_BY_THE_AGENT = ("./etc/luks", "./etc/crypttab", "./var/lib/secex-firstboot")
 

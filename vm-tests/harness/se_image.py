@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness import debian
-from harness.debian import say
 from secex_firstboot.sdboot import boot_entry, boot_record, create, image
 from secex_firstboot.sdboot.initramfs import File, write_archive
 from secex_firstboot.storage.volume import required_device_size
@@ -268,4 +267,3 @@ def _mounted(device: Path, where: Path) -> Iterator[Path]:
 
 def _mib(size: float) -> int:
     return -(-int(size) // MIB) * MIB
-

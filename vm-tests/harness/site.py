@@ -32,7 +32,7 @@ HOSTS = ("universal", "customer-1", "customer-2")
 
 @dataclass(frozen=True)
 class Host:
-    """A pretended IBM Z machine: its private host key, and the self-signed document that names its public key."""
+    """A pretended IBM Z machine: its private host key, and a self-signed document with its public key."""
 
     name: str
     directory: Path
@@ -70,9 +70,7 @@ def make_ssh_identity(directory: Path) -> Path:
     path = directory / "id_ed25519"
     for old in (path, path.with_suffix(".pub")):
         old.unlink(missing_ok=True)
-    subprocess.run(
-        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test user", "-f", path], check=True
-    )
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test user", "-f", path], check=True)
     return path
 
 
@@ -126,7 +124,11 @@ def ignition_config(ssh_key: str, host_keys: list[dict[str, Any]]) -> dict[str, 
         "passwd": {"users": [{"name": name, "sshAuthorizedKeys": [ssh_key]} for name in ("root", "core")]},
         "storage": {
             "files": [
-                {"path": "/etc/user-file", "mode": 0o640, "contents": {"source": "data:,from%20the%20user%0A"}},
+                {
+                    "path": "/etc/user-file",
+                    "mode": 0o640,
+                    "contents": {"source": "data:,from%20the%20user%0A"},
+                },
                 *host_keys,
             ]
         },
