@@ -259,3 +259,11 @@ def test_a_printed_plan_does_not_show_the_record_key():
     plan = lay_out(disk(SIZES, free=400 * MIB), BOOT, ROOT, 0, KEY)
     assert plan.record_key == KEY
     assert KEY not in f"{plan!r} {plan}"
+
+
+def test_a_partition_where_root_has_to_grow_is_refused() -> None:
+    machine = disk(SIZES, free=200 * MIB)
+    behind = Partition(7, "data", Path("/dev/vda7"), "uuid", machine.partitions["root"].end + MIB, MIB)
+    with pytest.raises(Refusal, match="partition 7 'data' lies where root has to grow"):
+        lay_out(replace(machine, others=(behind,)), BOOT, ROOT, 0, KEY)
+    lay_out(replace(machine, others=(replace(behind, start=0),)), BOOT, ROOT, 0, KEY)

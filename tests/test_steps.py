@@ -12,7 +12,7 @@ import pytest
 
 from secex_firstboot import machine as state_machine
 from secex_firstboot import paths, record
-from secex_firstboot.errors import FirstbootError, Refusal
+from secex_firstboot.errors import DeviceMissing, FirstbootError, Refusal
 from secex_firstboot.plan import MIB, Plan, Source, lay_out
 from secex_firstboot.record import Progress
 from secex_firstboot.sdboot.boot_entry import BootEntry
@@ -62,6 +62,11 @@ class Machine:
     def map(self, name: str, *types: str) -> None:
         (self.root / "dev" / "mapper" / name).touch()
         self.tables[name] = list(types)
+
+    def find_by_serial(self, serial: str) -> Path:
+        if serial not in self.serials:
+            raise DeviceMissing(f"no disk has the serial {serial}", f"serial={serial}")
+        return self.serials[serial]
 
     def open_verity(self) -> None:
         self.map("boot_verity", "verity")
@@ -138,7 +143,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(devicemapper, "MAPPER", mapper)
     monkeypatch.setattr(devicemapper, "target_types", lambda name: found.tables.get(name, []))
     monkeypatch.setattr(disk, "disks", lambda: iter(found.disks))
-    monkeypatch.setattr(disk, "find_by_serial", found.serials.get)
+    monkeypatch.setattr(disk, "find_by_serial", found.find_by_serial)
     monkeypatch.setattr(filesystem, "mount_source", found.mounts.get)
     monkeypatch.setattr(verity, "data_size", data_size)
     monkeypatch.setattr(filesystem, "identify", lambda device, name: FileSystem("xfs", SOURCES[name], 4096))
@@ -217,11 +222,10 @@ def test_a_machine_that_is_no_secure_execution_guest_is_refused(machine, content
         observe(machine, Platform())
 
 
-def test_the_first_boot_waits_for_its_disk(machine):
+def test_no_disk_is_refused_as_what_may_still_appear(machine):
     machine.disks.clear()
-    assert observe(machine, Platform()).state is State.READY
-    with pytest.raises(Refusal, match="no disk has the partitions of an SE-ready image"):
-        observe(machine, Platform(), command_line="")
+    with pytest.raises(DeviceMissing, match="no disk has the partitions of an SE-ready image"):
+        observe(machine, Platform())
 
 
 @pytest.mark.parametrize("name", ["boot", "root", "se"])
@@ -259,8 +263,20 @@ def test_config_is_ready_with_a_private_key_and_a_config_disk(machine):
 
 def test_config_without_a_disk_is_refused(machine):
     put(paths.PRIVATE_KEY)
-    with pytest.raises(Refusal, match=r"serial=ignition_crypted$"):
+    with pytest.raises(DeviceMissing, match=r"serial=ignition_crypted$"):
         observe(machine, Config())
+
+
+def test_a_config_that_was_refused_is_refused_again_for_the_same_reason(machine, monkeypatch):
+    machine.serials["ignition_crypted"] = put(machine.root / "dev" / "vdb", "not OpenPGP")
+    put(paths.PRIVATE_KEY)
+    context = Context("ignition.firstboot")
+    with pytest.raises(Refusal) as first:
+        Config().perform(context)
+    assert not paths.PRIVATE_KEY.exists()
+    with pytest.raises(Refusal) as second:
+        observe(machine, Config())
+    assert str(second.value) == str(first.value)
 
 
 def test_config_without_a_private_key_is_refused(machine):
@@ -566,7 +582,7 @@ def test_mount_waits_for_both_volumes(machine):
 def test_a_mounted_device_that_is_not_the_encrypted_volume_is_refused(machine, name):
     mounted(machine)
     machine.mounts[machine.where(name)] = machine.disk.partitions[name].device
-    with pytest.raises(Refusal, match=rf"vda\d is mounted on {machine.where(name)}: "):
+    with pytest.raises(FirstbootError, match=rf"vda\d is mounted on {machine.where(name)}: "):
         observe(machine, Mount())
 
 

@@ -54,9 +54,9 @@ omit_dracutmodules+=" dasd_mod dcssblk dmraid drm ecryptfs fcoe fcoe-uefi hwdb i
 omit_dracutmodules+=" lvmmerge lvmthinpool-monitor masterkey mdraid memstrack multipath nbd network-legacy "
 omit_dracutmodules+=" network-manager nfs nvdimm nvmf overlay-root overlayfs pcmcia pcsc plymouth pollcdrom "
 omit_dracutmodules+=" resume rngd ssh-client systemd-battery-check systemd-bsod systemd-coredump "
-omit_dracutmodules+=" systemd-creds systemd-hostnamed systemd-pcrphase systemd-portabled systemd-pstore systemd-repart "
-omit_dracutmodules+=" systemd-sysext systemd-timedated systemd-timesyncd virtfs virtiofs watchdog "
-omit_dracutmodules+=" watchdog-modules zipl "
+omit_dracutmodules+=" systemd-creds systemd-hostnamed systemd-pcrphase systemd-portabled "
+omit_dracutmodules+=" systemd-pstore systemd-repart systemd-sysext systemd-timedated systemd-timesyncd "
+omit_dracutmodules+=" virtfs virtiofs watchdog watchdog-modules zipl "
 """
 _NETWORK = "[Match]\nKind=!*\nType=!loopback\n\n[Network]\nDHCP=yes\n"
 # Debian's Ignition labels what it writes for SELinux, and insists on a policy; this one has no labels.
@@ -95,9 +95,7 @@ def _agent_key() -> str:
 
 def _cached(name: str, key: str, build: Callable[[Path], None]) -> Path:
     path = CACHE / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(name):
         if not path.exists():
             unfinished = path.with_name(f"{path.name}.unfinished")
             if unfinished.exists():
@@ -105,6 +103,15 @@ def _cached(name: str, key: str, build: Callable[[Path], None]) -> Path:
             build(unfinished)
             unfinished.rename(path)
     return path
+
+
+@contextmanager
+def locked(name: str) -> Iterator[None]:
+    """Only one process at a time is inside a ``with`` block of the same name."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _build_distribution(tree: Path) -> None:
@@ -178,6 +185,10 @@ def make_initramfs(tree: Path, modules: str) -> None:
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode or "secex-firstboot: " in done.stderr:
         raise RuntimeError(f"dracut failed: {done.stderr[-2000:]}")
+
+
+def kernel(tree: Path) -> Path:
+    return tree / f"boot/vmlinuz-{kernel_version(tree)}"
 
 
 def initramfs(tree: Path) -> Path:

@@ -166,17 +166,22 @@ def partitions(lsblk: dict[str, Any]) -> list[str]:
     ]
 
 
+def partition_start(raw: Path, name: str) -> int:
+    """Where the partition with this GPT name begins in a raw image, in bytes."""
+    done = subprocess.run(["sfdisk", "--json", raw], check=True, capture_output=True, text=True)
+    table = json.loads(done.stdout)["partitiontable"]
+    start = next(part["start"] for part in table["partitions"] if part.get("name") == name)
+    return int(start) * int(table["sectorsize"])
+
+
 def read_sdboot(disk: Path, work: Path) -> bytes:
     """The ``sdboot`` file of a powered-off disk."""
     raw = work / "disk.raw"
     subprocess.run(["qemu-img", "convert", "-O", "raw", disk, raw], check=True)
-    table = json.loads(
-        subprocess.run(["sfdisk", "--json", raw], check=True, capture_output=True, text=True).stdout
-    )
-    start = next(p["start"] for p in table["partitiontable"]["partitions"] if p.get("name") == "se")
+    start = partition_start(raw, "se")
     output = work / "sdboot"
     subprocess.run(
-        ["debugfs", "-R", f"dump /sdboot {output}", f"{raw}?offset={start * 512}"],
+        ["debugfs", "-R", f"dump /sdboot {output}", f"{raw}?offset={start}"],
         check=True,
         capture_output=True,
     )
@@ -221,13 +226,16 @@ ADDED_BY_IGNITION = (
     "./var/mail", "./etc/.updated", "./etc/.pwd.lock", "./etc/.ignition-result.json",
 )  # fmt: skip
 ADDED_BY_THE_AGENT = ("./etc/luks", "./etc/crypttab", "./var/lib/secex-firstboot")
+ADDED_BY_THE_IMAGE = ("./boot/loader",)  # its boot entry
+
+_OWNERS = {"Ignition": ADDED_BY_IGNITION, "agent": ADDED_BY_THE_AGENT, "image": ADDED_BY_THE_IMAGE}
 
 
 def differences(
     built: dict[str, dict[str, Any]], provisioned: dict[str, dict[str, Any]]
 ) -> dict[str, list[str]]:
     """Paths that differ, by whose they are: "Ignition", "agent", and "unexplained", which must stay empty."""
-    result: dict[str, list[str]] = {"Ignition": [], "agent": [], "unexplained": []}
+    result: dict[str, list[str]] = {owner: [] for owner in (*_OWNERS, "unexplained")}
     for path in sorted(built.keys() | provisioned.keys()):
         if built.get(path) != provisioned.get(path):
             result[_owner(path)].append(path)
@@ -235,7 +243,7 @@ def differences(
 
 
 def _owner(path: str) -> str:
-    for owner, prefixes in (("Ignition", ADDED_BY_IGNITION), ("agent", ADDED_BY_THE_AGENT)):
+    for owner, prefixes in _OWNERS.items():
         if any(path.startswith(prefix) for prefix in prefixes):
             return owner
     return "unexplained"

@@ -1,0 +1,63 @@
+"""The main job in a real guest, from the SE-ready image to the second boot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import demo
+import pytest
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    output = tmp_path_factory.mktemp("first-boot")
+    demo.run(output, with_manifest=True)
+    report = json.loads((output / "report.json").read_text())
+    assert isinstance(report, dict)
+    return report
+
+
+def test_the_guest_is_provisioned_and_starts_again_on_the_customers_host(report: dict[str, object]) -> None:
+    proof = report["proof"]
+    assert isinstance(proof, dict)
+    assert [line for line, holds in proof.items() if not holds] == []
+    assert len(proof) >= 10
+
+
+def test_every_file_of_the_built_root_is_as_it_was(
+    report: dict[str, dict[str, dict[str, list[str]]]],
+) -> None:
+    different = report["files"]["different"]
+    assert different["unexplained"] == []
+    assert "./etc/user-file" in different["Ignition"]
+    assert "./etc/luks/root.header" in different["agent"]
+
+
+def test_first_boot_fits_in_a_guest_with_1_gib(report: dict[str, dict[str, int]]) -> None:
+    assert 0 < report["agent"]["peak_memory_mib"] < report["agent"]["total_memory_mib"] <= 1024
+
+
+def test_a_dry_run_half_way_says_what_is_done_and_what_comes(report: dict[str, dict[str, object]]) -> None:
+    steps = report["dry run half way"]["steps"]
+    assert isinstance(steps, list)
+    states = {row["step"]: row["state"] for row in steps}
+    assert states["platform"] == states["config"] == "done"
+    assert states["hostkeys"] == states["verity"] == "ready"
+    assert states["encrypt root"] == states["seal"] == "waiting"
+
+
+def test_a_dry_run_in_the_provisioned_system_says_that_all_is_done(
+    report: dict[str, dict[str, object]],
+) -> None:
+    steps = report["dry run afterwards"]["steps"]
+    assert isinstance(steps, list)
+    assert {row["state"] for row in steps} == {"done"}
+
+
+def test_the_module_stays_small(report: dict[str, int]) -> None:
+    assert 0 < report["bytes added to the initramfs"] <= 20 << 20
+
+
+def test_the_work_directory_of_a_demo_is_what_the_readme_says(report: object) -> None:
+    assert Path(demo.OUTPUT).parts[-2:] == ("build", "demo")

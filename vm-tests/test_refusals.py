@@ -1,0 +1,140 @@
+"""Wrong ground is refused in one line with the cure, and nothing on the disk has changed."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from harness import firstboot
+from harness.firstboot import Site
+from harness.guest import GuestError, Network
+from harness.se_image import OPTIONS, Recipe
+
+MIB = 1 << 20
+RECIPE = Recipe()
+TIMEOUT = 300.0
+
+
+@dataclass(frozen=True)
+class Images:
+    """Makes images, each once, and starts guests on changed copies of them."""
+
+    directory: Path
+    resources: ExitStack
+    made: dict[Recipe, tuple[Site, Network]]
+
+    def site(self, recipe: Recipe) -> tuple[Site, Network]:
+        if recipe not in self.made:
+            directory = self.directory / f"image-{len(self.made)}"
+            self.made[recipe] = self.resources.enter_context(firstboot.make_site(directory, recipe))
+        return self.made[recipe]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Images]:
+    with ExitStack() as resources:
+        yield Images(tmp_path_factory.mktemp("refusals"), resources, {})
+
+
+def unchanged(disk: Path) -> None:
+    """Leave the image as it is."""
+
+
+def without_partition_root(disk: Path) -> None:
+    subprocess.run(["sfdisk", "--quiet", "--part-label", disk, "4", "other"], check=True)
+
+
+def with_a_flipped_bit_in_root(disk: Path) -> None:
+    """In the first block of root, which the hash tree covers."""
+    start = firstboot.partition_start(disk, "root")
+    with disk.open("r+b") as stream:
+        stream.seek(start + 100)
+        byte = stream.read(1)[0]
+        stream.seek(start + 100)
+        stream.write(bytes([byte ^ 1]))
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    says: str
+    """A regular expression for the agent's line on the console, message and cure."""
+    recipe: Recipe = RECIPE
+    change: Callable[[Path], None] = unchanged
+    with_config: bool = True
+    grow_mib: int = 256
+
+
+CASES = [
+    Case(
+        "no Secure Execution guest",
+        "this machine is not an IBM Secure Execution guest: start the SE-ready image on an IBM z15",
+        recipe=Recipe(options=f"{OPTIONS} secex-test.no-uv"),
+    ),
+    Case(
+        "a missing partition",
+        r"/dev/vd[ab] has no partition 4 'root': start from an unchanged SE-ready image",
+        change=without_partition_root,
+    ),
+    Case(
+        "a disk too small",
+        r"/dev/vd[ab] is too small by \d+ MiB: power off and enlarge the image: qemu-img resize IMAGE \+\d+M",
+        recipe=Recipe(slack=1),
+        grow_mib=0,
+    ),
+    Case(
+        "no config disk",
+        "no disk has the serial ignition_crypted: attach",
+        with_config=False,
+    ),
+    Case(
+        "a root hash that does not match",
+        "its content does not match the root hash: the disk was damaged or changed",
+        change=with_a_flipped_bit_in_root,
+    ),
+    Case(
+        "a file system of another kind",
+        "the file system of root is neither ext4 nor xfs: build the image with one of them",
+        recipe=Recipe(root_file_system=None),
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_wrong_ground_is_refused_with_the_cure_and_nothing_is_touched(
+    case: Case, images: Images, tmp_path: Path
+) -> None:
+    where, network = images.site(case.recipe)
+    before, disk = tmp_path / "before.raw", tmp_path / "disk.qcow2"
+    subprocess.run(["qemu-img", "convert", "-O", "raw", where.image, before], check=True)
+    with before.open("r+b") as stream:
+        stream.truncate(before.stat().st_size + case.grow_mib * MIB)
+    case.change(before)
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", before, disk], check=True)
+    with firstboot.start(
+        where,
+        network,
+        disk=disk,
+        host_keys=[where.hosts["universal"].key],
+        log=tmp_path / "console.log",
+        with_config=case.with_config,
+    ) as guest:
+        guest.wait_for(f"secex-firstboot: .*{case.says}", TIMEOUT)
+        guest.wait_for("emergency.service", TIMEOUT)
+        with pytest.raises(GuestError):
+            guest.wait_for("commit point.*done in", 1)
+    subprocess.run(["qemu-img", "compare", "-q", "-f", "raw", "-F", "qcow2", before, disk], check=True)
+
+
+def test_the_image_does_not_start_on_a_host_it_was_not_built_for(images: Images, tmp_path: Path) -> None:
+    where, _ = images.site(Recipe())
+    keys = [where.hosts["customer-1"].key]
+    log = tmp_path / "console.log"
+    with firstboot.start(where, None, disk=where.image, host_keys=keys, log=log) as guest:
+        assert guest.wait(60) == "refused"
+        assert guest.refusal is not None
+        assert (guest.refusal.rc, guest.refusal.rrc) == (0x0108, 0x0005)
