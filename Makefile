@@ -23,7 +23,7 @@ check-unit: setup lint ## The tests that run anywhere, in a minute
 	$(PYTHON) -m pytest -q tests
 
 check-vm: setup ## The tests that boot guests
-	$(PYTHON) -m pytest -q vm-tests
+	$(PYTHON) -m pytest -q -n 2 --dist loadfile vm-tests
 
 lint: setup
 	$(VENV)/bin/ruff format --check --quiet .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import struct
 import zlib
@@ -11,6 +12,7 @@ import pytest
 
 from secex_firstboot.errors import FirstbootError
 from secex_firstboot.storage import volume
+from secex_firstboot.storage.copy import copy_backwards
 from secex_firstboot.storage.cryptsetup import DATA_OFFSET
 from secex_firstboot.storage.integrity import SUPERBLOCK_BYTES, Layout
 from secex_firstboot.storage.volume import JOURNAL_SIZE, TAIL_SIZE, Secrets
@@ -136,3 +138,9 @@ def test_an_empty_range_opens_nothing(tmp_path, size):
 
 def test_closing_a_volume_that_is_not_open_does_nothing():
     volume.close("no-such-volume")
+
+
+@SECTORS
+def test_a_chunk_of_the_copy_fits_between_two_records(sector_size: int) -> None:
+    chunk = inspect.signature(copy_backwards).parameters["chunk"].default
+    assert 0 < chunk <= layout(sector_size).backward_window

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from secex_firstboot import paths
 from secex_firstboot.errors import Refusal
 from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, ready
 from secex_firstboot.storage import devicemapper, disk, filesystem, verity
@@ -60,6 +59,3 @@ def close(volume: str) -> None:
 
 def device(volume: str) -> Path:
     return devicemapper.MAPPER / mapping(volume)
-
-
-__all__ = ["ARGUMENTS", "Verity", "close", "device", "mapping", "paths", "root_hash"]

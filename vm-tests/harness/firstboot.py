@@ -244,6 +244,6 @@ def differences(
 
 def _owner(path: str) -> str:
     for owner, prefixes in _OWNERS.items():
-        if any(path.startswith(prefix) for prefix in prefixes):
+        if any(path == prefix or path.startswith((f"{prefix}/", f"{prefix}-")) for prefix in prefixes):
             return owner
     return "unexplained"
