@@ -6,7 +6,6 @@ genprotimg(1), before s390-tools 2.36 a program of its own, takes the same optio
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from secex_firstboot import process
 from secex_firstboot.errors import FirstbootError, Refusal
+from secex_firstboot.files import open_private, sync
 from secex_firstboot.sdboot import image, initramfs
 
 BUILT_IN = "built-in"
@@ -55,7 +55,7 @@ def create(
             _run(tool, unfinished, kernel, ramdisk, command_line, host_key_documents, scratch)
         else:
             boot_loaders = find_boot_loaders()
-            with initramfs.open_private(unfinished) as file:
+            with open_private(unfinished) as file:
                 image.build(
                     file,
                     kernel=kernel,
@@ -66,7 +66,7 @@ def create(
                     progress=progress,
                 )
         unfinished.chmod(0o600)
-        _sync(unfinished)
+        sync(unfinished)
         unfinished.replace(output)
     except OSError as error:
         raise FirstbootError(
@@ -75,7 +75,7 @@ def create(
         ) from error
     finally:
         unfinished.unlink(missing_ok=True)
-    _sync(output.parent)
+    sync(output.parent)
     return tool[0] if tool else BUILT_IN
 
 
@@ -129,7 +129,7 @@ def _run(
     """Let pvimg or genprotimg make ``output``, which must not exist yet."""
     with tempfile.TemporaryDirectory(dir=scratch, prefix="sdboot-") as private:  # mode 0700
         parameters = Path(private, "parmfile")
-        with initramfs.open_private(parameters) as file:
+        with open_private(parameters) as file:
             file.write(command_line.encode())
         arguments: list[str | Path] = ["-o", output, "-i", kernel, "-p", parameters]
         if ramdisk:
@@ -150,16 +150,7 @@ def _one_file(ramdisk: Sequence[Path], directory: Path) -> Path:
             "give the guest more memory",
         )
     whole = directory / "ramdisk"
-    with initramfs.open_private(whole) as file:
+    with open_private(whole) as file:
         for piece in initramfs.joined(ramdisk):
             file.write(piece)
     return whole
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a directory, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

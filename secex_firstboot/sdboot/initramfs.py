@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from secex_firstboot.errors import FirstbootError
+from secex_firstboot.files import open_private
 
 _CHUNK = 1 << 20
 _ALIGNMENT = 4
@@ -78,12 +79,6 @@ def joined_size(parts: Sequence[Path]) -> int:
     for part in parts:
         size += -size % _ALIGNMENT + part.stat().st_size
     return size
-
-
-def open_private(path: Path) -> BinaryIO:
-    """A new file for writing that nobody but its owner can ever open; replaces what was there."""
-    path.unlink(missing_ok=True)
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb")
 
 
 def _with_parents(entries: Mapping[str, Entry]) -> dict[str, Entry]:
