@@ -16,6 +16,9 @@ from secex_firstboot.storage import disk, filesystem
 
 _VOLUMES = ("boot", "root")
 _CRYPTTAB = Path("/etc/crypttab")
+# Opened in the initramfs, and kept open in the system; without a time limit for the disk to appear, as dracut
+# has none for the root device.
+_OPTIONS = "x-initrd.attach,x-systemd.device-timeout=0"
 
 
 class Seal(Step):
@@ -57,6 +60,6 @@ def system_files() -> dict[Path, bytes]:
         secrets = volume_secrets(name)
         key, header = paths.LUKS_KEYS / name, paths.LUKS_KEYS / f"{name}.header"
         files[key], files[header] = secrets.key.read_bytes(), secrets.header.read_bytes()
-        line = f"{name} PARTUUID={partitions[name].uuid} {key} luks,header={header},x-initrd.attach\n"
+        line = f"{name} PARTUUID={partitions[name].uuid} {key} luks,header={header},{_OPTIONS}\n"
         files[_CRYPTTAB] += line.encode()
     return files

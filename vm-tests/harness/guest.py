@@ -305,7 +305,8 @@ class Guest:
 
     def _command(self, directory: Path, memory_fd: int) -> list[str]:
         return [
-            QEMU, "-nodefaults", "-no-user-config", "-display", "none",
+            # QEMU ends with the test, however that ends.
+            "setpriv", "--pdeathsig=KILL", QEMU, "-nodefaults", "-no-user-config", "-display", "none",
             "-machine", "s390-ccw-virtio,accel=tcg,memory-backend=ram",
             # QEMU 7.2 gets vector instructions wrong that Linux uses for TCP checksums and for chacha.
             "-cpu", "max",
