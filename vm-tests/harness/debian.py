@@ -58,13 +58,18 @@ omit_dracutmodules+=" systemd-creds systemd-hostnamed systemd-pcrphase systemd-p
 omit_dracutmodules+=" systemd-pstore systemd-repart systemd-sysext systemd-timedated systemd-timesyncd "
 omit_dracutmodules+=" virtfs virtiofs watchdog watchdog-modules zipl "
 """
-_NETWORK = "[Match]\nKind=!*\nType=!loopback\n\n[Network]\nDHCP=yes\n"
-# Debian's Ignition labels what it writes for SELinux, and insists on a policy; this one has no labels.
-_SELINUX = {
+_FILES = {
+    "etc/apt/sources.list": "",
+    "etc/fstab": "/dev/mapper/root / xfs defaults 0 0\n/dev/mapper/boot /boot ext4 defaults 0 2\n",
+    "etc/machine-id": "",
+    "etc/systemd/network/50-dhcp.network": "[Match]\nKind=!*\nType=!loopback\n\n[Network]\nDHCP=yes\n",
+    # Where Ignition puts a user's keys, and where sshd looks by itself.
+    "etc/ssh/sshd_config.d/50-ignition.conf": "AuthorizedKeysFile .ssh/authorized_keys.d/ignition "
+    ".ssh/authorized_keys\n",
+    # Debian's Ignition labels what it writes for SELinux, and insists on a policy; this one has no labels.
     "etc/selinux/config": "SELINUX=disabled\nSELINUXTYPE=none\n",
     "etc/selinux/none/contexts/files/file_contexts": "/.* <<none>>\n",
 }
-_FSTAB = "/dev/mapper/root / xfs defaults 0 0\n/dev/mapper/boot /boot ext4 defaults 0 2\n"
 
 
 def build() -> Path:
@@ -77,9 +82,7 @@ def _distribution() -> Path:
 
 
 def _distribution_key() -> str:
-    return "\n".join(
-        [SUITE, BOOT_LOADER_SUITE, *PACKAGES, *EXCLUDED, _FSTAB, _NETWORK, *_SELINUX.values(), "1"]
-    )
+    return "\n".join([SUITE, BOOT_LOADER_SUITE, *PACKAGES, *EXCLUDED, *_FILES, *_FILES.values()])
 
 
 def _agent_key() -> str:
@@ -143,13 +146,9 @@ def _build_distribution(tree: Path) -> None:
         ],
         check=True,
     )
-    (tree / "etc/apt/sources.list").write_text("")
-    (tree / "etc/fstab").write_text(_FSTAB)
-    (tree / "etc/machine-id").write_text("")
-    for name, content in _SELINUX.items():
+    for name, content in _FILES.items():
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_text(content)
-    (tree / "etc/systemd/network/50-dhcp.network").write_text(_NETWORK)
     subprocess.run(["chroot", tree, "systemctl", "-q", "enable", "systemd-networkd"], check=True)
 
 
