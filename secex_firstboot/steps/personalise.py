@@ -44,28 +44,29 @@ class Personalise(Step):
         shutil.rmtree(paths.STATE / "volumes", ignore_errors=True)
         plan = _plan(context, record_key=secrets.token_hex(32))
         found = disk.find_disk()
-        with (
-            filesystem.mounted(
-                verity_step.device("boot"), paths.BOOT_MOUNT, type=plan.boot.file_system, read_only=True
-            ) as boot,
-            filesystem.mounted(found.partitions["se"].device, paths.SE_MOUNT, type="ext4") as se,
-        ):
+        boot_type, se_device = plan.boot.file_system, found.partitions["se"].device
+        boot_device = verity_step.device("boot")
+        with filesystem.mounted(boot_device, paths.BOOT_MOUNT, type=boot_type, read_only=True) as boot:
             entry = boot_entry.find(boot)
-            _check_room(se, entry)
-            _prepare_volumes(context, plan, found)
-            write_private(paths.PLAN, plan.model_dump_json().encode())
-            record.remove(se)
-            build_sdboot(
-                context,
-                entry,
-                se,
-                command_line=f"{system_command_line(entry.options)} {paths.CMDLINE_FIRSTBOOT}",
-                overlay=_state_files(),
-            )
-            boot_record.install(se, found)
+            with filesystem.mounted(se_device, paths.SE_MOUNT, type="ext4") as se:
+                _check_room(se, entry)
+                self._commit(context, plan, entry, se, found)
         write_private(paths.COMMITTED, b"")
         for name in verity_step.ARGUMENTS:
             verity_step.close(name)
+
+    def _commit(self, context: Context, plan: Plan, entry: BootEntry, se: Path, found: disk.Disk) -> None:
+        _prepare_volumes(context, plan, found)
+        write_private(paths.PLAN, plan.model_dump_json().encode())
+        record.remove(se)
+        build_sdboot(
+            context,
+            entry,
+            se,
+            command_line=f"{system_command_line(entry.options)} {paths.CMDLINE_FIRSTBOOT}",
+            overlay=_state_files(),
+        )
+        boot_record.install(se, found)
 
 
 def devices_open() -> list[bool]:
