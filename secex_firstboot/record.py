@@ -27,7 +27,8 @@ class Progress(StrEnum):
     SAVED = "saved"  # the head of the source (and its hash tree) also lies at the end of the disk
     PLACED = "placed"  # header, superblock and journal of the target are written; copying may have begun
     COPIED = "copied"
-    FINISHED = "finished"  # tail and headroom zeroed, file system grown
+    ZEROED = "zeroed"  # tail and headroom; never again, since the file system grows into them now
+    FINISHED = "finished"
 
 
 class VolumeRecord(BaseModel):

@@ -521,10 +521,11 @@ def test_what_the_target_would_overwrite_is_saved_at_the_end_of_the_disk(devices
 @pytest.mark.parametrize(
     ("progress", "left"),
     [
-        (Progress.UNTOUCHED, ["save", "place", "copy", "finish"]),
-        (Progress.SAVED, ["place", "copy", "finish"]),
-        (Progress.PLACED, ["copy", "finish"]),
-        (Progress.COPIED, ["finish"]),
+        (Progress.UNTOUCHED, ["save", "place", "copy", "zero", "grow"]),
+        (Progress.SAVED, ["place", "copy", "zero", "grow"]),
+        (Progress.PLACED, ["copy", "zero", "grow"]),
+        (Progress.COPIED, ["zero", "grow"]),
+        (Progress.ZEROED, ["grow"]),
         (Progress.FINISHED, []),
     ],
 )
@@ -536,7 +537,7 @@ def test_encrypting_goes_on_with_the_part_after_the_recorded_one(devices, monkey
     def part_that_records(name: str, reached: Progress) -> Callable[[], None]:
         return lambda: (done.append(name), run._record(reached))[1]
 
-    for name, reached in zip(("save", "place", "copy", "finish"), list(Progress)[1:], strict=True):
+    for name, reached in zip(("save", "place", "copy", "zero", "grow"), list(Progress)[1:], strict=True):
         monkeypatch.setattr(run, name, part_that_records(name, reached))
     monkeypatch.setattr(
         encrypt.volume,
@@ -622,7 +623,7 @@ def test_the_provisioned_system_gets_keys_detached_headers_and_crypttab(machine,
             name,
             f"PARTUUID=00000000-0000-4000-8000-00000000000{number}",
             f"/etc/luks/{name}",
-            f"luks,header=/etc/luks/{name}.header,x-initrd.attach",
+            f"luks,header=/etc/luks/{name}.header,x-initrd.attach,x-systemd.device-timeout=0",
         ]
         for name, number in (("boot", 3), ("root", 4))
     ]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from secex_firstboot import paths, record
+from secex_firstboot.files import sync
 from secex_firstboot.plan import MIB, Plan, Volume
 from secex_firstboot.record import Progress, Record
 from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, ready, waiting
@@ -87,12 +88,12 @@ class Encryption:
             Progress.UNTOUCHED: self.save,
             Progress.SAVED: self.place,
             Progress.PLACED: self.copy,
-            Progress.COPIED: self.finish,
+            Progress.COPIED: self.zero,
+            Progress.ZEROED: self.grow,
         }
         while (progress := self.record.of(self.volume.name).progress) in parts:
             parts[progress]()
-        if not devicemapper.exists(self.volume.name):
-            volume.open_volume(self.secrets, self.partition, self.volume.name)
+        self._opened()
 
     def save(self) -> None:
         """Copy the head of the source, and a hash tree that the target will reach, to the end of the disk."""
@@ -130,9 +131,9 @@ class Encryption:
             )
         self._record(Progress.COPIED)
 
-    def finish(self) -> None:
-        """Zero the tail and the headroom through the volume, then let the file system grow into it."""
-        device = volume.open_volume(self.secrets, self.partition, self.volume.name)
+    def zero(self) -> None:
+        """Write zeros through the volume to its tail, and to what the file system will grow into."""
+        device = self._opened()
         size = _device_size(device)
         grown = self._grown_size(size)
         tail = max(self.volume.source_size, size - volume.TAIL_SIZE)
@@ -145,10 +146,23 @@ class Encryption:
                     f"prepare room on {self.volume.name}", zeroed, total
                 ),
             )
+        sync(device)
+        self._record(Progress.ZEROED)
+
+    def grow(self) -> None:
+        device = self._opened()
+        grown = self._grown_size(_device_size(device))
         file_system = filesystem.identify(device, self.volume.name)
         if file_system.size < grown:
             filesystem.grow(device, file_system, grown, paths.BOOT_MOUNT)
+        sync(device)
         self._record(Progress.FINISHED)
+
+    def _opened(self) -> Path:
+        """The volume under its final name, with its journal."""
+        if not devicemapper.exists(self.volume.name):
+            volume.open_volume(self.secrets, self.partition, self.volume.name)
+        return devicemapper.MAPPER / self.volume.name
 
     def _grown_size(self, volume_size: int) -> int:
         """Root's size with headroom; boot stays as it is."""

@@ -54,7 +54,7 @@ def run(script: Path, *, disks: Sequence[Disk] = (), log: Path, memory_mib: int 
             kernel, initrd, "console=ttysclp0 quiet rd.systemd.unit=secex-test-script.service root=none"
         )
         with Guest(disks=disks, direct=direct, memory_mib=memory_mib, console_log=log) as guest:
-            result = guest.wait_for(r"RESULT (\{.*\})\r?\n", 900)[1]
+            result = guest.wait_for(r"RESULT (\{.*\})\r?\n", 1500)[1]
             guest.wait(120)
     answer = json.loads(result)
     assert isinstance(answer, dict)

@@ -1,0 +1,395 @@
+"""The checks of test_storage.py, inside a guest: what is under ``secex_firstboot.storage``, on real devices.
+
+Disks: serial ``facts`` (JSON: the names of the others, their root hashes and digests, padded with zeros),
+``scratch`` (empty), and SE-ready ones, which lose what they had. The result has an answer under each name, or
+a text that begins with "failed" where a check raised.
+"""
+
+import errno
+import hashlib
+import json
+import mmap
+import os
+import subprocess
+import time
+import traceback
+from contextlib import contextmanager
+from pathlib import Path
+
+from secex_firstboot import paths, plan
+from secex_firstboot.errors import FirstbootError
+from secex_firstboot.files import write_private
+from secex_firstboot.plan import Source
+from secex_firstboot.record import Progress
+from secex_firstboot.step import Context
+from secex_firstboot.steps import encrypt, partition
+from secex_firstboot.steps.personalise import volume_secrets
+from secex_firstboot.storage import cryptsetup, devicemapper, disk, filesystem, verity, volume
+from secex_firstboot.storage.cryptsetup import CryptSetup
+from secex_firstboot.storage.devicemapper import Piece
+
+MIB = 1 << 20
+BLOCK = 4096
+SCRATCH = Path("/run/scratch")
+CHUNK = 4 * MIB  # copy_backwards' own
+STARTED = time.monotonic()
+RESULT = {}
+
+
+@contextmanager
+def checks(group):
+    """``answer(name, function, ...)`` notes what the function returns, or how it failed."""
+    answers = RESULT.setdefault(group, {})
+
+    def answer(name, function, *arguments):
+        print(f"[{time.monotonic() - STARTED:6.1f}] {group}: {name}", flush=True)
+        try:
+            answers[name] = function(*arguments)
+        except Exception as error:
+            traceback.print_exc()
+            answers[name] = f"failed: {type(error).__name__}: {error}"
+        print(f"    {answers[name]}", flush=True)
+
+    yield answer
+
+
+# --- devices ---
+
+
+def size_of(device):
+    with device.open("rb", buffering=0) as stream:
+        return stream.seek(0, os.SEEK_END)
+
+
+def read(device, offset, size=BLOCK):
+    """What lies on the device, past the page cache."""
+    return b"".join(bytes(part) for part in parts(device, offset, size))
+
+
+def parts(device, offset, size):
+    descriptor = os.open(device, os.O_RDONLY | os.O_DIRECT)
+    try:
+        buffer = mmap.mmap(-1, MIB)
+        while size:
+            count = os.preadv(descriptor, [memoryview(buffer)[: min(size, MIB)]], offset)
+            assert count, f"{device} ends at {offset}"
+            yield memoryview(buffer)[:count]
+            offset, size = offset + count, size - count
+    finally:
+        os.close(descriptor)
+
+
+def write(device, offset, content):
+    descriptor = os.open(device, os.O_WRONLY | os.O_DIRECT)
+    try:
+        for at in range(0, len(content), MIB):
+            piece = content[at : at + MIB]
+            buffer = mmap.mmap(-1, len(piece))
+            buffer.write(piece)
+            assert os.pwritev(descriptor, [buffer], offset + at) == len(piece)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def digest(device, size):
+    found = hashlib.sha256()
+    for part in parts(device, 0, size):
+        found.update(part)
+    return found.hexdigest()
+
+
+def read_error(device, offset, size=BLOCK):
+    """The error's name (EILSEQ …), or None if the bytes can be read."""
+    try:
+        read(device, offset, size)
+    except OSError as error:
+        return errno.errorcode[error.errno]
+    return None
+
+
+def flip_bit(device, address):
+    start = address // BLOCK * BLOCK
+    content = bytearray(read(device, start))
+    content[address - start] ^= 1
+    write(device, start, bytes(content))
+
+
+@contextmanager
+def flipped_bit(device, address):
+    flip_bit(device, address)
+    try:
+        yield
+    finally:
+        flip_bit(device, address)
+
+
+def mappings():
+    return sorted(path.name for path in devicemapper.MAPPER.iterdir() if path.name != "control")
+
+
+@contextmanager
+def opened_with_journal(secrets, device, name):
+    try:
+        yield volume.open_volume(secrets, device, name)
+    finally:
+        volume.close(name)
+
+
+# --- one volume, made elsewhere and placed on a disk ---
+
+
+def check_volume(device, sector_size):
+    secrets = volume.Secrets.below(SCRATCH / f"volume{sector_size}")
+    contents = {0: os.urandom(MIB), 20 * MIB: os.urandom(MIB)}
+    flipped, never_written = 100 * sector_size, 40 * MIB
+
+    def prepare():
+        volume.prepare(
+            secrets, label="check", device_size=size_of(device), sector_size=sector_size, scratch=SCRATCH
+        )
+        volume.place(secrets, device)
+        with CryptSetup(device, header=secrets.header) as handle:
+            return handle.load_luks2().sector_size
+
+    def write_without_journal():
+        with volume.opened(secrets, device, "check") as opened:
+            write(opened, 0, contents[0])
+
+    def read_with_journal():
+        with opened_with_journal(secrets, device, "check") as opened:
+            write(opened, 20 * MIB, contents[20 * MIB])
+            return is_there(opened, 0)
+
+    def read_without_header():
+        write(device, 0, bytes(cryptsetup.DATA_OFFSET))
+        with volume.opened(secrets, device, "check") as opened:
+            return all(is_there(opened, offset) for offset in contents)
+
+    def is_there(opened, offset):
+        return read(opened, offset, MIB) == contents[offset]
+
+    def errors():
+        address = volume._layout(sector_size).data_address(flipped) + 7
+        with flipped_bit(device, address), volume.opened(secrets, device, "check") as opened:
+            offsets = [*(flipped + step * sector_size for step in (-1, 0, 1)), never_written]
+            return [read_error(opened, offset, sector_size) for offset in offsets]
+
+    def open_with_wrong_key():
+        with CryptSetup(device, header=secrets.header) as handle:
+            handle.load_luks2()
+            try:
+                handle.activate("check", os.urandom(volume.KEY_SIZE))
+            except FirstbootError as error:
+                return [str(error), mappings()]
+        volume.close("check")
+        return "opened"
+
+    with checks(f"volume {sector_size}") as answer:
+        answer("sector size", prepare)
+        answer("written without journal", write_without_journal)
+        answer("read with journal", read_with_journal)
+        answer("read without header on disk", read_without_header)
+        answer("read errors", errors)
+        answer("wrong key", open_with_wrong_key)
+        answer("room", check_room, device, sector_size)
+
+
+def check_room(device, sector_size):
+    """Source size -> bytes of the volume beyond source and tail, on the least device for it."""
+    rooms = {}
+    for size in (16 * MIB - volume.TAIL_SIZE, 16 * MIB - volume.TAIL_SIZE + BLOCK):
+        needed = volume.required_device_size(size, sector_size)
+        secrets = volume.Secrets.below(SCRATCH / "room")
+        volume.prepare(secrets, label="check", device_size=needed, sector_size=sector_size, scratch=SCRATCH)
+        below = devicemapper.create_linear("below", [Piece(device, 0, needed)])
+        try:
+            volume.place(secrets, below)
+            with volume.opened(secrets, below, "check") as opened:
+                rooms[size] = size_of(opened) - size - volume.TAIL_SIZE
+        finally:
+            devicemapper.remove("below")
+    return rooms
+
+
+# --- an SE-ready disk, as the steps encrypt it ---
+
+
+class Cut(Exception):
+    """The power is cut."""
+
+
+class CutEncryption(encrypt.Encryption):
+    """Fails at the first time each of ``cuts`` is to be recorded: done, but no later start knows of it."""
+
+    def __init__(self, *arguments, cuts, digests):
+        super().__init__(*arguments)
+        self.cuts, self.digests = cuts, digests
+
+    def _record(self, progress, copied_from=None):
+        if (progress, copied_from) in self.cuts:
+            self.cuts.remove((progress, copied_from))
+            raise Cut
+        super()._record(progress, copied_from)
+
+    def zero(self):
+        if not self.digests:
+            with opened_with_journal(self.secrets, self.partition, "check") as opened:
+                self.digests.append(digest(opened, self.volume.source_size))
+        super().zero()
+
+
+@contextmanager
+def partitions_of(device):
+    """Only one disk with the partitions of an SE-ready image at a time; the others' are hidden."""
+    subprocess.run(["partx", "--add", device], check=True, capture_output=True)
+    subprocess.run(["udevadm", "settle"], check=True)
+    try:
+        yield disk.find_disk()
+    finally:
+        subprocess.run(["partx", "--delete", device], check=True, capture_output=True)
+        subprocess.run(["udevadm", "settle"], check=True)
+
+
+def lay_out(found, root_hashes, headroom):
+    """What verity and personalise do: look through dm-verity, plan, make keys and headers."""
+    sources = []
+    for name in ("boot", "root"):
+        data, tree = found.partitions[name].device, found.partitions[f"{name}hash"].device
+        verified = verity.open_verified(data, tree, "check", root_hashes[name])
+        file_system = filesystem.identify(verified, name)
+        verity.close("check")
+        sources.append(Source(root_hash=root_hashes[name], size=verity.data_size(data, tree),
+                              file_system=file_system))  # fmt: skip
+    made = plan.lay_out(found, *sources, headroom, "5e" * 32)
+    write_private(paths.PLAN, made.model_dump_json().encode())
+    write_private(paths.COMMITTED, b"")
+    sizes = {"boot": found.partitions["boot"].size, "root": made.root_partition_size}
+    for each in made.volumes:
+        volume.prepare(volume_secrets(each.name), label=each.label, device_size=sizes[each.name],
+                       sector_size=each.sector_size, scratch=SCRATCH)  # fmt: skip
+    return made
+
+
+def run_encryption(made, name, cuts, digests):
+    """Run it to its end, started again after each cut."""
+    chosen = made.boot if name == "boot" else made.root
+    se = disk.find_disk().partitions["se"].device
+    while True:
+        with filesystem.mounted(se, paths.SE_MOUNT, type="ext4") as where:
+            try:
+                CutEncryption(Context(""), made, chosen, where, cuts=cuts, digests=digests).run()
+                return
+            except Cut:
+                print(f"{name} was cut; left: {cuts}", flush=True)
+
+
+def check_se_disk(serial, facts, headroom):
+    with partitions_of(disk.find_by_serial(serial)) as found, checks(serial) as answer:
+        answer("wrong root hash", open_with_wrong_hash, found, facts["root hashes"]["root"])
+        made = lay_out(found, facts["root hashes"], headroom)
+        partition.Partition().perform(Context(""))
+        cuts = cuts_of(made.root) if facts["interrupted"] else [(Progress.FINISHED, None)]
+        answer("sector sizes", lambda: [each.sector_size for each in made.volumes])
+        if facts["interrupted"]:
+            answer("bad source", encrypt_bad_source, made, cuts)
+        for name in facts["encrypted"]:
+            answer(f"content of {name}", encrypt_volume, made, name, cuts if name == "root" else [])
+            answer(f"file system of {name}", check_file_system, name)
+        answer("growth of root", lambda: identify("root").size - made.root.file_system_size)
+        answer("read errors", read_errors_of_root, made)
+        for name in facts["encrypted"]:
+            volume.close(name)
+
+
+def identify(name):
+    return filesystem.identify(devicemapper.MAPPER / name, name)
+
+
+def open_with_wrong_hash(found, root_hash):
+    """[refusal, mappings left, the right one opens]"""
+    data, tree = (found.partitions[name].device for name in ("root", "roothash"))
+    wrong = root_hash[:-1] + ("0" if root_hash[-1] != "0" else "1")
+    try:
+        verity.open_verified(data, tree, "check", wrong)
+        refusal = ""
+    except FirstbootError as error:
+        refusal = str(error)
+    left = mappings()
+    right = verity.open_verified(data, tree, "check", root_hash)
+    answer = [refusal, left, read_error(right, 0)]
+    verity.close("check")
+    return answer
+
+
+def encrypt_bad_source(made, cuts):
+    """[refusal, the flipped byte, mappings left]"""
+    at = made.root.source_size * 5 // 8 + 5
+    assert at > made.root.saved_head.size  # so it is read where it always was
+    refusal = ""
+    with flipped_bit(disk.find_disk().partitions["root"].device, at):
+        try:
+            run_encryption(made, "root", cuts, [])
+        except FirstbootError as error:
+            refusal = str(error)
+    return [refusal, at, mappings()]
+
+
+def cuts_of(chosen):
+    """Before the flipped bit: while saving, placing, and copying; afterwards: at the end of the copy, and
+    when the file system has grown."""
+    return [
+        (Progress.SAVED, None),
+        (Progress.PLACED, chosen.source_size),
+        (Progress.PLACED, chosen.source_size - 3 * CHUNK),
+        (Progress.COPIED, None),
+        (Progress.FINISHED, None),
+    ]
+
+
+def encrypt_volume(made, name, cuts):
+    """[digest of what was copied, cuts that never happened]"""
+    seen = []
+    run_encryption(made, name, cuts, seen)
+    return [*seen, [str(cut) for cut in cuts]]
+
+
+def check_file_system(name):
+    device = devicemapper.MAPPER / name
+    tool = {"ext4": ["e2fsck", "-fn"], "xfs": ["xfs_repair", "-n"]}[identify(name).type]
+    try:
+        done = subprocess.run([*tool, device], capture_output=True, text=True)
+    except FileNotFoundError:
+        return f"skipped: no {tool[0]} in this initramfs"
+    return [tool[0], done.returncode, (done.stdout + done.stderr)[-400:] if done.returncode else ""]
+
+
+def read_errors_of_root(made):
+    """At both ends, and between headroom and tail: never written, so a thin disk stays thin."""
+    device = devicemapper.MAPPER / "root"
+    end = size_of(device)
+    start = max(made.root.source_size, identify("root").size)
+    middle = (start + end - volume.TAIL_SIZE) // 2 // BLOCK * BLOCK
+    return [read_error(device, at) for at in (0, middle, end - BLOCK)]
+
+
+def main():
+    SCRATCH.mkdir(mode=0o700)
+    with disk.find_by_serial("facts").open("rb") as stream:
+        facts = json.loads(stream.read().rstrip(b"\0"))
+    scratch = disk.find_by_serial("scratch")
+    for serial in facts["disks"]:
+        subprocess.run(["partx", "--delete", disk.find_by_serial(serial)], check=True, capture_output=True)
+    for sector_size in (4096, 512):
+        check_volume(scratch, sector_size)
+    for serial, of in facts["disks"].items():
+        try:
+            check_se_disk(serial, of, facts["headroom"])
+        except Exception:
+            traceback.print_exc()  # the answers that are missing fail their tests
+    RESULT["mappings left"] = mappings()
+    RESULT["seconds"] = round(time.monotonic() - STARTED)
+    print("RESULT " + json.dumps(RESULT), flush=True)
+
+
+main()

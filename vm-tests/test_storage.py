@@ -1,0 +1,201 @@
+"""What is under storage, and the encrypt steps, on real dm-crypt, dm-integrity and dm-verity in one guest.
+
+inside/storage.py makes the observations; here is what they have to be.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import debian, inside
+from harness.guest import Disk
+
+MIB = 1 << 20
+BOOT, ROOT, HEADROOM = 16 * MIB, 64 * MIB, 32 * MIB
+DISK = 320 * MIB
+SECTOR_SIZES = (4096, 512)
+# serial: options that make boot and root; the first disk has sectors of 4096 bytes, the second of 512.
+SE_DISKS = {
+    "xfs4096": (["mkfs.ext4", "-b", "4096"], ["mkfs.xfs", "-s", "size=4096"]),
+    "xfs512": (["mkfs.ext4", "-b", "1024"], ["mkfs.xfs", "-s", "size=512"]),
+    "ext4": (["mkfs.ext4", "-b", "4096"], ["mkfs.ext4", "-b", "4096"]),
+}
+PARTITIONS = {  # name: number, MiB from the start of the disk, MiB
+    "se": (1, 1, 8),
+    "boot": (3, 9, 64),
+    "root": (4, 73, ROOT // MIB),
+    "boothash": (5, 73 + ROOT // MIB, 2),
+    "roothash": (6, 75 + ROOT // MIB, 2),
+}
+# --unsupported: smaller than 300 MiB; the rest keeps the random content of unused blocks.
+QUIET = {"mkfs.ext4": ["-q", "-E", "nodiscard,lazy_itable_init=0"], "mkfs.xfs": ["-qfK", "--unsupported"]}
+# Of the three, one is cut at every kind of record and meets a flipped bit; the others only once they have
+# grown. Each open takes a guest seconds, so boot is encrypted once.
+INTERRUPTED = "xfs4096"
+ENCRYPTED = {INTERRUPTED: ["root"], "xfs512": ["boot", "root"], "ext4": ["root"]}
+VOLUMES = [(serial, name) for serial, names in ENCRYPTED.items() for name in names]
+
+Result = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    work = tmp_path_factory.mktemp("storage")
+    facts: dict[str, Any] = {
+        "headroom": HEADROOM,
+        "disks": {serial: make_se_disk(work, serial) for serial in SE_DISKS},
+    }
+    (work / "facts").write_text(json.dumps(facts).ljust(4096, "\0"))
+    make_sparse(work / "scratch", 192 * MIB)
+    disks = [Disk(work / serial, serial, format="raw") for serial in ("facts", "scratch", *SE_DISKS)]
+    output = debian.REPOSITORY / "build" / "storage"
+    output.mkdir(parents=True, exist_ok=True)
+    script = debian.REPOSITORY / "vm-tests/inside/storage.py"
+    return inside.run(script, disks=disks, log=output / "console.log") | {"facts": facts}
+
+
+def make_sparse(path: Path, size: int) -> None:
+    with path.open("wb") as stream:
+        stream.truncate(size)
+
+
+def make_se_disk(work: Path, serial: str) -> dict[str, Any]:
+    """A disk as the agent finds it, but for what boots; its root hashes, and digests of its volumes."""
+    path = work / serial
+    make_sparse(path, DISK)
+    lines = [
+        f"{number} : start={start}MiB, size={size}MiB, name={name}"
+        for name, (number, start, size) in PARTITIONS.items()
+    ]
+    script = "\n".join(["label: gpt", *lines])
+    subprocess.run(["sfdisk", "--quiet", path], input=script, text=True, check=True)
+    make_sparse(work / "se", PARTITIONS["se"][2] * MIB)
+    subprocess.run(["mkfs.ext4", "-q", work / "se"], check=True)
+    put(work / "se", path, "se")
+    hashes, digests = {}, {}
+    for name, size, command in zip(("boot", "root"), (BOOT, ROOT), SE_DISKS[serial], strict=True):
+        source, tree = work / name, work / f"{name}hash"
+        source.write_bytes(os.urandom(size))
+        subprocess.run([command[0], *QUIET[command[0]], *command[1:], source], check=True)
+        tree.unlink(missing_ok=True)
+        made = subprocess.run(
+            ["veritysetup", "format", source, tree], check=True, capture_output=True, text=True
+        )
+        hashes[name] = made.stdout.split("Root hash:")[1].split()[0]
+        digests[name] = hashlib.sha256(source.read_bytes()).hexdigest()
+        put(source, path, name)
+        put(tree, path, tree.name)
+    return {
+        "root hashes": hashes,
+        "digests": digests,
+        "encrypted": ENCRYPTED[serial],
+        "interrupted": serial == INTERRUPTED,
+    }
+
+
+def put(content: Path, disk: Path, name: str) -> None:
+    with disk.open("r+b") as stream:
+        stream.seek(PARTITIONS[name][1] * MIB)
+        stream.write(content.read_bytes())
+
+
+# --- a volume made elsewhere and then placed on the disk ---
+
+
+@pytest.fixture(params=SECTOR_SIZES, ids=lambda size: f"{size}-byte-sectors")
+def volume(result: Result, request: pytest.FixtureRequest) -> Result:
+    found = result[f"volume {request.param}"]
+    assert isinstance(found, dict)
+    assert found["sector size"] == request.param
+    return found
+
+
+@pytest.mark.parametrize("how", ["with journal", "without header on disk"])
+def test_a_placed_volume_gives_back_what_was_written(volume: Result, how: str) -> None:
+    assert volume["written without journal"] is None
+    assert volume[f"read {how}"] is True
+
+
+def test_a_flipped_bit_on_the_disk_is_an_io_error_in_its_sector_alone(volume: Result) -> None:
+    assert volume["read errors"][:3] == [None, "EILSEQ", None]
+
+
+def test_a_sector_that_was_never_written_is_an_io_error(volume: Result) -> None:
+    assert volume["read errors"][3] == "EILSEQ"
+
+
+def test_a_wrong_key_opens_nothing(volume: Result) -> None:
+    refusal, mappings = volume["wrong key"]
+    assert "the key opens no keyslot" in refusal
+    assert mappings == []
+
+
+def test_the_least_device_has_room_for_source_and_tail_and_little_more(volume: Result) -> None:
+    assert len(volume["room"]) == 2
+    assert all(0 <= room < 4096 for room in volume["room"].values()), volume["room"]
+
+
+# --- an SE-ready disk, encrypted in place ---
+
+
+@pytest.fixture(params=SE_DISKS)
+def se_disk(result: Result, request: pytest.FixtureRequest) -> Result:
+    found = result[request.param]
+    assert isinstance(found, dict)
+    return found
+
+
+def test_the_sector_size_is_what_the_file_systems_allow(result: Result) -> None:
+    assert result["xfs4096"]["sector sizes"] == [4096, 4096]
+    assert result["xfs512"]["sector sizes"] == [512, 512]
+    assert result["ext4"]["sector sizes"] == [4096, 4096]
+
+
+def test_a_wrong_root_hash_is_refused_and_leaves_nothing_open(se_disk: Result) -> None:
+    refusal, mappings, error_with_the_right_one = se_disk["wrong root hash"]
+    assert "does not match the root hash" in refusal
+    assert mappings == []
+    assert error_with_the_right_one is None
+
+
+def test_a_flipped_bit_in_the_source_stops_the_copy_and_leaves_nothing_open(result: Result) -> None:
+    refusal, flipped, mappings = result[INTERRUPTED]["bad source"]
+    assert refusal.startswith("cannot read byte ")
+    assert flipped - 4 * MIB < int(refusal.split()[3]) <= flipped
+    assert mappings == []
+
+
+@pytest.mark.parametrize(("serial", "name"), VOLUMES)
+def test_the_content_is_the_same_after_encryption_that_was_cut_again_and_again(
+    result: Result, serial: str, name: str
+) -> None:
+    digest, cuts_that_never_came = result[serial][f"content of {name}"]
+    assert digest == result["facts"]["disks"][serial]["digests"][name]
+    assert cuts_that_never_came == []
+
+
+@pytest.mark.parametrize(("serial", "name"), VOLUMES)
+def test_the_file_system_is_clean_afterwards(result: Result, serial: str, name: str) -> None:
+    answer = result[serial][f"file system of {name}"]
+    if isinstance(answer, str) and answer.startswith("skipped: "):
+        pytest.skip(answer)
+    tool, code, output = answer
+    assert code == 0, f"{tool}: {output}"
+
+
+def test_root_grows_by_the_headroom(se_disk: Result) -> None:
+    assert se_disk["growth of root"] == HEADROOM
+
+
+def test_both_ends_of_the_volume_can_be_read_and_no_more_than_needed_is_written(se_disk: Result) -> None:
+    assert se_disk["read errors"] == [None, "EILSEQ", None]
+
+
+def test_nothing_stays_open(result: Result) -> None:
+    assert result["mappings left"] == []
