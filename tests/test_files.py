@@ -3,6 +3,7 @@ import resource
 import signal
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,15 +18,17 @@ def careless_umask() -> Iterator[None]:
     os.umask(before)
 
 
-@pytest.fixture
+@contextmanager
 def little_room() -> Iterator[None]:
-    """No file may grow beyond 100 bytes."""
+    """No file may grow beyond 100 bytes; no fixture, since pytest writes between the phases of a test."""
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, most))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def mode(path: Path) -> int:
@@ -61,14 +64,14 @@ def test_nothing_but_the_file_is_left(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["key"]
 
 
-def test_a_full_disk_leaves_the_old_content(tmp_path, request):
+def test_a_full_disk_leaves_the_old_content(tmp_path):
     path = tmp_path / "key"
     write_private(path, b"old")
-    request.getfixturevalue("little_room")
-    with pytest.raises(OSError, match="large"):
-        write_private(path, b"n" * 101)
-    assert path.read_bytes() == b"old"
-    write_private(path, b"n" * 100)
+    with little_room():
+        with pytest.raises(OSError, match="large"):
+            write_private(path, b"n" * 101)
+        assert path.read_bytes() == b"old"
+        write_private(path, b"n" * 100)
     assert path.read_bytes() == b"n" * 100
 
 
