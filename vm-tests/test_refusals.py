@@ -16,7 +16,7 @@ from harness.se_image import OPTIONS, Recipe
 
 MIB = 1 << 20
 RECIPE = Recipe()
-TIMEOUT = 300.0
+TIMEOUT = 900.0
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,6 @@ def test_the_image_does_not_start_on_a_host_it_was_not_built_for(images: Images,
     keys = [where.hosts["customer-1"].key]
     log = tmp_path / "console.log"
     with firstboot.start(where, None, disk=where.image, host_keys=keys, log=log) as guest:
-        assert guest.wait(60) == "refused"
+        assert guest.wait(300) == "refused"
         assert guest.refusal is not None
         assert (guest.refusal.rc, guest.refusal.rrc) == (0x0108, 0x0005)

@@ -19,8 +19,8 @@ from harness.se_image import Builder, Recipe
 from harness.site import Host
 
 MIB = 1 << 20
-FIRST_BOOT_TIMEOUT = 900.0  # seconds; bounds a hanging guest, measures nothing
-BOOT_TIMEOUT = 300.0
+FIRST_BOOT_TIMEOUT = 2400.0  # seconds; bounds a guest that hangs, measures nothing
+BOOT_TIMEOUT = 900.0
 FAILED = r"Emergency Shell|emergency\.service|emergency mode"
 
 
@@ -124,7 +124,7 @@ class System:
 
 def look(guest: Guest, identity: Path) -> System:
     def shell(command: str, user: str = "root") -> str:
-        done = guest.ssh(command, identity, timeout=120, user=user)
+        done = guest.ssh(command, identity, timeout=300, user=user)
         if done.returncode:
             raise AssertionError(f"{command!r} in the guest: {done.stderr}")
         return done.stdout.strip()

@@ -226,7 +226,7 @@ class Guest:
                 raise self._error(f"did not reboot {count} times within {timeout:g} s")
 
     def ssh(
-        self, command: str, identity: Path, *, timeout: float = 60, user: str = "root"
+        self, command: str, identity: Path, *, timeout: float = 300, user: str = "root"
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in the guest; tries again until ``timeout`` while there is no connection.
 
