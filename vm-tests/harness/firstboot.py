@@ -103,10 +103,9 @@ def start(
 
 
 def wait_for_system(guest: Guest, timeout: float) -> None:
-    """Wait for the login prompt; raises GuestError at once if the guest ends in the emergency shell."""
-    found = guest.wait_for(rf"login: |{FAILED}", timeout)
-    if "login" not in found[0]:
-        guest.wait_for("no such line: show the last ones", 5)
+    """Wait until the system is up; raises GuestError at once if the guest ends in the emergency shell."""
+    if "multi-user" not in guest.wait_for(rf"Reached target .*multi-user\.target|{FAILED}", timeout)[0]:
+        raise guest.error("ended in the emergency shell")
 
 
 @dataclass(frozen=True)

@@ -205,16 +205,16 @@ class Guest:
                     self._matched = found.end()
                     return found
                 if ended:
-                    raise self._error(f"ended ({ended}) without {pattern!r}") from self._failure
+                    raise self.error(f"ended ({ended}) without {pattern!r}") from self._failure
                 if not self._changed.wait(deadline - time.monotonic()) and time.monotonic() > deadline:
-                    raise self._error(f"did not print {pattern!r} within {timeout:g} s")
+                    raise self.error(f"did not print {pattern!r} within {timeout:g} s")
 
     def wait(self, timeout: float) -> str:
         """Wait until the guest ends and return how, see ``end``. Raises GuestError."""
         with self._changed:
             self._changed.wait_for(lambda: self._failure or self.end, timeout)
             if self._failure or not (end := self.end):
-                raise self._error(f"did not end within {timeout:g} s") from self._failure
+                raise self.error(f"did not end within {timeout:g} s") from self._failure
             self._drain_console()
             return end
 
@@ -223,7 +223,7 @@ class Guest:
         with self._changed:
             self._changed.wait_for(lambda: self._resets >= count or self.end, timeout)
             if self._resets < count:
-                raise self._error(f"did not reboot {count} times within {timeout:g} s")
+                raise self.error(f"did not reboot {count} times within {timeout:g} s")
 
     def ssh(
         self, command: str, identity: Path, *, timeout: float = 300, user: str = "root"
@@ -247,11 +247,11 @@ class Guest:
                     stdin=subprocess.DEVNULL, timeout=max(left, 1),
                 )  # fmt: skip
             except subprocess.TimeoutExpired:
-                raise self._error(f"did not finish {command!r} within {timeout:g} s") from None
+                raise self.error(f"did not finish {command!r} within {timeout:g} s") from None
             if done.returncode != 255:  # ssh's own failure
                 return done
             if self.end or left < _RETRY_INTERVAL:
-                raise self._error(f"ssh for {command!r} failed: {done.stderr.strip()}")
+                raise self.error(f"ssh for {command!r} failed: {done.stderr.strip()}")
             time.sleep(_RETRY_INTERVAL)
 
     def pause(self) -> None:
@@ -369,14 +369,14 @@ class Guest:
         deadline = time.monotonic() + _START_TIMEOUT
         while not path.exists():
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise self._error("did not start")
+                raise self.error("did not start")
             time.sleep(0.01)
         return path
 
     def _ssh_port(self) -> int:
         table = self.monitor.execute("human-monitor-command", **{"command-line": "info usernet"})
         if not (found := re.search(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)", table)):
-            raise self._error("has no network")
+            raise self.error("has no network")
         return int(found[1])
 
     def _stop_qemu(self) -> None:
@@ -449,7 +449,7 @@ class Guest:
         while self._console_reader.is_alive():
             self._changed.wait(0.1)
 
-    def _error(self, what: str) -> GuestError:
+    def error(self, what: str) -> GuestError:
         self._qemu_log.seek(0)
         words = [self._qemu_log.read(), *self._console.splitlines()[-_LAST_LINES:]]
         return GuestError("\n".join([f"the guest {what}; its last words:", *filter(None, words)]))
