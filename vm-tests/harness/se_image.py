@@ -59,11 +59,13 @@ class Builder:
         """
         sizes = self._file_system_sizes()
         self.regions = self._partition(sizes)
-        hashes = {
-            "boot": self._make_volume("boot", "ext4", sizes["boot"]),
-            "root": self._make_volume("root", self.recipe.root_file_system, sizes["root"]),
-        }
-        self._make_bootable(host_key_document, private_key, hashes)
+        # One at a time: losetup --find may give two processes the same device, and zipl needs the tree.
+        with debian.locked("image"):
+            hashes = {
+                "boot": self._make_volume("boot", "ext4", sizes["boot"]),
+                "root": self._make_volume("root", self.recipe.root_file_system, sizes["root"]),
+            }
+            self._make_bootable(host_key_document, private_key, hashes)
         subprocess.run(["qemu-img", "convert", "-O", "qcow2", self.raw, output], check=True)
         self.raw.unlink()
 
@@ -165,7 +167,7 @@ class Builder:
 
     def _zipl(self, se: Path) -> None:
         debian.register_binfmt()
-        with _attached(self.raw) as disk, debian.locked("chroot"), debian.in_chroot(self.tree):
+        with _attached(self.raw) as disk, debian.in_chroot(self.tree):
             target = self.tree / "mnt"
             subprocess.run(["mount", "--bind", se, target], check=True)
             try:
