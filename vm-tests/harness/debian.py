@@ -61,7 +61,8 @@ omit_dracutmodules+=" virtfs virtiofs watchdog watchdog-modules zipl "
 _FILES = {
     "etc/apt/sources.list": "",
     "etc/fstab": "/dev/mapper/root / xfs defaults 0 0\n/dev/mapper/boot /boot ext4 defaults 0 2\n",
-    "etc/machine-id": "",
+    # So that systemd takes the first start for what it is, and enables what Ignition's preset file says.
+    "etc/machine-id": "uninitialized\n",
     "etc/systemd/network/50-dhcp.network": "[Match]\nKind=!*\nType=!loopback\n\n[Network]\nDHCP=yes\n",
     # Where Ignition puts a user's keys, and where sshd looks by itself.
     "etc/ssh/sshd_config.d/50-ignition.conf": "AuthorizedKeysFile .ssh/authorized_keys.d/ignition "

@@ -129,7 +129,7 @@ def look(guest: Guest, identity: Path) -> System:
         return done.stdout.strip()
 
     headers = {
-        name: shell(f"systemctl cat systemd-cryptsetup@{name} | grep -o 'header=[^, ]*' | sort -u")
+        name: shell(f'systemctl cat systemd-cryptsetup@{name} | grep -o "header=[^, \']*" | sort -u')
         for name in ("boot", "root")
     }
     return System(
