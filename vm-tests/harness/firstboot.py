@@ -225,7 +225,7 @@ ADDED_BY_IGNITION = (
     "./var/mail", "./etc/.updated", "./etc/.pwd.lock", "./etc/.ignition-result.json",
 )  # fmt: skip
 ADDED_BY_THE_AGENT = ("./etc/luks", "./etc/crypttab", "./var/lib/secex-firstboot")
-ADDED_BY_THE_IMAGE = ("./boot/loader",)  # its boot entry
+ADDED_BY_THE_IMAGE = ("./boot/loader", "./boot/lost+found")  # its boot entry; mkfs.ext4
 
 _OWNERS = {"Ignition": ADDED_BY_IGNITION, "agent": ADDED_BY_THE_AGENT, "image": ADDED_BY_THE_IMAGE}
 
