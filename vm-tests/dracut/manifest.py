@@ -20,6 +20,7 @@ def describe(path, first_name_of):
         "xattrs": {
             name: os.getxattr(path, name, follow_symlinks=False).hex()
             for name in sorted(os.listxattr(path, follow_symlinks=False))
+            if not name.startswith("trusted.SGI_ACL_")  # xfs shows POSIX ACLs a second time under this name
         },
     }
     if stat.S_ISLNK(status.st_mode):
