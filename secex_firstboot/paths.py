@@ -7,7 +7,6 @@ from pathlib import Path
 # The agent's secrets while first boot runs. It lies in the initramfs's own RAM file system, so that the
 # switch to the real root frees it; the personalised sdboot brings it back after a crash.
 STATE = Path("/etc/secex-firstboot")
-CONFIG = STATE / "config.ign"
 PLAN = STATE / "plan.json"
 COMMITTED = STATE / "committed"
 HOST_KEYS = STATE / "hostkeys"

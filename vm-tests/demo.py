@@ -112,7 +112,7 @@ def restart(where: Site, network: Network) -> dict[str, Any]:
 
 
 def power_off(guest: Guest, where: Site) -> None:
-    """Cut the power once everything is on the disk; an orderly power-off takes minutes in emulation."""
+    """Cut the power once everything is on the disk; an orderly power-off was seen to hang, cause unknown."""
     guest.ssh("sync", where.identity)
     guest.kill()
 
