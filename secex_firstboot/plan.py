@@ -20,10 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from secex_firstboot.errors import Refusal
 from secex_firstboot.storage.disk import HASH_PARTITIONS, Disk, Partition
 from secex_firstboot.storage.filesystem import FileSystem
+from secex_firstboot.storage.partition_table import ENTRIES_SIZE
 from secex_firstboot.storage.volume import head_size, required_device_size
 
 MIB = 1 << 20
-_GPT_ENTRIES = 16 << 10  # bytes of 128 partition entries
 
 
 class Span(BaseModel):
@@ -93,7 +93,7 @@ def grown_root(disk: Disk) -> Span:
     The backup GPT takes 16 KiB and one block at the end (UEFI 2.10, 5.3.1); partitions end on a MiB.
     """
     start = disk.partitions["root"].start
-    end = (disk.size - _GPT_ENTRIES - disk.block_size) // MIB * MIB
+    end = (disk.size - ENTRIES_SIZE - disk.block_size) // MIB * MIB
     return Span(offset=start, size=max(0, end - start))
 
 

@@ -1,4 +1,4 @@
-"""The real sfdisk on a sparse file. Only partx and udevadm are left out: they want a block device."""
+"""The real sfdisk, on a file that stands for the disk. Only partx and udevadm are left out: they want one."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -26,10 +27,12 @@ first-lba: 2048
 6 : size=2MiB, name="roothash"
 """
 
-pytestmark = pytest.mark.skipif(not shutil.which("sfdisk"), reason="needs sfdisk (package fdisk)")
-needs_loop_device = pytest.mark.skipif(
-    os.geteuid() != 0 or not Path("/dev/loop-control").exists(), reason="needs root and loop devices"
-)
+pytestmark = [
+    pytest.mark.skipif(not shutil.which("sfdisk"), reason="needs sfdisk (package fdisk)"),
+    pytest.mark.skipif(
+        os.geteuid() != 0 or not Path("/dev/loop-control").exists(), reason="needs root and loop devices"
+    ),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -79,19 +82,33 @@ def table(image: Path) -> dict[str, dict[str, Any]]:
     return {row.pop("name"): {key: row[key] for key in row if key != "node"} for row in rows}
 
 
+def hash_partitions(image: Path) -> list[int]:
+    return [number for name, number in {"boothash": 5, "roothash": 6}.items() if name in table(image)]
+
+
 def verify(image: Path) -> str:
     argv = ["sfdisk", "--verify", str(image)]
     return subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL).stdout
 
 
-def provision(image: Path, mib: int) -> None:
-    partition_table.delete(image, [5, 6])
-    partition_table.resize(image, 4, mib * MIB // 512)
+@pytest.fixture
+def change(tmp_path: Path) -> Callable[..., None]:
+    def change(image: Path, mib: int, delete: Sequence[int] = (5, 6), block_size: int = 512) -> None:
+        partition_table.change(
+            image,
+            block_size,
+            delete=delete,
+            number=4,
+            blocks=mib * MIB // block_size,
+            scratch=tmp_path,
+        )
+
+    return change
 
 
-def test_the_hash_partitions_are_gone_and_root_has_the_planned_size(image):
+def test_the_hash_partitions_are_gone_and_root_has_the_planned_size(image, change):
     before = table(image)
-    provision(image, 40)
+    change(image, 40)
     after = table(image)
     assert after.keys() == {"se", "boot", "root"}
     assert after["root"].pop("size") == 40 * MIB // 512
@@ -99,56 +116,57 @@ def test_the_hash_partitions_are_gone_and_root_has_the_planned_size(image):
     assert after == {name: before[name] for name in after}  # start, type, UUID
 
 
-def test_only_the_named_partitions_are_deleted(image):
+def test_only_the_named_partitions_are_deleted(image, change):
     before = table(image)
-    partition_table.delete(image, [5])
+    change(image, 16, delete=[5])
     before.pop("boothash")
     assert table(image) == before
 
 
-def test_the_boot_record_stays_byte_for_byte(image):
+def test_the_boot_record_stays_byte_for_byte(image, change):
     before = image.read_bytes()[:440]
-    provision(image, 40)
+    change(image, 40)
     os.truncate(image, 128 * MIB)
-    partition_table.resize(image, 4, 100 * MIB // 512)
+    change(image, 100, delete=[])
     assert image.read_bytes()[:440] == before
 
 
-def test_the_content_of_the_partitions_stays(image):
+def test_the_content_of_the_partitions_stays(image, change):
     before = os.urandom(61 * MIB)
     with image.open("r+b") as stream:
         stream.seek(MIB)
         stream.write(before)
-    provision(image, 40)
+    change(image, 40)
     assert image.read_bytes()[MIB : 62 * MIB] == before
 
 
-def test_doing_it_again_changes_nothing(image):
-    provision(image, 40)
+def test_doing_it_again_changes_nothing(image, change):
+    change(image, 40)
     once = image.read_bytes()
-    partition_table.resize(image, 4, 40 * MIB // 512)
+    change(image, 40, delete=[])
     assert image.read_bytes() == once
 
 
-def test_an_enlarged_disk_gets_its_backup_table_at_the_end(image):
+def test_an_enlarged_disk_gets_its_backup_table_at_the_end(image, change):
     os.truncate(image, 128 * MIB)
     assert "No errors detected" not in verify(image)
-    provision(image, 100)
+    assert not partition_table.is_sound(image, 512)
+    change(image, 100)
     assert "No errors detected" in verify(image)
+    assert partition_table.is_sound(image, 512)
     assert image.read_bytes()[-512:].startswith(b"EFI PART")
     assert table(image)["root"]["size"] == 100 * MIB // 512
 
 
-def test_a_size_beyond_the_disk_is_refused_and_changes_nothing(image):
-    partition_table.delete(image, [5, 6])
-    before = table(image)
+def test_a_size_beyond_the_disk_is_refused_and_changes_nothing(image, change):
+    before = image.read_bytes()
     with pytest.raises(Exception, match="sfdisk failed"):
-        partition_table.resize(image, 4, 64 * MIB // 512)
-    assert table(image) == before
+        change(image, 64)
+    assert image.read_bytes() == before
 
 
-def test_the_kernel_hears_of_each_changed_partition_alone(image, told):
-    provision(image, 40)
+def test_the_kernel_hears_of_each_changed_partition_alone(image, change, told):
+    change(image, 40)
     assert told == [
         f"partx --delete --nr 5 {image}",
         f"partx --delete --nr 6 {image}",
@@ -157,9 +175,37 @@ def test_the_kernel_hears_of_each_changed_partition_alone(image, told):
     ]
 
 
-@needs_loop_device
-def test_sizes_count_in_blocks_of_4096_bytes_on_such_a_disk(disk_4k):
-    partition_table.delete(disk_4k, [5, 6])
-    partition_table.resize(disk_4k, 4, 40 * MIB // 4096)
+def test_sizes_count_in_blocks_of_4096_bytes_on_such_a_disk(disk_4k, change):
+    change(disk_4k, 40, block_size=4096)
     assert table(disk_4k)["root"]["size"] == 40 * MIB // 4096
     assert "No errors detected" in verify(disk_4k)
+    assert partition_table.is_sound(disk_4k, 4096)
+
+
+@pytest.mark.parametrize("position", [512, 512 + 16, 1024 + 100, -512, -17 * 1024 + 512])
+def test_a_flipped_bit_in_either_table_is_seen(image, position):
+    assert partition_table.is_sound(image, 512)
+    content = bytearray(image.read_bytes())
+    content[position] ^= 1
+    image.write_bytes(content)
+    assert not partition_table.is_sound(image, 512)
+
+
+@pytest.mark.parametrize("torn", range(1, 6))
+@pytest.mark.parametrize("table_at", ["backup", "primary"])
+def test_a_write_torn_by_a_power_cut_is_mended_by_doing_it_again(image, change, table_at, torn):
+    """Some blocks of one table are new, the rest old; the other table is whole, old or new."""
+    os.truncate(image, 128 * MIB)
+    before = image.read_bytes()
+    change(image, 100)
+    after = image.read_bytes()
+    size = len(after) // 512
+    blocks = range(1, 34) if table_at == "primary" else range(size - 33, size)
+    cut = bytearray(after if table_at == "primary" else before[: 34 * 512] + after[34 * 512 :])
+    for number in Random(torn).sample(blocks, 16):  # noqa: S311
+        cut[number * 512 : number * 512 + 512] = before[number * 512 : number * 512 + 512]
+    image.write_bytes(cut)
+    assert table(image).keys() in ({"se", "boot", "root"}, {"se", "boot", "root", "boothash", "roothash"})
+    change(image, 100, delete=hash_partitions(image))
+    assert partition_table.is_sound(image, 512)
+    assert table(image)["root"]["size"] == 100 * MIB // 512

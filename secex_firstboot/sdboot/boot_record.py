@@ -1,36 +1,132 @@
-"""Making an image on ``se`` what the firmware starts: zipl, and the order that survives a power cut.
+"""Making an image on ``se`` what the firmware starts, in an order that survives a power cut at any moment.
 
-The new image is complete on disk before zipl runs, and the old one stays until zipl has succeeded. zipl
-writes a new boot map beside the old one and replaces the boot record, one block, last (zipl(8),
---targetbase).
+The firmware finds the image by block numbers: the boot record (the disk's first block) names the boot map's
+blocks, and that the image's. So zipl writes its boot record to a copy of the disk's start, and once image and
+boot map are safe on disk, one write of one block switches. Until then the image, the boot map and the boot
+record before it are kept below ``previous``, and a start after a crash finds there which of the two holds.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
-from secex_firstboot.files import sync
+from secex_firstboot.errors import FirstbootError
+from secex_firstboot.files import open_private, sync, write_private
 from secex_firstboot.process import run
+from secex_firstboot.storage import loop
 from secex_firstboot.storage.disk import Disk
 
 IMAGE = "sdboot"
 NEW_IMAGE = "sdboot.new"
+BOOT_MAP = "bootmap"
+
+_PREVIOUS = "previous"
+_RECORD = "record"
+_START_SIZE = 1 << 20  # bytes of the disk that zipl sees
 
 
-def install(se: Path, disk: Disk) -> None:
-    """Make ``sdboot.new`` on the mounted partition ``se`` the image that boots, and then the only one."""
-    run(
-        [
-            "zipl",
-            f"--target={se}",
-            f"--image={se / NEW_IMAGE}",
-            f"--targetbase={disk.device}",
-            "--targettype=SCSI",
-            f"--targetblocksize={disk.block_size}",
-            f"--targetoffset={disk.partitions['se'].start // disk.block_size}",
-        ]
-    )
-    sync(disk.device)
-    # The boot map names blocks, not files: renaming does not touch what was made bootable.
-    (se / NEW_IMAGE).replace(se / IMAGE)
+def settle(se: Path, disk: Disk) -> None:
+    """Finish or take back a switch that was cut short, and remove an image that never became bootable."""
+    previous = se / _PREVIOUS
+    if previous.exists():
+        if _read(previous / _RECORD, disk.block_size) == _read_record(disk):
+            for name in (IMAGE, BOOT_MAP):
+                _restore(previous / name, se / name)
+            sync(se)
+        _remove(previous)
+    _remove(se / f"{_PREVIOUS}.new")
+    for leftover in se.glob(f"{NEW_IMAGE}*"):
+        leftover.unlink()
     sync(se)
+
+
+def install(se: Path, disk: Disk, scratch: Path) -> None:
+    """Make ``sdboot.new`` on the mounted partition ``se`` the image that boots, and then the only one.
+
+    ``scratch`` is a directory in RAM. Nothing of a switch that was cut short may be left: settle() first.
+    """
+    _keep(se, disk)
+    (se / NEW_IMAGE).replace(se / IMAGE)
+    record = _make_boot_map(se, disk, scratch)
+    sync(se / BOOT_MAP)
+    sync(se)
+    _write_record(disk, record)
+    _remove(se / _PREVIOUS)
+    sync(se)
+
+
+def _keep(se: Path, disk: Disk) -> None:
+    new = se / f"{_PREVIOUS}.new"
+    new.mkdir(mode=0o700)
+    for name in (IMAGE, BOOT_MAP):
+        if (se / name).exists():
+            os.link(se / name, new / name)
+    write_private(new / _RECORD, _read_record(disk))
+    sync(new)
+    new.replace(se / _PREVIOUS)
+    sync(se)
+
+
+def _restore(kept: Path, file: Path) -> None:
+    """Give ``file`` the inode of ``kept`` again; rename(2) does nothing where it has it still."""
+    if not kept.exists() or (file.exists() and kept.samefile(file)):
+        return
+    new = kept.with_name(f"{kept.name}.again")
+    new.unlink(missing_ok=True)
+    os.link(kept, new)
+    new.replace(file)
+
+
+def _remove(directory: Path) -> None:
+    """Its name first, so that it is never found half empty."""
+    gone = directory.with_name("removed")
+    shutil.rmtree(gone, ignore_errors=True)
+    if directory.exists():
+        directory.replace(gone)
+        sync(directory.parent)
+        shutil.rmtree(gone)
+
+
+def _make_boot_map(se: Path, disk: Disk, scratch: Path) -> bytes:
+    """Let zipl(8) make the boot map, and return the boot record that it would have written to the disk."""
+    start = scratch / "disk-start"
+    try:
+        before = _read(disk.device, _START_SIZE)
+        with open_private(start) as copy:
+            copy.write(before)
+        with loop.attached(start, block_size=disk.block_size) as device:
+            run(
+                [
+                    "zipl",
+                    f"--target={se}",
+                    f"--image={se / IMAGE}",
+                    f"--targetbase={device}",
+                    "--targettype=SCSI",
+                    f"--targetblocksize={disk.block_size}",
+                    f"--targetoffset={disk.partitions['se'].start // disk.block_size}",
+                ]
+            )
+            sync(device)
+        written = start.read_bytes()
+    finally:
+        start.unlink(missing_ok=True)
+    if written[disk.block_size :] != before[disk.block_size :]:
+        raise FirstbootError("zipl wrote more than the boot record", "use a zipl of s390-tools 2.35 or newer")
+    return written[: disk.block_size]
+
+
+def _read_record(disk: Disk) -> bytes:
+    return _read(disk.device, disk.block_size)
+
+
+def _read(path: Path, size: int) -> bytes:
+    with path.open("rb") as stream:
+        return stream.read(size)
+
+
+def _write_record(disk: Disk, record: bytes) -> None:
+    with disk.device.open("r+b", buffering=0) as stream:
+        stream.write(record)
+        os.fsync(stream.fileno())

@@ -19,15 +19,22 @@ class Partition(Step):
             return waiting("the commit point comes first")
         found = disk.find_disk()
         root = found.partitions["root"]
-        if context.phase is Phase.PROVISIONED or root.size == Plan.load(paths.PLAN).root_partition_size:
+        if context.phase is Phase.PROVISIONED:
+            return done(f"root has {root.size >> 20} MiB")
+        whole = partition_table.is_sound(found.device, found.block_size)
+        if whole and root.size == Plan.load(paths.PLAN).root_partition_size:
             return done(f"root has {root.size >> 20} MiB")
         return ready(f"remove boothash and roothash, grow root from {root.size >> 20} MiB")
 
     def perform(self, context: Context) -> None:
         found = disk.find_disk()
-        trees = [found.partitions[name].number for name in disk.HASH_PARTITIONS if name in found.partitions]
-        if trees:
-            partition_table.delete(found.device, trees)
-        size = Plan.load(paths.PLAN).root_partition_size
-        number = found.partitions["root"].number
-        partition_table.resize(found.device, number, size // found.block_size)
+        partition_table.change(
+            found.device,
+            found.block_size,
+            delete=[
+                found.partitions[name].number for name in disk.HASH_PARTITIONS if name in found.partitions
+            ],
+            number=found.partitions["root"].number,
+            blocks=Plan.load(paths.PLAN).root_partition_size // found.block_size,
+            scratch=paths.RUNTIME,
+        )

@@ -20,7 +20,7 @@ from secex_firstboot.sdboot.initramfs import Directory, Entry, File
 from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, ready, waiting
 from secex_firstboot.steps import verity as verity_step
 from secex_firstboot.steps.sdboot import build_sdboot, system_command_line
-from secex_firstboot.storage import disk, filesystem, verity, volume
+from secex_firstboot.storage import disk, filesystem, partition_table, verity, volume
 
 DEFAULT_HEADROOM = 256 * MIB
 HEADROOM_ARGUMENT = "secex.headroom"  # MiB
@@ -49,6 +49,7 @@ class Personalise(Step):
         with filesystem.mounted(boot_device, paths.BOOT_MOUNT, type=boot_type, read_only=True) as boot:
             entry = boot_entry.find(boot)
             with filesystem.mounted(se_device, paths.SE_MOUNT, type="ext4") as se:
+                boot_record.settle(se, found)
                 _check_room(se, entry)
                 self._commit(context, plan, entry, se, found)
         write_private(paths.COMMITTED, b"")
@@ -63,10 +64,13 @@ class Personalise(Step):
             context,
             entry,
             se,
-            command_line=f"{system_command_line(entry.options)} {paths.CMDLINE_FIRSTBOOT}",
+            command_line=boot_entry.command_line(
+                system_command_line(entry.options),
+                add=[paths.CMDLINE_FIRSTBOOT, partition_table.FORCE_GPT],
+            ),
             overlay=_state_files(),
         )
-        boot_record.install(se, found)
+        boot_record.install(se, found, paths.RUNTIME)
 
 
 def devices_open() -> list[bool]:

@@ -45,8 +45,9 @@ class Seal(Step):
         overlay: dict[str, Entry] = {str(paths.LUKS_KEYS): Directory(0o700)}
         overlay |= {str(path): File(content) for path, content in files.items()}
         with filesystem.mounted(found.partitions["se"].device, paths.SE_MOUNT, type="ext4") as se:
+            boot_record.settle(se, found)
             build_sdboot(context, entry, se, command_line=system_command_line(entry.options), overlay=overlay)
-            boot_record.install(se, found)
+            boot_record.install(se, found, paths.RUNTIME)
             record.remove(se)
         shutil.rmtree(paths.STATE)
         paths.IGNITION_USER_CONFIG.unlink(missing_ok=True)

@@ -1,27 +1,113 @@
-"""Changing the GPT of the provisioned disk, with sfdisk.
+"""Changing the GPT of the disk, in an order that survives a power cut at any moment.
 
-Each change is one rewrite of the table and safe to repeat. Partitions of the disk may be in use: the kernel
-is told of each changed partition by itself (BLKPG, partx), never asked to read the whole table again.
+sfdisk changes a stand-in, a sparse file as large as the disk; what it wrote is then placed: first the backup
+table at the end of the disk, and once that is on stable storage the primary one. So one of the two is whole
+at every moment. (A kernel looks for the backup where it is told ``gpt`` on its command line: block/partitions
+/efi.c, force_gpt; libblkid and sfdisk always do.)
+
+Partitions of the disk may be in use: the kernel is told of each changed partition by itself (BLKPG, partx),
+never asked to read the whole table again.
 """
 
 from __future__ import annotations
 
+import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from secex_firstboot.files import open_private
 from secex_firstboot.process import run
+from secex_firstboot.storage import loop
+
+FORCE_GPT = "gpt"
+ENTRIES_SIZE = 16 << 10  # bytes of 128 partition entries (UEFI 2.10, section 5.3)
 
 _OFFLINE = ["--no-reread", "--no-tell-kernel", "--wipe=never", "--wipe-partitions=never", "--quiet"]
 
 
-def delete(disk: Path, numbers: Sequence[int]) -> None:
-    run(["sfdisk", *_OFFLINE, "--delete", disk, *map(str, numbers)])
-    for number in numbers:
+def change(
+    disk: Path, block_size: int, *, delete: Sequence[int], number: int, blocks: int, scratch: Path
+) -> None:
+    """Delete partitions, and give partition ``number`` a size of ``blocks`` logical blocks of the disk.
+
+    The start of the partition stays, and so does all that is not the table's. ``scratch`` is a directory in
+    RAM. Doing it again changes nothing.
+    """
+    stand_in = scratch / "partition-table"
+    try:
+        _copy_tables(disk, stand_in, block_size)
+        with loop.attached(stand_in, block_size=block_size) as device:
+            if delete:
+                run(["sfdisk", *_OFFLINE, "--delete", device, *map(str, delete)])
+            run(["sfdisk", *_OFFLINE, f"--partno={number}", device], stdin=f",{blocks}\n")
+        _place(stand_in, disk, block_size)
+    finally:
+        stand_in.unlink(missing_ok=True)
+    _tell_kernel(disk, delete, number)
+
+
+def is_sound(disk: Path, block_size: int) -> bool:
+    """Whether the primary table and the backup at the end of the disk are both whole (checksums match)."""
+    (primary, first), (backup, last) = _tables(disk, block_size)
+    whole = _entries_checksum(primary, first), _entries_checksum(backup, last)
+    return None not in whole and whole[0] == whole[1]
+
+
+def _spans(size: int, block_size: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(offset, bytes) of the backup table and of the primary one with the protective MBR, in that order."""
+    backup = ENTRIES_SIZE + block_size
+    return (size - backup, backup), (0, 2 * block_size + ENTRIES_SIZE)
+
+
+def _size(disk: Path) -> int:
+    with disk.open("rb", buffering=0) as stream:
+        return stream.seek(0, os.SEEK_END)
+
+
+def _copy_tables(disk: Path, stand_in: Path, block_size: int) -> None:
+    size = _size(disk)
+    with open_private(stand_in) as copy, disk.open("rb", buffering=0) as stream:
+        copy.truncate(size)
+        for offset, length in _spans(size, block_size):
+            copy.seek(offset)
+            copy.write(os.pread(stream.fileno(), length, offset))
+
+
+def _place(stand_in: Path, disk: Path, block_size: int) -> None:
+    with stand_in.open("rb", buffering=0) as source, disk.open("r+b", buffering=0) as target:
+        for offset, length in _spans(_size(disk), block_size):
+            os.pwrite(target.fileno(), os.pread(source.fileno(), length, offset), offset)
+            os.fsync(target.fileno())
+
+
+def _tell_kernel(disk: Path, deleted: Sequence[int], resized: int) -> None:
+    for number in deleted:
         run(["partx", "--delete", "--nr", str(number), disk])
-
-
-def resize(disk: Path, number: int, blocks: int) -> None:
-    """Give a partition a new size in logical blocks of the disk; its start stays."""
-    run(["sfdisk", *_OFFLINE, f"--partno={number}", disk], stdin=f",{blocks}\n")
-    run(["partx", "--update", "--nr", str(number), disk])
+    run(["partx", "--update", "--nr", str(resized), disk])
     run(["udevadm", "settle", "--timeout=30"])
+
+
+def _tables(disk: Path, block_size: int) -> tuple[tuple[bytes, bytes], tuple[bytes, bytes]]:
+    """(header, entries) of the primary table and of the backup."""
+    (at_end, tail), (_, head) = _spans(_size(disk), block_size)
+    with disk.open("rb", buffering=0) as stream:
+        start, end = os.pread(stream.fileno(), head, 0), os.pread(stream.fileno(), tail, at_end)
+    return (
+        (start[block_size : 2 * block_size], start[2 * block_size :]),
+        (end[ENTRIES_SIZE:], end[:ENTRIES_SIZE]),
+    )
+
+
+def _entries_checksum(header: bytes, entries: bytes) -> bytes | None:
+    """The checksum of the entries that a whole table's header gives (UEFI 2.10, table 5.5), else None."""
+    size = int.from_bytes(header[12:16], "little")
+    if header[:8] != b"EFI PART" or not 92 <= size <= len(header):
+        return None
+    blank = header[:16] + bytes(4) + header[20:size]
+    if zlib.crc32(blank) != int.from_bytes(header[16:20], "little"):
+        return None
+    used = int.from_bytes(header[80:84], "little") * int.from_bytes(header[84:88], "little")
+    if used > len(entries) or zlib.crc32(entries[:used]) != int.from_bytes(header[88:92], "little"):
+        return None
+    return header[88:92]
