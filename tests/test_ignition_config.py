@@ -63,6 +63,20 @@ def test_a_config_is_read_and_what_the_agent_does_not_use_passes() -> None:
     assert config.ignition.proxy.no_proxy == ["a.example"]
 
 
+def test_the_longest_path_and_the_most_kernel_arguments_are_read() -> None:
+    kernel_arguments = {"shouldExist": ["a"] * 256, "shouldNotExist": ["b"] * 256}
+    text = config_text(storage={"files": [{"path": "/" + "a" * 4094}]}, kernelArguments=kernel_arguments)
+    assert parse(text).kernel_arguments.should_exist == ["a"] * 256
+
+
+def test_what_ignition_leaves_merged_is_read() -> None:
+    """As Ignition 2.14.0 wrote it for the smallest config."""
+    parse(
+        b'{"ignition":{"config":{"replace":{"verification":{}}},"proxy":{},"security":{"tls":{}},"timeouts":{},'
+        b'"version":"3.4.0-experimental"},"kernelArguments":{},"passwd":{},"storage":{},"systemd":{}}'
+    )
+
+
 def test_null_means_absent_as_in_ignition() -> None:
     config = parse(
         b'{"ignition": {"version": "3.0.0", "proxy": null, "timeouts": {"httpTotal": null}},'
@@ -79,9 +93,20 @@ def test_every_config_of_specification_3_is_read(version: str) -> None:
     assert parse(json.dumps({"ignition": {"version": version}}).encode()).ignition.version == version
 
 
-@pytest.mark.parametrize("version", ["2.3.0", "3.3", "4.0.0", "3.3.0\n", "", "३.3.0"])
-def test_other_specifications_are_refused(version: str) -> None:
-    with pytest.raises(Refusal, match=r"ignition\.version: should be a version .* 3\.x"):
+@pytest.mark.parametrize(
+    ("version", "named"),
+    [
+        ("2.3.0", "2.3.0"),
+        ("3.3", "3.3"),
+        ("4.0.0", "4.0.0"),
+        ("3.3.0\n", "this"),
+        ("", "this"),
+        ("३.3.0", "this"),
+        ("3.99999.0", "this"),
+    ],
+)
+def test_other_specifications_are_refused(version: str, named: str) -> None:
+    with pytest.raises(Refusal, match=rf"ignition\.version: {named} is not a version .* specification 3:"):
         parse(json.dumps({"ignition": {"version": version}}).encode())
 
 
@@ -99,6 +124,27 @@ def test_other_specifications_are_refused(version: str) -> None:
             config_text(storage={"files": [{"path": "/a", "contents": {"source": 1}}]}),
             r"storage\.files\[0\]\.contents\.source: Input should be a valid string",
         ),
+        (
+            config_text(storage={"disks": [{"device": "/a", "partitions": [{}, {"label": 7}]}]}),
+            r"storage\.disks\[0\]\.partitions\[1\]\.label: Input should be a valid string",
+        ),
+        (
+            config_text(storage={"raid": [{"devices": ["/dev/a", None]}]}),
+            r"storage\.raid\[0\]\.devices\[1\]: Input should be a valid string",
+        ),
+        (
+            config_text(kernelArguments={"shouldExist": ["a", ["b"]]}),
+            r"kernelArguments\.shouldExist\[1\]: Input should be a valid string",
+        ),
+        (
+            config_text(kernelArguments={"shouldNotExist": ["a"] * 257}),
+            r"kernelArguments\.shouldNotExist: List should have at most 256 items",
+        ),
+        (
+            config_text(storage={"files": [{"path": "/" + "a" * 4095}]}),
+            r"storage\.files\[0\]\.path: String should have at most 4095 characters",
+        ),
+        (b'{"ignition": {"version": "3.3.0"}, "x": ' + b"[" * 100_000, "not valid"),
         (
             b'{"ignition": {"version": "3.3.0", "timeouts": {"httpTotal": -1}}}',
             r"ignition\.timeouts\.httpTotal: Input should be greater",

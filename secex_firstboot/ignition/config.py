@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import (
     BaseModel,
@@ -23,14 +23,19 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
 from secex_firstboot.errors import Refusal
-from secex_firstboot.paths import SYSTEM_HOST_KEYS
+from secex_firstboot.paths import SYSTEM_CERTIFICATES, SYSTEM_HOST_KEYS
 
 _HOST_KEY = re.compile(re.escape(str(SYSTEM_HOST_KEYS)) + r"/ibm-z-hostkey-[^/]*", re.DOTALL)
+_CERTIFICATE = re.compile(re.escape(str(SYSTEM_CERTIFICATES)) + r"/[^/]*\.(crt|crl)", re.DOTALL)
 
 # The config that Ignition itself leaves merged has the newest version it knows, an "-experimental" one.
-_SPEC_3 = re.compile(r"3\.[0-9]+\.[0-9]+(-experimental)?")
+_SPEC_3 = re.compile(r"3\.[0-9]{1,4}\.[0-9]{1,4}(-experimental)?")
+_A_VERSION = re.compile(r"[0-9]{1,4}(\.[0-9]{1,4}){0,2}(-experimental)?")
 
 _DAY = 86_400  # seconds; longer than anybody waits, and short enough for every timer below us
+_KERNEL_ARGUMENTS = 256  # of each kind
+
+_Path = Annotated[str, Field(max_length=4095)]  # Linux, limits.h: PATH_MAX, less the NUL
 
 
 class _Model(BaseModel):
@@ -103,12 +108,52 @@ class IgnitionSection(_Model):
     @classmethod
     def is_spec_3(cls, version: str) -> str:
         if not _SPEC_3.fullmatch(version):
-            raise PydanticCustomError("spec", "should be a version of Ignition's config specification 3.x")
+            theirs = version if _A_VERSION.fullmatch(version) else "this"
+            raise PydanticCustomError(
+                "spec", "{theirs} is not a version of Ignition's config specification 3", {"theirs": theirs}
+            )
         return version
 
 
-class FileEntry(_Model):
-    path: str
+class Partition(_Model):
+    label: str | None = None
+
+
+class Disk(_Model):
+    device: _Path
+    partitions: list[Partition] = []
+
+
+class Raid(_Model):
+    devices: list[_Path] = []
+
+
+class Luks(_Model):
+    name: str
+    device: _Path | None = None
+    label: str | None = None
+
+
+class Filesystem(_Model):
+    """``path`` is where it is mounted while Ignition writes files."""
+
+    device: _Path
+    path: _Path | None = None
+    label: str | None = None
+
+
+class Node(_Model):
+    """A file, directory or link. With ``overwrite``, what is in its place is deleted first."""
+
+    path: _Path
+    overwrite: bool = False
+
+
+class Link(Node):
+    target: _Path = ""
+
+
+class FileEntry(Node):
     contents: Resource = Resource()
     append: list[Resource] = []
 
@@ -118,12 +163,26 @@ class FileEntry(_Model):
 
 
 class Storage(_Model):
+    disks: list[Disk] = []
+    raid: list[Raid] = []
+    luks: list[Luks] = []
+    filesystems: list[Filesystem] = []
     files: list[FileEntry] = []
+    directories: list[Node] = []
+    links: list[Link] = []
+
+
+class KernelArguments(_Model):
+    """Each item may hold several arguments."""
+
+    should_exist: list[str] = Field(default=[], max_length=_KERNEL_ARGUMENTS)
+    should_not_exist: list[str] = Field(default=[], max_length=_KERNEL_ARGUMENTS)
 
 
 class Config(_Model):
     ignition: IgnitionSection
     storage: Storage = Storage()
+    kernel_arguments: KernelArguments = KernelArguments()
 
 
 def parse(text: bytes) -> Config:
@@ -133,7 +192,7 @@ def parse(text: bytes) -> Config:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where, what = _json_path(first["loc"]), first["msg"]
-        cure = "make the config with butane, for specification 3.0.0 to 3.3.0, and encrypt it again"
+        cure = "make the config with butane, for specification 3, and encrypt it again"
         raise Refusal(
             f"the Ignition config is not valid: {f'{where}: ' if where else ''}{what}", cure
         ) from None
@@ -145,13 +204,20 @@ def _json_path(location: tuple[int | str, ...]) -> str:
 
 def host_keys(config: Config) -> list[FileEntry]:
     """The files that are host-key documents, in the config's order."""
+    return _files(config, _HOST_KEY)
+
+
+def certificates(config: Config) -> list[FileEntry]:
+    """The files with the certificates and revocation lists that prove the host-key documents genuine."""
+    return _files(config, _CERTIFICATE)
+
+
+def _files(config: Config, path: re.Pattern[str]) -> list[FileEntry]:
     entries = []
     for index, entry in enumerate(config.storage.files):
-        if not _HOST_KEY.fullmatch(entry.path):
+        if not path.fullmatch(entry.path):
             continue
         if not entry.path.isprintable():
-            raise Refusal(
-                f"storage.files[{index}].path has unprintable characters", "rename the host-key document"
-            )
+            raise Refusal(f"storage.files[{index}].path has unprintable characters", "rename the file")
         entries.append(entry)
     return entries

@@ -13,13 +13,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from secex_firstboot.command_line import comparable, join, name, parameters
 from secex_firstboot.errors import Refusal
 
 _ENTRIES = "loader/entries"
 _ENTRY_LIMIT = 64 << 10  # bytes of one entry
 _ENTRIES_LIMIT = 256
 _CURE = "build the image again with a bootable kernel"
-_PARAMETER = re.compile(r'(?:[^ \t\n\v\f\r"]|"[^"]*")+')
 
 
 @dataclass(frozen=True)
@@ -55,33 +55,11 @@ def find(boot: Path) -> BootEntry:
 def command_line(options: str, *, add: Sequence[str] = (), remove: Collection[str] = ()) -> str:
     """``options`` without the parameters named in ``remove`` and with those of ``add`` at the end.
 
-    Parameters are told apart as the kernel does it (lib/cmdline.c, next_arg): white space within double
-    quotes is part of a value, and ``-`` and ``_`` are the same in names. What follows ``--`` is for init;
-    ``add`` goes before it. Raises Refusal if a quote is left open: it would swallow what is added.
+    Raises Refusal if a quote is left open.
     """
-    names = {_comparable(name) for name in remove}
-    kept = [parameter for parameter in _parameters(options) if _name(parameter) not in names]
-    added = [parameter for addition in add for parameter in _parameters(addition)]
-    end = kept.index("--") if "--" in kept else len(kept)
-    return " ".join([*kept[:end], *added, *kept[end:]])
-
-
-def _parameters(options: str) -> list[str]:
-    if not options.isascii() or "\0" in options:
-        raise Refusal("the kernel command line has a NUL or characters outside ASCII", "use plain ASCII")
-    if options.count('"') % 2:
-        raise Refusal(
-            "the kernel command line has an opening quote without its closing one", "close the quote"
-        )
-    return _PARAMETER.findall(options)
-
-
-def _name(parameter: str) -> str:
-    return _comparable(parameter.lstrip('"').partition("=")[0].rstrip('"'))
-
-
-def _comparable(name: str) -> str:
-    return name.replace("-", "_")
+    names = {comparable(unwanted) for unwanted in remove}
+    kept = [parameter for parameter in parameters(options) if name(parameter) not in names]
+    return join(kept, [parameter for addition in add for parameter in parameters(addition)])
 
 
 def _version_key(name: str) -> list[str | int]:

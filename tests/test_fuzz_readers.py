@@ -1,0 +1,236 @@
+"""Hostile input for everything that reads what comes from a disk, a config or the network.
+
+Each reader gets an equal share of FUZZ_SECONDS, a few examples without it. A failure prints hypothesis'
+example and the FUZZ_SEED that finds it again.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import secrets
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+
+from secex_firstboot.errors import FirstbootError
+from secex_firstboot.hostkeys import document
+from secex_firstboot.ignition import config, crypttab, kernel_arguments, openpgp, ownership
+
+SECONDS = float(os.environ.get("FUZZ_SECONDS", "0"))
+SEED = int(os.environ.get("FUZZ_SEED", secrets.randbits(32)))
+
+
+def edited(sample: bytes, edits: list[tuple[int, int, bytes]]) -> bytes:
+    for place, gone, new in edits:
+        sample = sample[:place] + new + sample[place + gone :]
+    return sample
+
+
+def mutated(samples: list[bytes]) -> st.SearchStrategy[bytes]:
+    """A sample in some places of which bytes were replaced, cut out or put in."""
+    place = st.integers(0, max(map(len, samples)))
+    edit = st.tuples(place, st.integers(0, 16), st.binary(max_size=16))
+    return st.builds(edited, st.sampled_from(samples), st.lists(edit, min_size=1, max_size=6))
+
+
+# config and ownership
+
+PIECES = [
+    "etc",
+    "luks",
+    "boot",
+    "root",
+    "dev",
+    "disk",
+    "mapper",
+    "by-label",
+    "dm-0",
+    "..",
+    "\0",
+    "\ud800",
+    ".",
+    "",
+    "crypttab",
+    "a",
+]
+json_paths = st.lists(st.sampled_from(PIECES), max_size=8).map("/".join) | st.text()
+
+
+def entries(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.lists(st.fixed_dictionaries(fields), max_size=3)
+
+
+storages = st.fixed_dictionaries(
+    {},
+    optional={
+        "disks": entries(device=json_paths, partitions=entries(label=json_paths)),
+        "raid": entries(devices=st.lists(json_paths, max_size=3)),
+        "luks": entries(name=json_paths, device=json_paths, label=json_paths),
+        "filesystems": entries(device=json_paths, path=json_paths, label=json_paths),
+        "files": entries(path=json_paths, overwrite=st.booleans()),
+        "directories": entries(path=json_paths, overwrite=st.booleans()),
+        "links": entries(path=json_paths, target=json_paths),
+    },
+)
+configs = storages.map(
+    lambda value: json.dumps({"ignition": {"version": "3.3.0"}, "storage": value}).encode()
+)
+KEYS = [
+    "ignition",
+    "version",
+    "storage",
+    "files",
+    "path",
+    "contents",
+    "kernelArguments",
+    "shouldExist",
+    "links",
+]
+objects = st.recursive(
+    json_paths | st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.just("3.3.0"),
+    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(KEYS), inner),
+).map(lambda value: json.dumps(value).encode())
+CONFIG = json.dumps(
+    {
+        "ignition": {"version": "3.3.0", "timeouts": {"httpTotal": 7}},
+        "storage": {
+            "files": [{"path": "/etc/se-hostkeys/ibm-z-hostkey-a", "contents": {"source": "data:,x"}}],
+            "links": [{"path": "/a", "target": "../b"}],
+        },
+        "kernelArguments": {"shouldExist": ["a=1"]},
+    }
+).encode()
+
+
+def read_config(text: bytes) -> None:
+    config.host_keys(config.parse(text))
+
+
+def check_ownership(text: bytes) -> None:
+    parsed = config.parse(text)
+    ownership.check(parsed, {ownership.device_number("/dev/vda") or 1})
+
+
+# kernel arguments
+
+WORDS = [
+    '"init=/x"',
+    "init=/x",
+    "rd.break",
+    "quiet",
+    "a=1",
+    "single",
+    "--",
+    "-b",
+    "systemd.unit=x",
+    '"',
+    "'",
+    " ",
+    "\\",
+    "a-b",
+    "=",
+]
+command_lines = st.lists(st.sampled_from(WORDS) | st.text(max_size=4), max_size=6).map("".join)
+
+
+def edit_command_line(lists: tuple[str, list[str], list[str]]) -> None:
+    options, exist, absent = lists
+    arguments = config.KernelArguments(should_exist=exist, should_not_exist=absent)
+    result = kernel_arguments.apply(options, arguments)
+    added = set(result.replace('"', "").split()) - set(options.replace('"', "").split())
+    names = {word.partition("=")[0] for word in added}
+    assert not any(family.has(name) for family in kernel_arguments.FAMILIES for name in names)
+
+
+# message
+
+MESSAGE = base64.b64decode(
+    b"hF4DxTBsNmQShrsSAQdAELkobdbpuBDokDQdjvj70+gEveAHur6OYx3JsksJlX0wejJcAqnKKLyb+48leFqdbbHGv4wIWTO2z1oR"
+    b"LAc3RGEuaDmrOrnrpiGXodAEezDzhF4DMbIBAdIMUrUSAQdA7pak/Y7AvGYO9C2gJxPJbTOUnQOCSs936WxvZqWQ7yMwMWpZjAgY"
+    b"tYi4Sp45CoOto4X89kzunmx+X9LtedvzEXJyO2turTUcYmMVdzDDokN/0lkBK1Zd7UttE9/Ohk5x6q10JCxacM5/J2P8WyVfJ5pb"
+    b"Dfc73Z+U3wwYl5esOJ4+OqHOPzilhex1sTAplSL7oJ3LmaxL1bhwKxcLsxHcJWcieCxPZTbK/HIYwg=="
+)
+ARMORED = b"-----BEGIN PGP MESSAGE-----\n\n" + base64.encodebytes(MESSAGE) + b"-----END PGP MESSAGE-----\n"
+
+
+def read_message(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        disk = Path(directory) / "disk"
+        disk.write_bytes(content)
+        message = openpgp.read_message(disk)
+        assert 0 < message.size <= len(content)
+
+
+# crypttab
+
+crypttab_lines = st.lists(
+    st.sampled_from([b"root", b"boot", b"data", b" ", b"\t", b"#", b"\n", b"\0", b"\xff"])
+)
+
+
+def merge_crypttab(existing: bytes) -> None:
+    ours = ["boot a b c", "root a b c"]
+    merged = crypttab.merge_crypttab(existing, ours)
+    assert crypttab.merge_crypttab(merged, ours) == merged
+
+
+# host-key document
+
+PEM = (Path(__file__).parent / "vectors/se-image/host-a.crt").read_bytes()
+DER = x509.load_pem_x509_certificate(PEM).public_bytes(Encoding.DER)
+
+
+def read_document(content: bytes) -> None:
+    document.key_hash(document.parse("a", content))
+
+
+READERS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], None]]] = {
+    "config": (st.binary() | mutated([CONFIG]) | objects, read_config),
+    "ownership": (configs, check_ownership),
+    "kernel arguments": (
+        st.tuples(command_lines, st.lists(command_lines), st.lists(command_lines)),
+        edit_command_line,
+    ),
+    "message": (st.binary() | mutated([MESSAGE, ARMORED]), read_message),
+    "crypttab": (st.binary() | crypttab_lines.map(b"".join), merge_crypttab),
+    "document": (st.binary() | mutated([PEM, DER]), read_document),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_nothing_but_a_refusal_comes_of_hostile_input(name: str) -> None:
+    strategy, read = READERS[name]
+
+    def survives(value: Any) -> None:
+        with contextlib.suppress(FirstbootError):
+            read(value)
+
+    examples = settings(
+        max_examples=200 if SECONDS else 20,
+        deadline=None,
+        database=None,
+        print_blob=True,
+        suppress_health_check=list(HealthCheck),
+    )
+    end = time.monotonic() + SECONDS / len(READERS)
+    batch = SEED
+    while True:
+        try:
+            seed(batch)(examples(given(strategy)(survives)))()
+        except BaseException as error:
+            error.add_note(f"FUZZ_SEED={batch}")
+            raise
+        batch += 1
+        if time.monotonic() >= end:
+            return
