@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 from secex_firstboot import journal, paths
 from secex_firstboot.errors import FirstbootError
@@ -28,6 +28,7 @@ def run(stage: Stage, context: Context) -> None:
     paths.RUNTIME.mkdir(mode=0o700, parents=True, exist_ok=True)
     report = Report.load()
     memory = MemorySampler()
+    context = replace(context, warn=_warner(context, report))
     try:
         with memory:
             for number, step in enumerate(STEPS, start=1):
@@ -39,6 +40,14 @@ def run(stage: Stage, context: Context) -> None:
         report.save(paths.REPORT)
     if stage is Stage.SEAL:
         report.save(paths.SYSROOT / paths.SYSTEM_REPORT.relative_to("/"))
+
+
+def _warner(context: Context, report: Report) -> Callable[[str], None]:
+    def warn(line: str) -> None:
+        context.say(f"WARNING: {line}")
+        report.warnings.append(line)
+
+    return warn
 
 
 def _run(step: Step, title: str, context: Context) -> StepReport:

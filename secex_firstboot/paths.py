@@ -23,16 +23,24 @@ PRIVATE_KEY = Path("/usr/lib/coreos/ignition.asc")
 CONFIG_DISK_SERIAL = "ignition_crypted"
 CMDLINE_FIRSTBOOT = "ignition.firstboot"
 
-# Ignition's: the config it reads first, and the merged one it leaves for later stages.
+# Ignition's: the user's config, those it merges that into, and the merged one it leaves for later stages.
 IGNITION_USER_CONFIG = Path("/usr/lib/ignition/user.ign")
+IGNITION_BASE_CONFIGS = Path("/usr/lib/ignition/base.d")
 IGNITION_MERGED_CONFIG = Path("/run/ignition.json")
+# Root certificates, and what else the image's builder knows of IBM's certificates and revocation lists.
+CERTIFICATES = Path("/usr/lib/secex-firstboot/certs")
+NO_LOCAL_LOGIN = Path("/usr/lib/secex-firstboot/no-local-login.ign")  # a config of ours for the second
 
 # The provisioned system's.
 SYSROOT = Path("/sysroot")
 LUKS_KEYS = Path("/etc/luks")
 SYSTEM_HOST_KEYS = Path("/etc/se-hostkeys")
+SYSTEM_CERTIFICATES = SYSTEM_HOST_KEYS / "certs"
 SYSTEM_REPORT = Path("/var/lib/secex-firstboot/report.json")
+GROWN = Path("/var/lib/secex-firstboot/grown")  # the root file system reaches the end of its volume
+SETTINGS = Path("/etc/secex-firstboot.conf")  # the user's
 
 # Kernel: arch/s390/kernel/uv.c, "1" in a Secure Execution guest; no such file where the machine has no
 # ultravisor.
 SECURE_EXECUTION_GUEST = Path("/sys/firmware/uv/prot_virt_guest")
+THIS_HOSTS_KEYS = Path("/sys/firmware/uv/keys")

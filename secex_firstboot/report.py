@@ -23,6 +23,7 @@ class Report(BaseModel):
     """The most memory in use in the whole guest (MemTotal - MemAvailable), sampled while steps ran."""
     total_memory_mib: int = 0
     steps: list[StepReport] = []
+    warnings: list[str] = []
 
     @classmethod
     def load(cls) -> Report:

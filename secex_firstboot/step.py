@@ -62,11 +62,13 @@ class Phase(StrEnum):
 class Context:
     """What steps share: the kernel command line, and where they tell a person how far they are.
 
-    ``say`` takes one line; ``progress`` is called with (label, bytes done, bytes in all).
+    ``say`` takes one line, ``warn`` one that also goes into the report; ``progress`` is called with (label,
+    bytes done, bytes in all).
     """
 
     command_line: str
     say: Callable[[str], None] = field(default=lambda line: None)
+    warn: Callable[[str], None] = field(default=lambda line: None)
     progress: Callable[[str, int, int], None] = field(default=lambda label, done, total: None)
 
     @property

@@ -33,7 +33,7 @@ from hypothesis import strategies as st
 
 from secex_firstboot.errors import Refusal
 from secex_firstboot.hostkeys.download import Network
-from secex_firstboot.hostkeys.fetch import DOCUMENT_LIMIT, fetch
+from secex_firstboot.hostkeys.fetch import DOCUMENT_LIMIT, Fetcher
 from secex_firstboot.ignition.config import Config, FileEntry
 
 DOCUMENT = bytes(range(256)) * 4
@@ -59,7 +59,8 @@ class Asked:
         self.network = Network(attempts=4, connect_timeout=2, attempt_timeout=5, sleep=self.waits.append)
 
     def get(self, file: FileEntry, settings: Config | None = None) -> bytes:
-        return fetch(file, settings or config(), self.network, self.attempts.append)
+        fetcher = Fetcher(settings or config(), self.network, self.attempts.append)
+        return fetcher.file(file, "host-key document", DOCUMENT_LIMIT)
 
 
 @pytest.fixture
@@ -188,12 +189,13 @@ def test_a_malformed_hash_is_refused(asked: Asked, text: str) -> None:
 
 def test_data_urls_do_not_cost_the_import_of_requests() -> None:
     program = (
-        "import sys; from secex_firstboot.hostkeys.fetch import fetch;"
+        "import sys; from secex_firstboot.hostkeys.fetch import Fetcher;"
         "from secex_firstboot.hostkeys.download import Network;"
         "from secex_firstboot.ignition.config import Config, FileEntry;"
         "config = Config.model_validate({'ignition': {'version': '3.3.0'}});"
         "entry = FileEntry.model_validate({'path': '/a', 'contents': {'source': 'data:,x'}});"
-        "assert fetch(entry, config, Network(), print) == b'x'; assert 'requests' not in sys.modules"
+        "assert Fetcher(config, Network(), print).file(entry, 'document', 9) == b'x';"
+        "assert 'requests' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 from secex_firstboot import machine as state_machine
 from secex_firstboot import paths, record
 from secex_firstboot.errors import DeviceMissing, FirstbootError, Refusal
+from secex_firstboot.ignition import openpgp, ownership
 from secex_firstboot.plan import MIB, Plan, Source, lay_out
 from secex_firstboot.record import Progress
 from secex_firstboot.sdboot.boot_entry import BootEntry
@@ -28,10 +30,11 @@ from secex_firstboot.steps.personalise import Personalise
 from secex_firstboot.steps.platform import Platform
 from secex_firstboot.steps.seal import Seal
 from secex_firstboot.steps.verity import Verity
-from secex_firstboot.storage import devicemapper, disk, filesystem, verity
+from secex_firstboot.storage import devicemapper, disk, filesystem, partition_table, verity
 from secex_firstboot.storage.disk import Disk, Partition
 from secex_firstboot.storage.filesystem import FileSystem
 
+NO_LOCAL_LOGIN = Path(__file__).parents[1] / "dracut/no-local-login.ign"
 VECTORS = Path(__file__).parent / "vectors" / "se-image"
 HASHES = {"boot": "b0" * 32, "root": "0f" * 32}
 ARGUMENTS = f"bootfs.roothash={HASHES['boot']} rootfs.roothash={HASHES['root']}"
@@ -51,6 +54,7 @@ class Machine:
     mounts: dict[Path, Path] = field(default_factory=dict)
     tables: dict[str, list[str]] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=lambda: dict(SOURCES))
+    table_is_sound: bool = True
 
     @property
     def disk(self) -> Disk:
@@ -129,6 +133,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     mapper = tmp_path / "dev" / "mapper"
     mapper.mkdir(parents=True)
     put(paths.SECURE_EXECUTION_GUEST, "1\n")
+    monkeypatch.setattr(partition_table, "is_sound", lambda disk, block_size: found.table_is_sound)
     found = Machine(tmp_path, [Disk(tmp_path / "dev" / "vda", 400 * MIB, 512, partitions(tmp_path / "dev"))])
 
     def data_size(data: Path, tree: Path) -> int:
@@ -302,6 +307,44 @@ def test_the_private_key_is_gone_also_after_a_config_that_cannot_be_read(machine
     assert not paths.IGNITION_USER_CONFIG.exists()
 
 
+@pytest.fixture
+def decrypted(machine, monkeypatch):
+    """Ground on which the config step can be performed; what Ignition would get in addition."""
+    monkeypatch.setattr(openpgp, "decrypt", lambda message, key, work: (CONFIG % "").encode())
+    machine.serials["ignition_crypted"] = put(machine.root / "vdb", "-----BEGIN PGP MESSAGE-----")
+    monkeypatch.setattr(openpgp, "read_message", lambda device: b"")
+    put(paths.PRIVATE_KEY)
+    put(paths.NO_LOCAL_LOGIN, NO_LOCAL_LOGIN.read_text())
+    return paths.IGNITION_BASE_CONFIGS / "no-local-login.ign"
+
+
+def test_the_config_is_merged_into_one_that_masks_local_logins(decrypted):
+    Config().perform(Context(FIRST_BOOT))
+    units = json.loads(decrypted.read_text())["systemd"]["units"]
+    masked = {unit["name"] for unit in units if unit.get("mask")}
+    assert masked >= {"getty@.service", "serial-getty@.service", "console-getty.service", "autovt@.service"}
+
+
+def test_an_image_that_allows_logins_masks_none_and_says_so(decrypted):
+    said = []
+    Config().perform(Context(f"{FIRST_BOOT} secex.login=allowed", say=said.append))
+    assert not decrypted.exists()
+    assert [line for line in said if line.startswith("WARNING: secex.login=allowed")]
+
+
+def test_another_value_for_logins_is_refused(machine, decrypted):
+    assert observe(machine, Config()).state is State.READY
+    with pytest.raises(Refusal, match=r"secex\.login=yes is not secex\.login=allowed"):
+        Config().observe(Context(f"{FIRST_BOOT} secex.login=yes"))
+
+
+def test_without_its_own_config_against_logins_none_is_handed_over(decrypted):
+    paths.NO_LOCAL_LOGIN.unlink()
+    with pytest.raises(OSError):
+        Config().perform(Context(FIRST_BOOT))
+    assert not paths.IGNITION_USER_CONFIG.exists()
+
+
 # --- hostkeys ---
 
 
@@ -324,15 +367,17 @@ def test_hostkeys_are_done_when_every_document_is_there(machine):
     assert observe(machine, HostKeys()).done
 
 
-def test_no_document_is_kept_unless_all_are_good(machine):
+def test_no_document_is_kept_unless_all_are_good(machine, monkeypatch):
+    monkeypatch.setattr(ownership, "device_numbers", lambda disk: frozenset())
+    context = Context(f"{FIRST_BOOT} secex.hostkey_verify=no")
     good = (VECTORS / "host-a.crt").read_text().replace("\n", "%0A").replace(" ", "%20")
     entry = '{"path": "/etc/se-hostkeys/ibm-z-hostkey-%s", "contents": {"source": "data:,%s"}}'
     put(paths.IGNITION_MERGED_CONFIG, CONFIG % f"{entry % ('a', good)}, {entry % ('b', 'garbage')}")
     with pytest.raises(Refusal, match="ibm-z-hostkey-b"):
-        HostKeys().perform(Context(FIRST_BOOT))
+        HostKeys().perform(context)
     assert not paths.HOST_KEYS.exists()
     put(paths.IGNITION_MERGED_CONFIG, CONFIG % (entry % ("a", good)))
-    HostKeys().perform(Context(FIRST_BOOT))
+    HostKeys().perform(context)
     assert (paths.HOST_KEYS / "ibm-z-hostkey-a").read_bytes() == (VECTORS / "host-a.crt").read_bytes()
     assert observe(machine, HostKeys()).done
 
@@ -452,6 +497,14 @@ def test_partition_is_done_when_root_has_the_planned_size(machine):
         root = replace(machine.disk.partitions["root"], size=size)
         machine.disks[0] = replace(machine.disk, partitions=machine.disk.partitions | {"root": root})
         assert observe(machine, PartitionStep()).state is state
+
+
+def test_partition_is_not_done_while_one_of_the_two_tables_is_torn(machine):
+    machine.commit()
+    root = replace(machine.disk.partitions["root"], size=machine.plan().root_partition_size)
+    machine.disks[0] = replace(machine.disk, partitions=machine.disk.partitions | {"root": root})
+    machine.table_is_sound = False
+    assert observe(machine, PartitionStep()).state is State.READY
 
 
 # --- encrypt ---
@@ -610,15 +663,13 @@ def test_seal_waits_for_commit_point_and_mounts(machine):
 def test_the_provisioned_system_gets_keys_detached_headers_and_crypttab(machine, monkeypatch):
     monkeypatch.setattr(paths, "LUKS_KEYS", Path("/etc/luks"))
     machine.commit()
-    files = {str(path): content for path, content in seal.system_files().items()}
-    crypttab = files.pop("/etc/crypttab").decode().splitlines()
-    assert files == {
+    assert {str(path): content for path, content in seal.key_files().items()} == {
         "/etc/luks/boot": b"key of boot",
         "/etc/luks/boot.header": b"header of boot",
         "/etc/luks/root": b"key of root",
         "/etc/luks/root.header": b"header of root",
     }
-    assert [line.split() for line in crypttab if not line.startswith("#")] == [
+    assert [line.split() for line in seal.crypttab_lines()] == [
         [
             name,
             f"PARTUUID=00000000-0000-4000-8000-00000000000{number}",

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from secex_firstboot.errors import Refusal
+from secex_firstboot.sdboot import image
 
-_COORDINATE = 80  # bytes: how the SE header stores each of X and Y, left-padded
+# What the cryptography library raises on something that is not X.509, or not of a kind it knows.
+DECODING_ERRORS = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+_KEY_LIST_LIMIT = 4096  # bytes: sysfs gives at most a page
+_HASH = re.compile(rb"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class Document:
     name: str
-    der: bytes
+    certificate: x509.Certificate
     public_key: ec.EllipticCurvePublicKey
-    subject: str  # RFC 4514
-    not_before: datetime
-    not_after: datetime
 
 
 def parse(name: str, content: bytes) -> Document:
@@ -37,15 +44,9 @@ def parse(name: str, content: bytes) -> Document:
         public_key = certificate.public_key()
         if not isinstance(public_key, ec.EllipticCurvePublicKey) or public_key.curve.name != "secp521r1":
             raise _refusal(name, "has no secp521r1 key, so it is not one of an IBM Z host")
-        return Document(
-            name=name,
-            der=certificate.public_bytes(Encoding.DER),
-            public_key=public_key,
-            subject=certificate.subject.rfc4514_string(),
-            not_before=certificate.not_valid_before_utc,
-            not_after=certificate.not_valid_after_utc,
-        )
-    except (ValueError, UnsupportedAlgorithm):
+        _ = certificate.extensions  # decoded, or stumbled over, when first asked for
+        return Document(name, certificate, public_key)
+    except DECODING_ERRORS:
         raise _refusal(name, "is no X.509 certificate, neither PEM nor DER") from None
 
 
@@ -66,11 +67,8 @@ def _refusal(name: str, reason: str) -> Refusal:
 
 
 def key_hash(document: Document) -> bytes:
-    """SHA-256 by which an SE header's key slot names the host: over X and Y in 80 bytes each."""
-    numbers = document.public_key.public_numbers()
-    return hashlib.sha256(
-        numbers.x.to_bytes(_COORDINATE, "big") + numbers.y.to_bytes(_COORDINATE, "big")
-    ).digest()
+    """SHA-256 by which an SE header's key slot, and the host itself, name the host's key."""
+    return image.host_key_hash(document.public_key)
 
 
 def distinct(documents: Iterable[Document]) -> list[Document]:
@@ -79,3 +77,28 @@ def distinct(documents: Iterable[Document]) -> list[Document]:
     for document in documents:
         by_key.setdefault(key_hash(document), document)
     return list(by_key.values())
+
+
+def this_host_key_hashes(directory: Path) -> set[bytes]:
+    """The hashes of the keys this machine has, as its ultravisor tells; none known: an empty set.
+
+    ``directory`` is /sys/firmware/uv/keys, which is there if both kernel and firmware know the question. Its
+    file ``all`` has a line of 64 hexadecimal digits a key, zeros where there is none: uv_keys_all() in
+    arch/s390/kernel/uv.c.
+    """
+    try:
+        with (directory / "all").open("rb") as file:
+            lines = file.read(_KEY_LIST_LIMIT).split()
+    except OSError:
+        return set()
+    return {bytes.fromhex(line.decode()) for line in lines if _HASH.fullmatch(line) and line.strip(b"0")}
+
+
+def check_this_host(documents: Iterable[Document], hashes: set[bytes]) -> None:
+    """Raise Refusal if this machine's key ``hashes`` are known and none of the documents is for it."""
+    if hashes and hashes.isdisjoint(map(key_hash, documents)):
+        raise Refusal(
+            "no host-key document is for this machine, whose keys have the SHA-256 "
+            + ", ".join(sorted(each.hex() for each in hashes)),
+            "add this machine's document to the config: it could not start the system it sets up",
+        )

@@ -1,4 +1,4 @@
-"""Fetching the content of a host-key document as Ignition would: source, compression, verification.
+"""Fetching host-key documents and certificates as Ignition would: source, compression, verification.
 
 Rules from Ignition's configuration specification 3.3; the hash is that of the decompressed content
 (https://github.com/coreos/ignition/pull/1566).
@@ -14,6 +14,7 @@ import zlib
 from base64 import b64decode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote_to_bytes, urlsplit
 
@@ -29,20 +30,34 @@ AUTHORITIES_LIMIT = 1 << 20  # bytes: a whole system's bundle is a quarter of th
 _DIGEST_SIZES = {"sha256": 64, "sha512": 128}  # hexadecimal digits
 
 
-def fetch(entry: FileEntry, config: Config, network: Network, on_attempt: Callable[[str], None]) -> bytes:
-    """The document's content, decompressed, at most DOCUMENT_LIMIT bytes, its hash checked if it has one.
+@dataclass(frozen=True)
+class Fetcher:
+    """``on_attempt`` hears of each attempt over the network, in words. Whatever goes wrong is a Refusal."""
 
-    ``on_attempt`` hears of each attempt over the network, in words. Raises Refusal.
-    """
-    what = f"the host-key document {entry.name}"
-    if entry.append:
-        raise Refusal(f"{what} has appended parts", "put the whole document into its contents")
-    if not _is_remote(entry.contents):
-        return _content(what, entry.contents, DOCUMENT_LIMIT, None)
-    ignition = config.ignition
-    with _authorities(config, network, on_attempt) as authorities:
-        client = Client(network, ignition.timeouts, ignition.proxy, authorities, on_attempt)
-        return _content(what, entry.contents, DOCUMENT_LIMIT, client)
+    config: Config
+    network: Network
+    on_attempt: Callable[[str], None]
+
+    def file(self, entry: FileEntry, what: str, limit: int) -> bytes:
+        """The content of a file of the config, decompressed, at most ``limit`` bytes; its hash is right."""
+        what = f"the {what} {entry.name}"
+        if entry.append:
+            raise Refusal(f"{what} has appended parts", "put the whole file into its contents")
+        if not _is_remote(entry.contents):
+            return _content(what, entry.contents, limit, None)
+        with self._client() as client:
+            return _content(what, entry.contents, limit, client)
+
+    def url(self, url: str, what: str, limit: int) -> bytes:
+        """What is at a URL (http or https), at most ``limit`` bytes."""
+        with self._client() as client:
+            return client.get(Request(what, url, {}, limit))
+
+    @contextmanager
+    def _client(self) -> Iterator[Client]:
+        ignition = self.config.ignition
+        with _authorities(self.config, self.network, self.on_attempt) as authorities:
+            yield Client(self.network, ignition.timeouts, ignition.proxy, authorities, self.on_attempt)
 
 
 @contextmanager

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from secex_firstboot import process
@@ -23,7 +21,6 @@ from secex_firstboot.sdboot import image, initramfs
 BUILT_IN = "built-in"
 _TOOLS = (("pvimg", "create"), ("genprotimg",))
 BOOT_LOADER_DIRECTORIES = (Path("/usr/share/s390-tools/pvimg"), Path("/usr/share/s390-tools/genprotimg"))
-_DOCUMENT_LIMIT = 64 << 10  # bytes of a host-key document; genuine ones have about 2 KiB
 
 
 def create(
@@ -32,19 +29,20 @@ def create(
     kernel: Path,
     ramdisk: Sequence[Path],
     command_line: str,
-    host_key_documents: Sequence[Path],
+    host_keys: Mapping[Path, ec.EllipticCurvePublicKey],
     progress: image.Progress,
     scratch: Path = Path("/run"),
 ) -> str:
     """Make a Secure Execution image and return the name of the builder that made it.
 
-    The host-key documents have been verified before. ``output`` appears complete, on disk and with mode
+    ``host_keys`` are the host-key documents and their keys, verified before: IBM's tools read the documents
+    themselves, the built-in builder needs the keys alone. ``output`` appears complete, on disk and with mode
     0600, or not at all; an existing one is replaced. ``scratch`` must be in memory, never on the disk: it
     holds the command line and the joined ramdisk in plain, for a builder that reads files (the built-in one
     needs none of it). ``progress`` is called by the built-in builder alone.
     """
-    host_keys = [load_public_key(document) for document in host_key_documents]
-    image.check_host_keys(host_keys)
+    keys = list(host_keys.values())
+    image.check_host_keys(keys)
     image.command_line_component(command_line, kernel)
     image.check_ramdisk(ramdisk)
     unfinished = output.with_name(f"{output.name}.unfinished")
@@ -52,7 +50,7 @@ def create(
     try:
         tool = _installed_tool()
         if tool:
-            _run(tool, unfinished, kernel, ramdisk, command_line, host_key_documents, scratch)
+            _run(tool, unfinished, kernel, ramdisk, command_line, host_keys, scratch)
         else:
             boot_loaders = find_boot_loaders()
             with open_private(unfinished) as file:
@@ -61,7 +59,7 @@ def create(
                     kernel=kernel,
                     ramdisk=ramdisk,
                     command_line=command_line,
-                    host_keys=host_keys,
+                    host_keys=keys,
                     boot_loaders=boot_loaders,
                     progress=progress,
                 )
@@ -77,27 +75,6 @@ def create(
         unfinished.unlink(missing_ok=True)
     sync(output.parent)
     return tool[0] if tool else BUILT_IN
-
-
-def load_public_key(path: Path) -> ec.EllipticCurvePublicKey:
-    """The public key of a host-key document, an X.509 certificate in PEM or DER. Raises Refusal."""
-    with path.open("rb") as file:
-        document = file.read(_DOCUMENT_LIMIT + 1)
-    try:
-        if len(document) > _DOCUMENT_LIMIT:
-            raise ValueError
-        pem = b"-----BEGIN CERTIFICATE-----" in document
-        certificate = (
-            x509.load_pem_x509_certificate(document) if pem else x509.load_der_x509_certificate(document)
-        )
-        key = certificate.public_key()
-    except (ValueError, UnsupportedAlgorithm):
-        raise Refusal(
-            f"{path.name} is no X.509 certificate", "use the host-key document as IBM issued it"
-        ) from None
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise Refusal(f"{path.name} has no elliptic-curve key", "use the host-key document as IBM issued it")
-    return key
 
 
 def find_boot_loaders() -> image.BootLoaders:
@@ -123,7 +100,7 @@ def _run(
     kernel: Path,
     ramdisk: Sequence[Path],
     command_line: str,
-    host_key_documents: Sequence[Path],
+    documents: Iterable[Path],
     scratch: Path,
 ) -> None:
     """Let pvimg or genprotimg make ``output``, which must not exist yet."""
@@ -134,7 +111,7 @@ def _run(
         arguments: list[str | Path] = ["-o", output, "-i", kernel, "-p", parameters]
         if ramdisk:
             arguments += ["-r", _one_file(ramdisk, Path(private))]
-        for document in host_key_documents:
+        for document in documents:
             arguments += ["-k", document]
         process.run([*tool, "--no-verify", *arguments])
 

@@ -188,6 +188,11 @@ def command_line_component(command_line: str, kernel: Path) -> bytes:
     return line + b"\0"
 
 
+def host_key_hash(key: ec.EllipticCurvePublicKey) -> bytes:
+    """The SHA-256 by which a key slot names the host whose key it is for."""
+    return hashlib.sha256(_coordinates(key)).digest()
+
+
 def check_host_keys(host_keys: Sequence[ec.EllipticCurvePublicKey]) -> None:
     """Raise Refusal unless an image can be made for exactly these hosts."""
     if not host_keys:
@@ -310,7 +315,7 @@ def _key_slot(
     return _pack(
         _KEY_SLOT,
         {
-            "host key hash": hashlib.sha256(_coordinates(host)).digest(),
+            "host key hash": host_key_hash(host),
             "wrapped header key": wrapped[:-_TAG_SIZE],
             "wrapping tag": wrapped[-_TAG_SIZE:],
         },

@@ -1,21 +1,37 @@
-"""hostkeys: fetch the host-key documents that the merged config names, and check each."""
+"""hostkeys: fetch the host-key documents that the merged config names, and prove each genuine.
+
+The rest of what the config asks of the agent is looked at here, too: Ignition has merged it just before.
+"""
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
 
 from secex_firstboot import paths
 from secex_firstboot.errors import Refusal
 from secex_firstboot.files import write_private
-from secex_firstboot.hostkeys import document, fetch
+from secex_firstboot.hostkeys import certificates, document, verify
+from secex_firstboot.hostkeys.document import Document
 from secex_firstboot.hostkeys.download import Network
-from secex_firstboot.ignition import config
+from secex_firstboot.hostkeys.fetch import DOCUMENT_LIMIT, Fetcher
+from secex_firstboot.ignition import config, kernel_arguments, ownership
+from secex_firstboot.ignition.config import Config, FileEntry
 from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, ready, waiting
+from secex_firstboot.storage import disk
+
+VERIFY_ARGUMENT = "secex.hostkey_verify"
+_CRL_ATTEMPTS = (
+    3  # a CRL may be in the config; a distribution point that does not answer is no reason to wait
+)
 
 
 class HostKeys(Step):
     name = "hostkeys"
-    summary = "fetch and check the host-key documents"
+    summary = "fetch the host-key documents and prove them genuine"
     stage = Stage.PROVISION
 
     def observe(self, context: Context) -> Status:
@@ -25,24 +41,91 @@ class HostKeys(Step):
             return done(f"{len(list(paths.HOST_KEYS.iterdir()))} documents in the plan")
         if not paths.IGNITION_MERGED_CONFIG.exists():
             return waiting("Ignition merges the config first")
-        entries = config.host_keys(config.parse(paths.IGNITION_MERGED_CONFIG.read_bytes()))
-        if not entries:
-            raise Refusal(
-                "the Ignition config names no host key",
-                "add a storage.files entry with a path /etc/se-hostkeys/ibm-z-hostkey-NAME",
-            )
-        names = [PurePosixPath(entry.path).name for entry in entries]
+        verification(context)
+        merged = config.parse(paths.IGNITION_MERGED_CONFIG.read_bytes())
+        names = [entry.name for entry in named(merged)]
         if all((paths.HOST_KEYS / name).exists() for name in names):
             return done(f"{len(names)} documents: {', '.join(names)}")
         return ready(f"fetch {', '.join(names)}")
 
     def perform(self, context: Context) -> None:
         merged = config.parse(paths.IGNITION_MERGED_CONFIG.read_bytes())
-        documents = {}
-        for entry in config.host_keys(merged):
-            name = PurePosixPath(entry.path).name
-            content = fetch.fetch(entry, merged, Network(), on_attempt=context.say)
-            documents[name] = (content, document.parse(name, content))
-        for name, (content, parsed) in documents.items():
-            context.say(f"host key {name}: SHA-256 {document.key_hash(parsed).hex()}")
-            write_private(paths.HOST_KEYS / name, content)
+        ownership.check(merged, ownership.device_numbers(disk.find_disk().device))
+        kernel_arguments.check(merged.kernel_arguments)
+        proof = Proof(merged, paths.CERTIFICATES, verification(context), paths.RUNTIME, context)
+        documents = proof.documents()
+        document.check_this_host(
+            [parsed for parsed, _ in documents], document.this_host_key_hashes(paths.THIS_HOSTS_KEYS)
+        )
+        for parsed, content in documents:
+            write_private(paths.HOST_KEYS / parsed.name, content)
+
+
+def named(merged: Config) -> list[FileEntry]:
+    """The host-key documents of the config, at least one."""
+    entries = config.host_keys(merged)
+    if not entries:
+        raise Refusal(
+            "the Ignition config names no host key",
+            "add a storage.files entry with a path /etc/se-hostkeys/ibm-z-hostkey-NAME",
+        )
+    return entries
+
+
+def verification(context: Context) -> Literal["strict", "no"]:
+    match context.argument(VERIFY_ARGUMENT):
+        case None | "strict":
+            return "strict"
+        case "no":
+            return "no"
+    raise Refusal(
+        f"{VERIFY_ARGUMENT} is neither strict nor no", "build the image with one of them, or without it"
+    )
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The documents of a config, and what they are proven by.
+
+    ``image_certificates`` is the directory with the root certificates; ``scratch`` one for a moment's files.
+    """
+
+    config: Config
+    image_certificates: Path
+    verification: Literal["strict", "no"]
+    scratch: Path
+    context: Context
+
+    def documents(self) -> list[tuple[Document, bytes]]:
+        """Each document with its content. Raises Refusal for the first that cannot be proven genuine."""
+        found = []
+        for entry in named(self.config):
+            content = self._fetcher(Network()).file(entry, "host-key document", DOCUMENT_LIMIT)
+            found.append((document.parse(entry.name, content), content))
+        self._verify([parsed for parsed, _ in found])
+        for parsed, _ in found:
+            self.context.say(f"host key {parsed.name}: SHA-256 {document.key_hash(parsed).hex()}")
+        return found
+
+    def _verify(self, documents: Sequence[Document]) -> None:
+        if self.verification == "no":
+            self.context.warn(f"{VERIFY_ARGUMENT}=no: nothing proves that the host keys are those of IBM Z")
+            return
+        files = [
+            (entry.name, self._fetcher(Network()).file(entry, "file", certificates.FILE_LIMIT))
+            for entry in config.certificates(self.config)
+        ]
+        verify.verify(
+            documents,
+            certificates.load(self.image_certificates, files),
+            now=datetime.now(UTC),
+            fetch_crl=self._crl,
+            scratch=self.scratch,
+        )
+
+    def _crl(self, url: str) -> bytes:
+        network = Network(attempts=_CRL_ATTEMPTS)
+        return self._fetcher(network).url(url, "a certificate revocation list", certificates.FILE_LIMIT)
+
+    def _fetcher(self, network: Network) -> Fetcher:
+        return Fetcher(self.config, network, self.context.say)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from secex_firstboot import paths
+from secex_firstboot.hostkeys import document
+from secex_firstboot.ignition import config, kernel_arguments
 from secex_firstboot.sdboot import boot_entry, boot_record, create
 from secex_firstboot.sdboot.initramfs import Entry, write_archive
 from secex_firstboot.step import Context
@@ -14,9 +16,15 @@ ROOT_DEVICE = "/dev/mapper/root"
 
 
 def system_command_line(options: str) -> str:
-    """The boot entry's options with the encrypted volume as root, whatever label or UUID they name."""
+    """The boot entry's options as the config's kernelArguments change them, from the encrypted root.
+
+    Whatever label or UUID the options name as root, it is /dev/mapper/root.
+    """
+    arguments = config.parse(paths.IGNITION_MERGED_CONFIG.read_bytes()).kernel_arguments
     return boot_entry.command_line(
-        options, add=[f"root={ROOT_DEVICE}"], remove={"root", paths.CMDLINE_FIRSTBOOT}
+        kernel_arguments.apply(options, arguments),
+        add=[f"root={ROOT_DEVICE}"],
+        remove={"root", paths.CMDLINE_FIRSTBOOT},
     )
 
 
@@ -29,6 +37,7 @@ def build_sdboot(
     overlay: Mapping[str, Entry],
 ) -> None:
     """Write ``sdboot.new`` on ``se``: kernel and initramfs of ``entry``, and ``overlay`` appended."""
+    documents = [document.parse(path.name, path.read_bytes()) for path in sorted(paths.HOST_KEYS.iterdir())]
     archive = paths.STATE.with_name("secex-firstboot-overlay.cpio")
     try:
         write_archive(archive, overlay)
@@ -37,7 +46,7 @@ def build_sdboot(
             kernel=entry.linux,
             ramdisk=[*entry.initrd, archive],
             command_line=command_line,
-            host_key_documents=sorted(paths.HOST_KEYS.iterdir()),
+            host_keys={paths.HOST_KEYS / each.name: each.public_key for each in document.distinct(documents)},
             progress=lambda done, total: context.progress("build sdboot", done, total),
         )
     finally:

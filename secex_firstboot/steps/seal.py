@@ -7,6 +7,7 @@ from pathlib import Path
 
 from secex_firstboot import paths, record
 from secex_firstboot.files import write_private
+from secex_firstboot.ignition.crypttab import merge_crypttab
 from secex_firstboot.sdboot import boot_entry, boot_record
 from secex_firstboot.sdboot.initramfs import Directory, Entry, File
 from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, ready, waiting
@@ -15,7 +16,7 @@ from secex_firstboot.steps.sdboot import build_sdboot, system_command_line
 from secex_firstboot.storage import disk, filesystem
 
 _VOLUMES = ("boot", "root")
-_CRYPTTAB = Path("/etc/crypttab")
+CRYPTTAB = Path("/etc/crypttab")
 # Opened in the initramfs, and kept open in the system; without a time limit for the disk to appear, as dracut
 # has none for the root device.
 _OPTIONS = "x-initrd.attach,x-systemd.device-timeout=0"
@@ -37,13 +38,15 @@ class Seal(Step):
         return ready("write keys and crypttab to the system, build the final sdboot, make it bootable")
 
     def perform(self, context: Context) -> None:
-        files = system_files()
+        files, crypttab = key_files(), crypttab_lines()
         for path, content in files.items():
             write_private(paths.SYSROOT / path.relative_to("/"), content)
+        _add_to_crypttab(paths.SYSROOT / CRYPTTAB.relative_to("/"), crypttab)
         found = disk.find_disk()
         entry = boot_entry.find(paths.SYSROOT / "boot")
         overlay: dict[str, Entry] = {str(paths.LUKS_KEYS): Directory(0o700)}
         overlay |= {str(path): File(content) for path, content in files.items()}
+        overlay[str(CRYPTTAB)] = File(merge_crypttab(b"", crypttab))
         with filesystem.mounted(found.partitions["se"].device, paths.SE_MOUNT, type="ext4") as se:
             boot_record.settle(se, found)
             build_sdboot(context, entry, se, command_line=system_command_line(entry.options), overlay=overlay)
@@ -53,14 +56,25 @@ class Seal(Step):
         paths.IGNITION_USER_CONFIG.unlink(missing_ok=True)
 
 
-def system_files() -> dict[Path, bytes]:
-    """Keys, detached headers and crypttab, the same in the provisioned system and in its sdboot."""
-    partitions = disk.find_disk().partitions
-    files = {_CRYPTTAB: b"# Written by secex-firstboot.\n"}
+def key_files() -> dict[Path, bytes]:
+    """Keys and detached headers, the same in the provisioned system and in its sdboot."""
+    files = {}
     for name in _VOLUMES:
         secrets = volume_secrets(name)
-        key, header = paths.LUKS_KEYS / name, paths.LUKS_KEYS / f"{name}.header"
-        files[key], files[header] = secrets.key.read_bytes(), secrets.header.read_bytes()
-        line = f"{name} PARTUUID={partitions[name].uuid} {key} luks,header={header},{_OPTIONS}\n"
-        files[_CRYPTTAB] += line.encode()
+        files[paths.LUKS_KEYS / name] = secrets.key.read_bytes()
+        files[paths.LUKS_KEYS / f"{name}.header"] = secrets.header.read_bytes()
     return files
+
+
+def crypttab_lines() -> list[str]:
+    partitions, keys = disk.find_disk().partitions, paths.LUKS_KEYS
+    return [
+        f"{name} PARTUUID={partitions[name].uuid} {keys / name} luks,header={keys / name}.header,{_OPTIONS}"
+        for name in _VOLUMES
+    ]
+
+
+def _add_to_crypttab(path: Path, lines: list[str]) -> None:
+    """Ignition's files stage has written there what the config says of other volumes."""
+    existing = path.read_bytes() if path.exists() else b""
+    write_private(path, merge_crypttab(existing, lines))

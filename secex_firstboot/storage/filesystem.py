@@ -26,9 +26,13 @@ class FileSystem:
     sector_size: int
 
 
-def identify(device: Path, name: str) -> FileSystem:
-    """What is on ``device``, called ``name`` in messages. Raises Refusal if it is neither ext4 nor xfs."""
+def identify(device: Path, name: str, offset: int = 0) -> FileSystem:
+    """What is on ``device`` from byte ``offset``, called ``name`` in messages.
+
+    Raises Refusal if it is neither ext4 nor xfs.
+    """
     with device.open("rb") as stream:
+        stream.seek(offset)
         head = stream.read(4096)
     if head[:4] == _XFS_MAGIC:
         block = int.from_bytes(head[4:8], "big")

@@ -1,0 +1,40 @@
+"""What the steps hand to the builder of the sdboot."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from secex_firstboot import paths
+from secex_firstboot.sdboot import create
+from secex_firstboot.sdboot.boot_entry import BootEntry
+from secex_firstboot.sdboot.initramfs import File
+from secex_firstboot.step import Context
+from secex_firstboot.steps.sdboot import build_sdboot
+
+VECTORS = Path(__file__).parent / "vectors" / "se-image"
+
+
+def test_a_host_with_two_documents_gets_one_key_slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")  # no pvimg or genprotimg
+    monkeypatch.setattr(create, "BOOT_LOADER_DIRECTORIES", (tmp_path,))
+    monkeypatch.setattr(paths, "STATE", tmp_path / "state")
+    monkeypatch.setattr(paths, "HOST_KEYS", tmp_path / "state" / "hostkeys")
+    for name in ("stage3a.bin", "stage3b_reloc.bin"):
+        (tmp_path / name).write_bytes(bytes(8000))
+    paths.HOST_KEYS.mkdir(parents=True)
+    for name in ("host-a.crt", "host-b.crt"):
+        shutil.copy(VECTORS / name, paths.HOST_KEYS)
+    again = x509.load_pem_x509_certificate((VECTORS / "host-a.crt").read_bytes())
+    (paths.HOST_KEYS / "host-a-again.crt").write_bytes(again.public_bytes(Encoding.DER))
+
+    entry = BootEntry("", "", VECTORS / "kernel.bin", (VECTORS / "ramdisk.bin",), "")
+    build_sdboot(Context(""), entry, tmp_path, command_line="quiet", overlay={"/a": File(b"")})
+
+    image = (tmp_path / "sdboot.new").read_bytes()
+    slots = image.index(b"IBMSecEx") + 32
+    assert int.from_bytes(image[slots : slots + 8], "big") == 2
