@@ -45,8 +45,7 @@ def look(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
         path.write_text(json.dumps({"ignition": {"version": "3.3.0"}} | config))
         arguments = ["--dry-run", "--json", f"--config={path}", f"--certificates={certificates}", *options]
         code = main(arguments)
-        shown = capsys.readouterr().out
-        rows = json.loads(shown[shown.index("{") :])["steps"]
+        rows = json.loads(capsys.readouterr().out)["steps"]
         return code, {row["step"]: row for row in rows}
 
     return look

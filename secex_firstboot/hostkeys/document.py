@@ -18,6 +18,7 @@ from secex_firstboot.sdboot import image
 DECODING_ERRORS = (
     ValueError,
     TypeError,
+    KeyError,
     UnsupportedAlgorithm,
     x509.InvalidVersion,
     x509.DuplicateExtension,

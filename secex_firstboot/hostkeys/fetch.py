@@ -21,6 +21,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from cryptography import x509
 
 from secex_firstboot.errors import Refusal
+from secex_firstboot.hostkeys.document import DECODING_ERRORS
 from secex_firstboot.hostkeys.download import Client, Network, Request
 from secex_firstboot.ignition.config import Config, FileEntry, Resource
 
@@ -85,7 +86,7 @@ def _authority(index: int, resource: Resource, client: Client) -> bytes:
     content = _content(what, resource, AUTHORITIES_LIMIT, client)
     try:
         x509.load_pem_x509_certificates(content)
-    except ValueError:
+    except DECODING_ERRORS:
         raise Refusal(f"{what} is no PEM certificate", "correct the config") from None
     return content
 

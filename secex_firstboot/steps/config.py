@@ -5,9 +5,11 @@ from __future__ import annotations
 from secex_firstboot import paths
 from secex_firstboot.errors import FirstbootError, Refusal
 from secex_firstboot.files import write_private
-from secex_firstboot.ignition import config, openpgp
+from secex_firstboot.ignition import config, openpgp, specification
 from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, ready
 from secex_firstboot.storage import disk
+
+_LOGIN = "secex.login"
 
 
 class Config(Step):
@@ -27,16 +29,35 @@ class Config(Step):
                 f"the initramfs has no private key {paths.PRIVATE_KEY}",
                 "build the SE-ready image with the key that configs are encrypted to",
             )
+        _login_allowed(context)
         return ready(f"decrypt the Ignition config on {disk.find_by_serial(paths.CONFIG_DISK_SERIAL)}")
 
     def perform(self, context: Context) -> None:
         try:
             message = openpgp.read_message(disk.find_by_serial(paths.CONFIG_DISK_SERIAL))
             plain = openpgp.decrypt(message, paths.PRIVATE_KEY, paths.RUNTIME)
-            config.parse(plain)
+            specification.check(config.parse(plain).ignition.version, specification.newest_known())
+            _forbid_local_login(context)
             write_private(paths.IGNITION_USER_CONFIG, plain)
         except FirstbootError as error:
             write_private(paths.CONFIG_REFUSED, str(error).encode())
             raise
         finally:
             paths.PRIVATE_KEY.unlink(missing_ok=True)
+
+
+def _forbid_local_login(context: Context) -> None:
+    """Give Ignition a base config that masks the logins on consoles; the user's config is merged into it."""
+    if _login_allowed(context):
+        context.say(f"WARNING: {_LOGIN}=allowed: a login on the console, which is the host's, is not masked")
+    else:
+        write_private(
+            paths.IGNITION_BASE_CONFIGS / paths.NO_LOCAL_LOGIN.name, paths.NO_LOCAL_LOGIN.read_bytes()
+        )
+
+
+def _login_allowed(context: Context) -> bool:
+    value = context.argument(_LOGIN)
+    if value not in (None, "allowed"):
+        raise Refusal(f"{_LOGIN}={value} is not {_LOGIN}=allowed", "build the image with that, or without it")
+    return value is not None

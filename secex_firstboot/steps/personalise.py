@@ -14,13 +14,13 @@ from secex_firstboot import paths, record
 from secex_firstboot.errors import Refusal
 from secex_firstboot.files import write_private
 from secex_firstboot.plan import MIB, Plan, Source, lay_out
-from secex_firstboot.sdboot import boot_entry, boot_record
+from secex_firstboot.sdboot import boot_entry, boot_record, image
 from secex_firstboot.sdboot.boot_entry import BootEntry
 from secex_firstboot.sdboot.initramfs import Directory, Entry, File
 from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, ready, waiting
 from secex_firstboot.steps import verity as verity_step
-from secex_firstboot.steps.sdboot import build_sdboot, system_command_line
-from secex_firstboot.storage import disk, filesystem, partition_table, verity, volume
+from secex_firstboot.steps.sdboot import build_sdboot, first_boot_command_line, system_command_line
+from secex_firstboot.storage import disk, filesystem, verity, volume
 
 DEFAULT_HEADROOM = 256 * MIB
 HEADROOM_ARGUMENT = "secex.headroom"  # MiB
@@ -48,6 +48,7 @@ class Personalise(Step):
         boot_device = verity_step.device("boot")
         with filesystem.mounted(boot_device, paths.BOOT_MOUNT, type=boot_type, read_only=True) as boot:
             entry = boot_entry.find(boot)
+            image.command_line_component(system_command_line(entry.options), entry.linux)
             with filesystem.mounted(se_device, paths.SE_MOUNT, type="ext4") as se:
                 boot_record.settle(se, found)
                 _check_room(se, entry)
@@ -64,10 +65,7 @@ class Personalise(Step):
             context,
             entry,
             se,
-            command_line=boot_entry.command_line(
-                system_command_line(entry.options),
-                add=[paths.CMDLINE_FIRSTBOOT, partition_table.FORCE_GPT],
-            ),
+            command_line=first_boot_command_line(entry.options),
             overlay=_state_files(),
         )
         boot_record.install(se, found, paths.RUNTIME)

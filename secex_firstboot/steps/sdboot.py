@@ -11,20 +11,28 @@ from secex_firstboot.ignition import config, kernel_arguments
 from secex_firstboot.sdboot import boot_entry, boot_record, create
 from secex_firstboot.sdboot.initramfs import Entry, write_archive
 from secex_firstboot.step import Context
+from secex_firstboot.storage import partition_table
 
 ROOT_DEVICE = "/dev/mapper/root"
 
 
-def system_command_line(options: str) -> str:
-    """The boot entry's options as the config's kernelArguments change them, from the encrypted root.
-
-    Whatever label or UUID the options name as root, it is /dev/mapper/root.
-    """
-    arguments = config.parse(paths.IGNITION_MERGED_CONFIG.read_bytes()).kernel_arguments
+def first_boot_command_line(options: str) -> str:
+    """For the personalised sdboot: the boot entry's options, and what a first boot needs to go on."""
     return boot_entry.command_line(
-        kernel_arguments.apply(options, arguments),
-        add=[f"root={ROOT_DEVICE}"],
-        remove={"root", paths.CMDLINE_FIRSTBOOT},
+        _from_encrypted_root(options), add=[paths.CMDLINE_FIRSTBOOT, partition_table.FORCE_GPT]
+    )
+
+
+def system_command_line(options: str) -> str:
+    """For the final sdboot: the boot entry's options as the config's kernelArguments change them."""
+    arguments = config.parse(paths.IGNITION_MERGED_CONFIG.read_bytes()).kernel_arguments
+    return _from_encrypted_root(kernel_arguments.apply(options, arguments))
+
+
+def _from_encrypted_root(options: str) -> str:
+    """With the encrypted volume as root, whatever label or UUID they name."""
+    return boot_entry.command_line(
+        options, add=[f"root={ROOT_DEVICE}"], remove={"root", paths.CMDLINE_FIRSTBOOT}
     )
 
 

@@ -8,21 +8,25 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import zlib
+from base64 import b64decode
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harness import debian, se_image, site, ultravisor
-from harness.guest import Disk, Guest, Network
+from harness import debian, pki, se_image, site, ultravisor
+from harness.guest import SERVICES_ADDRESS, Disk, Guest, Network
+from harness.pki import Chain
 from harness.se_image import Builder, Recipe
 from harness.site import Host
 
 MIB = 1 << 20
 FIRST_BOOT_TIMEOUT = 2400.0  # seconds; bounds a guest that hangs, measures nothing
 BOOT_TIMEOUT = 900.0
-FAILED = r"Emergency Shell|emergency\.service|emergency mode"
+FAILED = r"this guest cannot start|emergency mode"
 
 
 @dataclass(frozen=True)
@@ -34,43 +38,97 @@ class Site:
     image: Path
     root_size: int  # bytes, as the image was made
     config_disk: Path
+    public_key: Path  # to which configs for this image are encrypted
     identity: Path
     hosts: dict[str, Host]
+    chain: Chain
 
     @property
     def disk(self) -> Path:
         return self.directory / "disk.qcow2"
 
 
+@dataclass(frozen=True)
+class Owner:
+    """Who owns the workload: hosts, the chain behind their documents, an SSH key."""
+
+    hosts: dict[str, Host]
+    chain: Chain
+    ssh_key: str
+
+
+@dataclass(frozen=True)
+class Served:
+    """A config, and what its URLs lead to on SERVICES_ADDRESS: path -> content."""
+
+    config: dict[str, Any]
+    http: dict[str, bytes] = field(default_factory=dict)
+    https: dict[str, bytes] = field(default_factory=dict)
+    tls: site.Tls | None = None
+
+
+def plain_config(owner: Owner) -> Served:
+    """One host key inline, one over HTTP, and what proves them inline."""
+    proof = {name: content for name, content in owner.chain.certificates().items() if name != "root.crt"}
+    config = site.ignition_config(
+        owner.ssh_key,
+        [
+            site.host_key_file(owner.hosts["customer-1"]),
+            site.host_key_file(owner.hosts["customer-2"], url=f"http://{SERVICES_ADDRESS}/customer-2.crt"),
+            *site.certificate_files(proof | owner.chain.crls()),
+        ],
+    )
+    return Served(config, {"/customer-2.crt": owner.hosts["customer-2"].document.read_bytes()})
+
+
 @contextmanager
-def make_site(directory: Path, recipe: Recipe = Recipe()) -> Iterator[tuple[Site, Network]]:  # noqa: B008
-    """Build the image, encrypt the config, serve a host key inside the ``with`` block."""
+def make_site(
+    directory: Path,
+    recipe: Recipe = Recipe(),  # noqa: B008
+    configure: Callable[[Owner], Served] = plain_config,
+    chain: Chain | None = None,
+    document: dict[str, Any] | None = None,
+) -> Iterator[tuple[Site, Network]]:
+    """Build the image, encrypt the config, serve what it names inside the ``with`` block.
+
+    ``document`` are options of the hosts' documents, see pki.Authority.certify.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    hosts = {name: site.make_host(name, directory / "hostkeys") for name in site.HOSTS}
+    chain = chain or pki.make_chain(datetime.now(UTC))
+    hosts = {
+        name: site.make_host(name, directory / "hostkeys", chain, **(document or {})) for name in site.HOSTS
+    }
     tree = debian.build()
     image = directory / "se-ready.qcow2"
     identity = site.make_ssh_identity(directory)
-    ssh_key = identity.with_suffix(".pub").read_text().strip()
     with tempfile.TemporaryDirectory(prefix="se-image-", dir=directory) as work:
         private, public = se_image.make_key_pair(Path(work))
         debian.say("making the SE-ready image")
         builder = Builder(tree, Path(work), recipe)
-        builder.build(image, host_key_document=hosts["universal"].document, private_key=private)
+        builder.build(
+            image,
+            host_key_document=hosts["universal"].document,
+            private_key=private,
+            root_certificate=chain.certificates()["root.crt"],
+        )
         public = public.rename(directory / public.name)
-    with site.web_server({"/customer-2.crt": hosts["customer-2"].document.read_bytes()}) as port:
-        config = site.ignition_config(
-            ssh_key,
-            [
-                site.host_key_file(hosts["customer-1"]),
-                site.host_key_file(hosts["customer-2"], url="http://10.0.2.100/customer-2.crt"),
-            ],
-        )
-        config_disk = directory / "ignition_crypted.asc"
-        se_image.encrypt_config(config, public, config_disk)
-        yield (
-            Site(directory, tree, image, builder.root_size, config_disk, identity, hosts),
-            Network({80: port}),
-        )
+    config_disk = directory / "ignition_crypted.asc"
+    made = Site(directory, tree, image, builder.root_size, config_disk, public, identity, hosts, chain)
+    with serve(made, configure) as network:
+        yield made, network
+
+
+@contextmanager
+def serve(where: Site, configure: Callable[[Owner], Served]) -> Iterator[Network]:
+    """Encrypt a config to the image, onto its config disk, and serve what it names inside the block."""
+    ssh_key = where.identity.with_suffix(".pub").read_text().strip()
+    served = configure(Owner(where.hosts, where.chain, ssh_key))
+    se_image.encrypt_config(served.config, where.public_key, where.config_disk)
+    with ExitStack() as servers:
+        services = {80: servers.enter_context(site.web_server(served.http))}
+        if served.tls:
+            services[443] = servers.enter_context(site.web_server(served.https, served.tls))
+        yield Network(services)
 
 
 def enlarge(image: Path, disk: Path, gib: int) -> None:
@@ -104,14 +162,14 @@ def start(
 
 
 def wait_for_system(guest: Guest, timeout: float) -> None:
-    """Wait until the system is up; raises GuestError at once if the guest ends in the emergency shell.
+    """Wait until the system is up; raises GuestError at once if the guest gives up.
 
     Either line may be missing: under load the login prompt's device comes too late, and once a login prompt
     has the console, systemd says no more there.
     """
     found = guest.wait_for(rf"Reached target .*multi-user\.target|login: |{FAILED}", timeout)
     if re.fullmatch(FAILED, found[0]):
-        raise guest.error("ended in the emergency shell")
+        raise guest.error("gave up")
 
 
 @dataclass(frozen=True)
@@ -211,12 +269,22 @@ def overlay_files(ramdisk: bytes, initramfs: Path, work: Path) -> dict[str, byte
     return {f"/{path.relative_to(where)}": path.read_bytes() for path in files}
 
 
-def manifest_of(tree: Path) -> dict[str, dict[str, Any]]:
-    """The manifest of the built root, as the guest makes it of the provisioned one."""
+def wait_for_manifest(guest: Guest) -> dict[str, dict[str, Any]]:
+    """What the guest lists on its console at the end of first boot (secex-test.print-manifest)."""
+    found = guest.wait_for(rf"MANIFEST BEGIN\n|{FAILED}", FIRST_BOOT_TIMEOUT)
+    if not found[0].startswith("MANIFEST"):
+        raise guest.error("gave up")
+    text = guest.wait_for(r"([A-Za-z0-9+/=\n]+)MANIFEST END", BOOT_TIMEOUT)[1]
+    return load_manifest(zlib.decompress(b64decode(text)).decode())
+
+
+def manifest_of(tree: Path, only: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
+    """The manifest of the built root, or a part of it, as the guest makes it of the provisioned one."""
     with tempfile.NamedTemporaryFile("r+") as output:
         script = debian.REPOSITORY / "vm-tests/dracut/manifest.py"
         subprocess.run([sys.executable, "-I", script, tree, output.name], check=True)
-        return load_manifest(output.read())
+        whole = load_manifest(output.read())
+    return {path: entry for path, entry in whole.items() if not only or _is_below(path, only)}
 
 
 def load_manifest(text: str) -> dict[str, dict[str, Any]]:
@@ -237,18 +305,27 @@ _OWNERS = {"Ignition": ADDED_BY_IGNITION, "agent": ADDED_BY_THE_AGENT, "image": 
 
 
 def differences(
-    built: dict[str, dict[str, Any]], provisioned: dict[str, dict[str, Any]]
+    built: dict[str, dict[str, Any]],
+    provisioned: dict[str, dict[str, Any]],
+    only: Sequence[str] | None = None,
 ) -> dict[str, list[str]]:
-    """Paths that differ, by whose they are: "Ignition", "agent", and "unexplained", which must stay empty."""
+    """Paths that differ, by whose they are: "Ignition", "agent", and "unexplained", which must stay empty.
+
+    ``only``: look at nothing but these parts.
+    """
     result: dict[str, list[str]] = {owner: [] for owner in (*_OWNERS, "unexplained")}
     for path in sorted(built.keys() | provisioned.keys()):
-        if built.get(path) != provisioned.get(path):
+        if built.get(path) != provisioned.get(path) and (not only or _is_below(path, only)):
             result[_owner(path)].append(path)
     return result
 
 
 def _owner(path: str) -> str:
     for owner, prefixes in _OWNERS.items():
-        if any(path == prefix or path.startswith((f"{prefix}/", f"{prefix}-")) for prefix in prefixes):
+        if any(_is_below(path, [prefix]) or path.startswith(f"{prefix}-") for prefix in prefixes):
             return owner
     return "unexplained"
+
+
+def _is_below(path: str, parts: Sequence[str]) -> bool:
+    return any(path == part or path.startswith(f"{part}/") for part in parts)

@@ -49,12 +49,17 @@ class GuestError(Exception):
 
 @dataclass(frozen=True)
 class Disk:
-    """A virtio disk; with ``snapshot`` what the guest writes is dropped at the end."""
+    """A virtio disk, a file or the URL of a server; with ``snapshot`` what the guest writes is dropped.
 
-    path: Path
+    ``cache`` is QEMU's: "unsafe" lets the host's page cache do the syncing, and what the guest has written
+    survives QEMU; "writeback" passes each flush on.
+    """
+
+    path: Path | str
     serial: str
     format: str = "qcow2"
     snapshot: bool = False
+    cache: str = "unsafe"
 
 
 @dataclass(frozen=True)
@@ -336,16 +341,13 @@ class Guest:
         return options
 
     def _disk_options(self) -> list[str]:
-        """Without a pinned device number virtio-ccw disks come in random order.
-
-        ``cache=unsafe`` lets the host's page cache do the syncing: what the guest has written survives QEMU.
-        """
+        """Without a pinned device number virtio-ccw disks come in random order."""
         options = []
         for number, disk in enumerate(self._disks, start=1):
             snapshot = "on" if disk.snapshot else "off"
             options += [
                 "-drive", f"if=none,id=disk{number},file={_quoted(disk.path)},format={disk.format},"
-                f"snapshot={snapshot},cache=unsafe,discard=unmap",
+                f"snapshot={snapshot},cache={disk.cache},discard=unmap",
                 "-device", f"virtio-blk-ccw,drive=disk{number},serial={disk.serial},devno=fe.0.{number:04x}"
                 + (",bootindex=1" if number == 1 else ""),
             ]  # fmt: skip

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cache
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from cryptography import x509
@@ -79,6 +80,7 @@ class Authority:
         issuer: x509.Name | None = None,
         authority_key: AuthorityKey = b"",
         crl_urls: Sequence[str] = (),
+        addresses: Sequence[IPv4Address | IPv6Address] = (),
     ) -> x509.Certificate:
         """A certificate for ``key``; its authority key identifier is left out if that is None."""
         builder = x509.CertificateBuilder(
@@ -91,6 +93,9 @@ class Authority:
         )
         for extension, critical in _extensions(key, ca, crl_urls):
             builder = builder.add_extension(extension, critical)
+        if addresses:
+            names = x509.SubjectAlternativeName([x509.IPAddress(address) for address in addresses])
+            builder = builder.add_extension(names, critical=False)
         if identifier := self._identifier(authority_key):
             builder = builder.add_extension(identifier, critical=False)
         return builder.sign(self.key, hashes.SHA256())

@@ -9,19 +9,23 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness import debian
-from secex_firstboot.sdboot import boot_record, create, image
-from secex_firstboot.sdboot.initramfs import File, write_archive
+from secex_firstboot.hostkeys import document
+from secex_firstboot.sdboot import boot_record, image
+from secex_firstboot.sdboot.initramfs import Entry, File, write_archive
 from secex_firstboot.storage.volume import required_device_size
 
 MIB = 1 << 20
 SECTOR = 512
 OPTIONS = "root=/dev/mapper/root rw console=ttysclp0 ignition.platform.id=qemu rd.neednet=1"
+
+
+MOUNT_POINTS = ("boot", "dev", "proc", "run", "sys", "tmp", "var")
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,17 @@ class Recipe:
     options: str = OPTIONS
     headroom: int = 64
     root_file_system: str | None = "xfs"  # None: zeros, under a valid hash tree
+    root_content: tuple[str, ...] | None = None  # of the tree, instead of everything
     boot_slack: int | None = None  # room for encrypting in partition boot; None: as much as is needed
+
+
+# Too small to start a system, with files of every kind: quick to encrypt, listed at the end of first boot.
+SMALL = Recipe(
+    options=f"{OPTIONS} secex-test.print-manifest",
+    headroom=16,
+    root_file_system="ext4",
+    root_content=("./bin", "./etc", "./lib", "./sbin", "./usr/lib/python3"),
+)
 
 
 @dataclass(frozen=True)
@@ -52,10 +66,13 @@ class Builder:
         self.raw = work / "disk.raw"
         self.root_size = 0  # of the file system, in bytes, as statvfs(3) has it
 
-    def build(self, output: Path, *, host_key_document: Path, private_key: Path) -> None:
+    def build(
+        self, output: Path, *, host_key_document: Path, private_key: Path, root_certificate: bytes
+    ) -> None:
         """Write the qcow2 ``output`` for the host of ``host_key_document``.
 
-        ``private_key`` is the GPG key that users' configs will be encrypted to.
+        ``private_key`` is the GPG key that users' configs will be encrypted to, ``root_certificate`` whom
+        the image trusts for the documents of their hosts.
         """
         sizes = self._file_system_sizes()
         self.regions = self._partition(sizes)
@@ -65,7 +82,11 @@ class Builder:
                 "boot": self._make_volume("boot", "ext4", sizes["boot"]),
                 "root": self._make_volume("root", self.recipe.root_file_system, sizes["root"]),
             }
-            self._make_bootable(host_key_document, private_key, hashes)
+            added: dict[str, Entry] = {
+                "/usr/lib/coreos/ignition.asc": File(private_key.read_bytes()),
+                "/usr/lib/secex-firstboot/certs/root.crt": File(root_certificate),
+            }
+            self._make_bootable(host_key_document, added, hashes)
         subprocess.run(["qemu-img", "convert", "-O", "qcow2", self.raw, output], check=True)
         self.raw.unlink()
 
@@ -85,11 +106,14 @@ class Builder:
 
     def _file_system_sizes(self) -> dict[str, int]:
         boot = _tree_size(self.tree / "boot")
-        root = _tree_size(self.tree) - boot
-        log = 64 * MIB if self.recipe.root_file_system == "xfs" else 32 * MIB
+        content = self.recipe.root_content
+        root = (
+            sum(_tree_size(self.tree / part) for part in content) if content else _tree_size(self.tree) - boot
+        )
+        log, least = (64 * MIB, 300 * MIB) if self.recipe.root_file_system == "xfs" else (32 * MIB, 0)
         return {
             "boot": _mib(boot * 1.05 + 16 * MIB),
-            "root": max(300 * MIB, _mib(root * 1.1 + log + 16 * MIB)),
+            "root": max(least, _mib(root * 1.1 + log + 16 * MIB)),
         }
 
     def _partition(self, sizes: dict[str, int]) -> dict[str, Region]:
@@ -139,13 +163,17 @@ class Builder:
                 _copy(self.tree / "boot", where)
                 self._write_boot_entry(where)
             else:
-                _copy(self.tree, where, exclude="./boot/*")
+                _copy(self.tree, where, exclude="./boot/*", only=self.recipe.root_content)
+                for point in MOUNT_POINTS:
+                    (where / point).mkdir(exist_ok=True)
                 status = os.statvfs(where)
                 self.root_size = status.f_blocks * status.f_frsize
 
-    def _make_bootable(self, host_key_document: Path, private_key: Path, hashes: dict[str, str]) -> None:
+    def _make_bootable(
+        self, host_key_document: Path, added: dict[str, Entry], hashes: dict[str, str]
+    ) -> None:
         overlay = self.work / "overlay.cpio"
-        write_archive(overlay, {"/usr/lib/coreos/ignition.asc": File(private_key.read_bytes())})
+        write_archive(overlay, added)
         verity = [f"bootfs.roothash={hashes['boot']}", f"rootfs.roothash={hashes['root']}"]
         with self._loop("se") as device:
             subprocess.run(["mkfs.ext4", "-q", "-b", "4096", "-L", "se", device], check=True)
@@ -156,7 +184,7 @@ class Builder:
                         kernel=debian.kernel(self.tree),
                         ramdisk=[debian.initramfs(self.tree), overlay],
                         command_line=" ".join([self.options, "ignition.firstboot", *verity]),
-                        host_keys=[create.load_public_key(host_key_document)],
+                        host_keys=[document.parse("host key", host_key_document.read_bytes()).public_key],
                         boot_loaders=image.BootLoaders(
                             self.tree / "usr/share/s390-tools/pvimg/stage3a.bin",
                             self.tree / "usr/share/s390-tools/pvimg/stage3b_reloc.bin",
@@ -232,12 +260,12 @@ def _tree_size(tree: Path) -> int:
     return int(done.stdout.split()[0])
 
 
-def _copy(source: Path, target: Path, exclude: str = "") -> None:
+def _copy(source: Path, target: Path, exclude: str = "", only: Sequence[str] | None = None) -> None:
     """Copy a tree with everything that belongs to its files: owners, modes, times, links, attributes."""
     options = ["--xattrs", "--xattrs-include=*", "--acls", "--numeric-owner", "--one-file-system"]
     skip = [f"--exclude={exclude}"] if exclude else []
     with subprocess.Popen(
-        ["tar", "-C", source, *options, *skip, "-cf", "-", "."], stdout=subprocess.PIPE
+        ["tar", "-C", source, *options, *skip, "-cf", "-", *(only or ["."])], stdout=subprocess.PIPE
     ) as reader:
         subprocess.run(["tar", "-C", target, *options, "-xpf", "-"], stdin=reader.stdout, check=True)
     if reader.returncode:

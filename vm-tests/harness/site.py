@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import ssl
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -23,8 +25,9 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from cryptography.x509.oid import NameOID
 
+from harness import pki
+from harness.pki import Chain
 from harness.ultravisor import HostKey
 
 HOSTS = ("universal", "customer-1", "customer-2")
@@ -32,7 +35,7 @@ HOSTS = ("universal", "customer-1", "customer-2")
 
 @dataclass(frozen=True)
 class Host:
-    """A pretended IBM Z machine: its private host key, and a self-signed document with its public key."""
+    """A pretended IBM Z machine: its private host key, and the document with its public key."""
 
     name: str
     directory: Path
@@ -42,26 +45,23 @@ class Host:
         return self.directory / f"{self.name}.crt"
 
     @property
+    def certificate(self) -> x509.Certificate:
+        return x509.load_pem_x509_certificate(self.document.read_bytes())
+
+    @property
     def key(self) -> HostKey:
         key = load_pem_private_key((self.directory / f"{self.name}.key").read_bytes(), None)
         assert isinstance(key, ec.EllipticCurvePrivateKey)
         return key
 
 
-def make_host(name: str, directory: Path) -> Host:
+def make_host(name: str, directory: Path, chain: Chain, **options: Any) -> Host:
+    """A host with a fresh key; ``options`` are those of the document, see pki.Authority.certify."""
     directory.mkdir(parents=True, exist_ok=True)
     key = ec.generate_private_key(ec.SECP521R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Test host {name}")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=365))
-        .sign(key, hashes.SHA512())
-    )
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     (directory / f"{name}.key").write_bytes(private)
-    (directory / f"{name}.crt").write_bytes(certificate.public_bytes(Encoding.PEM))
+    (directory / f"{name}.crt").write_bytes(pki.pem(chain.document(key.public_key(), **options)))
     return Host(name, directory)
 
 
@@ -74,9 +74,26 @@ def make_ssh_identity(directory: Path) -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class Tls:
+    """A certificate with its private key, PEM, and that of the authority behind it."""
+
+    certificate: bytes
+    key: bytes
+    authority: bytes
+
+
+def make_tls(address: str) -> Tls:
+    authority = pki.make_root(datetime.now(UTC), "The site's own CA")
+    key = ec.generate_private_key(ec.SECP256R1())
+    certificate = authority.certify(pki.name(CN=address), key.public_key(), addresses=[ip_address(address)])
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return Tls(pki.pem(certificate), private, pki.pem(authority.certificate))
+
+
 @contextmanager
-def web_server(files: Mapping[str, bytes]) -> Iterator[int]:
-    """Serve ``files`` (path -> content) over HTTP on a free port of 127.0.0.1, which it yields."""
+def web_server(files: Mapping[str, bytes], tls: Tls | None = None) -> Iterator[int]:
+    """Serve ``files`` (path -> content) over HTTP(S) on a free port of 127.0.0.1, which it yields."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -90,6 +107,8 @@ def web_server(files: Mapping[str, bytes]) -> Iterator[int]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if tls:
+        server.socket = _server_context(tls).wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
@@ -98,6 +117,15 @@ def web_server(files: Mapping[str, bytes]) -> Iterator[int]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def _server_context(tls: Tls) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(tls.certificate + tls.key)
+        file.flush()
+        context.load_cert_chain(file.name)
+    return context
 
 
 def data_url(content: bytes) -> str:
@@ -111,6 +139,14 @@ def host_key_file(host: Host, url: str | None = None) -> dict[str, Any]:
     if url:
         source = {"source": url, "verification": {"hash": f"sha256-{hashlib.sha256(content).hexdigest()}"}}
     return {"path": f"/etc/se-hostkeys/ibm-z-hostkey-{host.name}", "mode": 0o644, "contents": source}
+
+
+def certificate_files(files: Mapping[str, bytes]) -> list[dict[str, Any]]:
+    """The Ignition ``storage.files`` entries of certificates and CRLs, inline."""
+    return [
+        {"path": f"/etc/se-hostkeys/certs/{name}", "mode": 0o644, "contents": {"source": data_url(content)}}
+        for name, content in files.items()
+    ]
 
 
 def ignition_config(ssh_key: str, host_keys: list[dict[str, Any]]) -> dict[str, Any]:
