@@ -4,23 +4,32 @@ PREFIX     ?= /usr
 # Where the target's Python looks for packages; distributions set this.
 PYTHONDIR  ?= $(shell /usr/bin/python3 -c 'import sysconfig as s; n = "deb_system" if "deb_system" in s.get_scheme_names() else s.get_default_scheme(); print(s.get_path("purelib", n, vars={"base": "$(PREFIX)"}))')
 DRACUTDIR  ?= $(PREFIX)/lib/dracut/modules.d
+UNITDIR    ?= $(PREFIX)/lib/systemd/system
+SYSCTLDIR  ?= $(PREFIX)/lib/sysctl.d
 MANDIR     ?= $(PREFIX)/share/man
+
+# The only unit outside of the initramfs.
+SYSTEM_UNIT := secex-firstboot-grow.service
 
 VENV   := build/venv
 PYTHON := $(VENV)/bin/python
+FUZZ_SECONDS ?= 60
 VM     := PYTHONPATH=vm-tests $(PYTHON)
 
-.PHONY: help demo check check-unit check-vm lint bench install setup clean
+.PHONY: help demo check check-unit fuzz check-vm lint bench install setup clean
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 demo: setup ## Provision a guest from an SE-ready image, live, and prove what came of it (root, Debian 12+)
 	$(VM) vm-tests/demo.py
 
-check: check-unit check-vm ## All tests, unit and in guests (root, Debian 12+)
+check: check-unit fuzz check-vm ## All tests, unit and in guests (root, Debian 12+)
 
 check-unit: setup lint ## The tests that run anywhere, in a minute
-	$(PYTHON) -m pytest -q tests
+	$(PYTHON) -m pytest -q --ignore=tests/test_fuzz_readers.py tests
+
+fuzz: setup ## Throw damaged configs and documents at the readers, FUZZ_SECONDS long
+	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTHON) -m pytest -q tests/test_fuzz_readers.py
 
 check-vm: setup ## The tests that boot guests
 	$(PYTHON) -m pytest -q -n 2 --dist loadfile vm-tests
@@ -41,10 +50,14 @@ install: ## Install package, dracut module and units below DESTDIR
 	printf '%s\n' '#!/usr/bin/python3 -I' 'from secex_firstboot.cli import main' 'raise SystemExit(main())' \
 	    > "$(DESTDIR)$(PREFIX)/bin/secex-firstboot"
 	chmod 755 "$(DESTDIR)$(PREFIX)/bin/secex-firstboot"
-	install -D -m 755 -t "$(DESTDIR)$(DRACUTDIR)/50secex-firstboot" dracut/module-setup.sh
-	install -D -m 644 -t "$(DESTDIR)$(DRACUTDIR)/50secex-firstboot" dracut/trace-imports.py
+	install -D -m 755 -t "$(DESTDIR)$(DRACUTDIR)/50secex-firstboot" dracut/*.sh
+	install -D -m 644 -t "$(DESTDIR)$(DRACUTDIR)/50secex-firstboot" dracut/trace-imports.py dracut/no-local-login.ign
 	install -D -m 644 -t "$(DESTDIR)$(DRACUTDIR)/50secex-firstboot" \
-	    systemd/secex-firstboot*.service systemd/sysroot-boot.mount systemd/*.conf
+	    $(filter-out systemd/$(SYSTEM_UNIT),$(wildcard systemd/*))
+	install -D -m 644 -t "$(DESTDIR)$(UNITDIR)" systemd/$(SYSTEM_UNIT)
+	install -d "$(DESTDIR)$(UNITDIR)/multi-user.target.wants"
+	ln -sfn ../$(SYSTEM_UNIT) "$(DESTDIR)$(UNITDIR)/multi-user.target.wants/"
+	install -D -m 644 systemd/secex-firstboot.sysctl "$(DESTDIR)$(SYSCTLDIR)/90-secex-firstboot.conf"
 	install -D -m 644 -t "$(DESTDIR)$(MANDIR)/man8" docs/secex-firstboot.8
 
 setup: $(VENV)/ready

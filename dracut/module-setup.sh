@@ -11,13 +11,13 @@ check() {
 
 # called by dracut
 depends() {
-    echo systemd ignition network crypt systemd-cryptsetup dm
+    echo systemd systemd-sysctl ignition network crypt systemd-cryptsetup dm
 }
 
 # called by dracut
 installkernel() {
     hostonly="" instmods dm_crypt dm_integrity dm_verity authenc hmac xts aes sha256 \
-        loop ext4 xfs virtio_blk virtio_net "=arch/s390/crypto"
+        loop overlay ext4 xfs virtio_blk virtio_net "=arch/s390/crypto"
 }
 
 # Everything the agent loads: Python files and mapped libraries, found by importing it.
@@ -35,14 +35,31 @@ install_python() {
         "$initdir"/usr/lib*/python3* || return 1
 }
 
+drop_in() {
+    inst_simple "$moddir/$1" "$systemdsystemunitdir/$2.d/50-secex-firstboot-$1"
+}
+
+# In every boot, not only the first: the keys are in the initramfs then, too.
+install_emergency() {
+    inst_multiple cat dmsetup journalctl mkdir mount rm sed sh sleep sulogin systemctl timeout umount
+    inst_script "$moddir/emergency.sh" /usr/lib/secex-firstboot/emergency
+    inst_hook emergency 00 "$moddir/emergency-hook.sh"
+    inst_hook shutdown-emergency 00 "$moddir/emergency-hook.sh"
+    drop_in emergency.conf emergency.service
+    local unit
+    for unit in dracut-emergency rescue debug-shell; do
+        drop_in to-emergency.conf "$unit.service"
+    done
+}
+
 # called by dracut
 install() {
     install_python || return 1
     inst_multiple python3 secex-firstboot ldconfig \
         gpg gpg-agent gpgconf gpg-connect-agent \
-        zipl sfdisk partx blkid dmsetup mount umount udevadm \
+        zipl sfdisk partx losetup blkid dmsetup mount umount udevadm env openssl \
         e2fsck resize2fs xfs_growfs
-    inst_multiple -o pvimg genprotimg xfs_repair \
+    inst_multiple -o pvimg genprotimg xfs_repair /usr/lib/secex-firstboot/certs/*.cr[lt] \
         /usr/lib/s390-tools/stage3.bin /lib/s390-tools/stage3.bin \
         /usr/share/s390-tools/pvimg/stage3a.bin /usr/share/s390-tools/pvimg/stage3b_reloc.bin \
         /usr/share/s390-tools/genprotimg/stage3a.bin /usr/share/s390-tools/genprotimg/stage3b_reloc.bin
@@ -50,13 +67,21 @@ install() {
     # Ignition's generator starts ignition-complete.target at first boot only, and so our units.
     local requires="$systemdsystemunitdir/ignition-complete.target.requires" unit
     mkdir -p "$initdir$requires"
-    for unit in secex-firstboot-config.service secex-firstboot.service sysroot-boot.mount \
+    for unit in secex-firstboot-config.service secex-firstboot.service secex-firstboot-overlay.service sysroot-boot.mount \
         secex-firstboot-seal.service; do
         inst_simple "$moddir/$unit" "$systemdsystemunitdir/$unit"
         ln -sfn "../$unit" "$initdir$requires/$unit"
     done
-    inst_simple "$moddir/dev-mapper-boot.conf" \
-        "$systemdsystemunitdir/dev-mapper-boot.device.d/50-secex-firstboot.conf"
-    inst_simple "$moddir/ignition-fetch.conf" \
-        "$systemdsystemunitdir/ignition-fetch.service.d/50-secex-firstboot.conf"
+    drop_in dev-mapper-boot.conf dev-mapper-boot.device
+    drop_in ignition-fetch.conf ignition-fetch.service
+    drop_in ignition-log.conf ignition-.service
+    for unit in disks mount files; do
+        drop_in ignition-files-once.conf "ignition-$unit.service"
+    done
+    # In place of the one that says that kernelArguments are not supported: they are, the agent does it.
+    rm -f "$initdir"/usr/{bin,sbin}/ignition-kargs-helper
+    inst_script "$moddir/ignition-kargs-helper.sh" /usr/sbin/ignition-kargs-helper
+    inst_simple "$moddir/no-local-login.ign" /usr/lib/secex-firstboot/no-local-login.ign
+    inst_simple "$moddir/secex-firstboot.sysctl" /usr/lib/sysctl.d/90-secex-firstboot.conf
+    install_emergency
 }

@@ -10,9 +10,13 @@ _INTERVAL = 2.0  # seconds between two progress lines; a console keeps every lin
 
 
 class Console:
-    """Prints to standard output, one line a call; ``progress`` leaves out what comes too soon."""
+    """Prints to standard output, one line a call; ``progress`` leaves out what comes too soon.
 
-    def __init__(self) -> None:
+    ``interval`` is the seconds from one line of progress to the next.
+    """
+
+    def __init__(self, interval: float = _INTERVAL) -> None:
+        self._interval = interval
         self._label = ""
         self._started = self._last = 0.0
         self._first = 0
@@ -26,7 +30,7 @@ class Console:
         now = time.monotonic()
         if label != self._label:
             self._label, self._started, self._last, self._first = label, now, now, done
-        elif now - self._last >= _INTERVAL or done >= total > 0:
+        elif now - self._last >= self._interval or done >= total > 0:
             self._last = now
             rate = (done - self._first) / max(now - self._started, 0.001)
             left = (total - done) / rate if rate else 0

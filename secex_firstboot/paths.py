@@ -15,6 +15,8 @@ HOST_KEYS = STATE / "hostkeys"
 RUNTIME = Path("/run/secex-firstboot")
 REPORT = RUNTIME / "report.json"
 CONFIG_REFUSED = RUNTIME / "config-refused"  # why; the private key is gone then, so asking again cannot tell
+FILES_FINISHED = RUNTIME / "files-finished"  # what Ignition wrote is part of the root file system
+ROOT_MOUNT = RUNTIME / "root"
 SE_MOUNT = RUNTIME / "se"
 BOOT_MOUNT = RUNTIME / "boot"
 

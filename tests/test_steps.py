@@ -149,7 +149,9 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(devicemapper, "target_types", lambda name: found.tables.get(name, []))
     monkeypatch.setattr(disk, "disks", lambda: iter(found.disks))
     monkeypatch.setattr(disk, "find_by_serial", found.find_by_serial)
-    monkeypatch.setattr(filesystem, "mount_source", found.mounts.get)
+    monkeypatch.setattr(
+        filesystem, "mount_sources", lambda where: [str(found.mounts[where])] if where in found.mounts else []
+    )
     monkeypatch.setattr(verity, "data_size", data_size)
     monkeypatch.setattr(filesystem, "identify", lambda device, name: FileSystem("xfs", SOURCES[name], 4096))
     return found
@@ -590,6 +592,7 @@ def test_encrypting_goes_on_with_the_part_after_the_recorded_one(devices, monkey
     def part_that_records(name: str, reached: Progress) -> Callable[[], None]:
         return lambda: (done.append(name), run._record(reached))[1]
 
+    monkeypatch.setattr(run, "_settle_files", lambda root: done.append("settle files"))
     for name, reached in zip(("save", "place", "copy", "zero", "grow"), list(Progress)[1:], strict=True):
         monkeypatch.setattr(run, name, part_that_records(name, reached))
     monkeypatch.setattr(
@@ -598,7 +601,7 @@ def test_encrypting_goes_on_with_the_part_after_the_recorded_one(devices, monkey
         lambda files, device, name: done.append(f"open {device.name} as {name}"),
     )
     run.run()
-    assert done == [*left, "open vda4 as root"]
+    assert done == [*left, "open vda4 as root", *(["settle files"] if not left else [])]
 
 
 @pytest.mark.parametrize(

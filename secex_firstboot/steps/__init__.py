@@ -5,6 +5,7 @@ from __future__ import annotations
 from secex_firstboot.step import Step
 from secex_firstboot.steps.config import Config
 from secex_firstboot.steps.encrypt import EncryptBoot, EncryptRoot
+from secex_firstboot.steps.files import Files
 from secex_firstboot.steps.hostkeys import HostKeys
 from secex_firstboot.steps.mount import Mount
 from secex_firstboot.steps.partition import Partition
@@ -23,5 +24,6 @@ STEPS: tuple[Step, ...] = (
     EncryptBoot(),
     EncryptRoot(),
     Mount(),
+    Files(),
     Seal(),
 )

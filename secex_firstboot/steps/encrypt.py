@@ -19,7 +19,7 @@ from secex_firstboot.plan import MIB, Plan, Volume
 from secex_firstboot.record import Progress, Record
 from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, ready, waiting
 from secex_firstboot.steps.personalise import volume_secrets
-from secex_firstboot.storage import copy, devicemapper, disk, filesystem, verity, volume
+from secex_firstboot.storage import copy, devicemapper, disk, filesystem, overlay, verity, volume
 from secex_firstboot.storage.devicemapper import Piece
 
 _GROW_STEP = 16 * MIB  # a multiple of every block size of ext4 and xfs
@@ -91,9 +91,12 @@ class Encryption:
             Progress.COPIED: self.zero,
             Progress.ZEROED: self.grow,
         }
+        restarted = self.record.of(self.volume.name).progress is Progress.FINISHED
         while (progress := self.record.of(self.volume.name).progress) in parts:
             parts[progress]()
-        self._opened()
+        device = self._opened()
+        if restarted and self.volume.name == "root":
+            self._settle_files(device)
 
     def save(self) -> None:
         """Copy the head of the source, and a hash tree that the target will reach, to the end of the disk."""
@@ -157,6 +160,12 @@ class Encryption:
             filesystem.grow(device, file_system, grown, paths.BOOT_MOUNT)
         sync(device)
         self._record(Progress.FINISHED)
+
+    def _settle_files(self, root: Path) -> None:
+        """Ignition may have been at work on the encrypted root when the power failed."""
+        with filesystem.mounted(root, paths.ROOT_MOUNT, type=self.volume.file_system) as where:
+            if overlay.settle(where):
+                paths.FILES_FINISHED.touch()
 
     def _opened(self) -> Path:
         """The volume under its final name, with its journal."""

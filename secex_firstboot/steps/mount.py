@@ -6,6 +6,8 @@ did.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from secex_firstboot import paths
 from secex_firstboot.errors import FirstbootError
 from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, waiting
@@ -22,9 +24,11 @@ class Mount(Step):
         if context.phase is Phase.PROVISIONED:
             return done("the system runs from the encrypted volumes")
         for where, name in ((paths.SYSROOT, "root"), (paths.SYSROOT / "boot", "boot")):
-            source = filesystem.mount_source(where)
-            if source is None:
+            sources = filesystem.mount_sources(where)
+            if not sources:
                 return waiting(f"systemd mounts {where} first")
+            # The first: what is mounted over it is the overlay that Ignition writes to.
+            source = Path(sources[0])
             if source.resolve() != (devicemapper.MAPPER / name).resolve():
                 raise FirstbootError(f"{source} is mounted on {where}", f"start with root={ROOT_DEVICE}")
         return done("the encrypted volumes are mounted")

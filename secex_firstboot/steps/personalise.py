@@ -19,7 +19,12 @@ from secex_firstboot.sdboot.boot_entry import BootEntry
 from secex_firstboot.sdboot.initramfs import Directory, Entry, File
 from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, ready, waiting
 from secex_firstboot.steps import verity as verity_step
-from secex_firstboot.steps.sdboot import build_sdboot, first_boot_command_line, system_command_line
+from secex_firstboot.steps.sdboot import (
+    build_sdboot,
+    first_boot_command_line,
+    se_mounted,
+    system_command_line,
+)
 from secex_firstboot.storage import disk, filesystem, verity, volume
 
 DEFAULT_HEADROOM = 256 * MIB
@@ -44,12 +49,11 @@ class Personalise(Step):
         shutil.rmtree(paths.STATE / "volumes", ignore_errors=True)
         plan = _plan(context, record_key=secrets.token_hex(32))
         found = disk.find_disk()
-        boot_type, se_device = plan.boot.file_system, found.partitions["se"].device
-        boot_device = verity_step.device("boot")
+        boot_device, boot_type = verity_step.device("boot"), plan.boot.file_system
         with filesystem.mounted(boot_device, paths.BOOT_MOUNT, type=boot_type, read_only=True) as boot:
             entry = boot_entry.find(boot)
             image.command_line_component(system_command_line(entry.options), entry.linux)
-            with filesystem.mounted(se_device, paths.SE_MOUNT, type="ext4") as se:
+            with se_mounted(found) as se:
                 boot_record.settle(se, found)
                 _check_room(se, entry)
                 self._commit(context, plan, entry, se, found)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from secex_firstboot import paths
@@ -11,7 +12,8 @@ from secex_firstboot.ignition import config, kernel_arguments
 from secex_firstboot.sdboot import boot_entry, boot_record, create
 from secex_firstboot.sdboot.initramfs import Entry, write_archive
 from secex_firstboot.step import Context
-from secex_firstboot.storage import partition_table
+from secex_firstboot.storage import filesystem, loop, partition_table
+from secex_firstboot.storage.disk import Disk
 
 ROOT_DEVICE = "/dev/mapper/root"
 
@@ -34,6 +36,21 @@ def _from_encrypted_root(options: str) -> str:
     return boot_entry.command_line(
         options, add=[f"root={ROOT_DEVICE}"], remove={"root", paths.CMDLINE_FIRSTBOOT}
     )
+
+
+@contextmanager
+def se_mounted(found: Disk) -> Iterator[Path]:
+    """Partition ``se``, mounted from a loop device over it.
+
+    zipl takes another device than the disk for its boot record, see sdboot.boot_record, only if it cannot
+    tell which disk a file is on (zipl/src/bootmap.c, "File is not on target device").
+    """
+    partition = found.partitions["se"].device
+    with (
+        loop.attached(partition, block_size=found.block_size) as device,
+        filesystem.mounted(device, paths.SE_MOUNT, type="ext4") as se,
+    ):
+        yield se
 
 
 def build_sdboot(

@@ -12,8 +12,8 @@ from secex_firstboot.sdboot import boot_entry, boot_record
 from secex_firstboot.sdboot.initramfs import Directory, Entry, File
 from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, ready, waiting
 from secex_firstboot.steps.personalise import volume_secrets
-from secex_firstboot.steps.sdboot import build_sdboot, system_command_line
-from secex_firstboot.storage import disk, filesystem
+from secex_firstboot.steps.sdboot import build_sdboot, se_mounted, system_command_line
+from secex_firstboot.storage import disk, filesystem, overlay
 
 _VOLUMES = ("boot", "root")
 CRYPTTAB = Path("/etc/crypttab")
@@ -33,7 +33,7 @@ class Seal(Step):
             return done("the system starts from its final sdboot")
         if context.phase is not Phase.COMMITTED:
             return waiting("the commit point comes first")
-        if not filesystem.mount_source(paths.SYSROOT / "boot"):
+        if not filesystem.mount_sources(paths.SYSROOT / "boot"):
             return waiting("the encrypted volumes are mounted first")
         return ready("write keys and crypttab to the system, build the final sdboot, make it bootable")
 
@@ -44,14 +44,15 @@ class Seal(Step):
         _add_to_crypttab(paths.SYSROOT / CRYPTTAB.relative_to("/"), crypttab)
         found = disk.find_disk()
         entry = boot_entry.find(paths.SYSROOT / "boot")
-        overlay: dict[str, Entry] = {str(paths.LUKS_KEYS): Directory(0o700)}
-        overlay |= {str(path): File(content) for path, content in files.items()}
-        overlay[str(CRYPTTAB)] = File(merge_crypttab(b"", crypttab))
-        with filesystem.mounted(found.partitions["se"].device, paths.SE_MOUNT, type="ext4") as se:
+        added: dict[str, Entry] = {str(paths.LUKS_KEYS): Directory(0o700)}
+        added |= {str(path): File(content) for path, content in files.items()}
+        added[str(CRYPTTAB)] = File(merge_crypttab(b"", crypttab))
+        with se_mounted(found) as se:
             boot_record.settle(se, found)
-            build_sdboot(context, entry, se, command_line=system_command_line(entry.options), overlay=overlay)
+            build_sdboot(context, entry, se, command_line=system_command_line(entry.options), overlay=added)
             boot_record.install(se, found, paths.RUNTIME)
             record.remove(se)
+        overlay.remove(paths.SYSROOT)
         shutil.rmtree(paths.STATE)
         paths.IGNITION_USER_CONFIG.unlink(missing_ok=True)
 

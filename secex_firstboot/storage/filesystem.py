@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -88,11 +89,21 @@ def grow(device: Path, file_system: FileSystem, size: int, scratch: Path) -> Non
         run(["xfs_growfs", "-D", str(size // block_size), scratch])
 
 
-def mount_source(where: Path) -> Path | None:
-    """The device mounted on ``where`` now, or None (/proc/self/mountinfo)."""
-    source = None
+def mount_sources(where: Path) -> list[str]:
+    """What is mounted on ``where``, the one that is seen last (/proc/self/mountinfo)."""
+    return [source for point, source in _mounts() if point == where]
+
+
+def mount_points_below(where: Path) -> list[Path]:
+    """The mount points below ``where``, in the order in which they were mounted."""
+    return [point for point, _ in _mounts() if point != where and point.is_relative_to(where)]
+
+
+def _mounts() -> list[tuple[Path, str]]:
+    """(mount point, source) of all mounts: proc_pid_mountinfo(5), with its octal escapes undone."""
+    found = []
     for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
-        fields = line.split()
-        if fields[4] == str(where):
-            source = Path(fields[fields.index("-") + 2])
-    return source
+        fields = line.split(" ")
+        point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])
+        found.append((Path(point), fields[fields.index("-") + 2]))
+    return found

@@ -1,14 +1,16 @@
-"""List every file below a directory with what a copy must keep: ``manifest.py DIRECTORY OUTPUT``.
+"""List every file below a directory with what a copy must keep: ``manifest.py DIRECTORY OUTPUT``, or ``-``.
 
 One JSON object a line, sorted by path: type and mode, owner, size, content's hash, link target, extended
 attributes, and which paths are hard links of one file.
 """
 
+import base64
 import hashlib
 import json
 import os
 import stat
 import sys
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 
@@ -60,7 +62,22 @@ def manifest(top):
     return entries
 
 
+def print_compressed(lines):
+    """For a console: compressed, in base64, between two marks, in lines that are not too long."""
+    text = base64.b64encode(zlib.compress("".join(lines).encode())).decode()
+    print("\nMANIFEST BEGIN")
+    for at in range(0, len(text), 1000):
+        print(text[at : at + 1000])
+    print("MANIFEST END", flush=True)
+
+
 if __name__ == "__main__":
-    with open(sys.argv[2], "w", encoding="utf-8") as output:
-        for path, entry in sorted(manifest(sys.argv[1]).items()):
-            output.write(json.dumps({"path": path, **entry}, sort_keys=True) + "\n")
+    lines = [
+        json.dumps({"path": path, **entry}, sort_keys=True) + "\n"
+        for path, entry in sorted(manifest(sys.argv[1]).items())
+    ]
+    if sys.argv[2] == "-":
+        print_compressed(lines)
+    else:
+        with open(sys.argv[2], "w", encoding="utf-8") as output:
+            output.writelines(lines)

@@ -1,0 +1,26 @@
+"""files: what Ignition wrote beside the root file system becomes part of it."""
+
+from __future__ import annotations
+
+from secex_firstboot import paths
+from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, ready, waiting
+from secex_firstboot.storage import filesystem, overlay
+
+
+class Files(Step):
+    name = "files"
+    summary = "take over what Ignition wrote"
+    stage = Stage.SEAL
+
+    def observe(self, context: Context) -> Status:
+        if context.phase is Phase.PROVISIONED or paths.FILES_FINISHED.exists():
+            return done("the system has what Ignition wrote")
+        if context.phase is not Phase.COMMITTED:
+            return waiting("the commit point comes first")
+        if filesystem.mount_sources(paths.SYSROOT)[-1:] != ["overlay"]:
+            return waiting("Ignition writes first")
+        return ready("take over what Ignition wrote")
+
+    def perform(self, context: Context) -> None:
+        overlay.take_over(paths.SYSROOT, paths.RUNTIME)
+        paths.FILES_FINISHED.touch()

@@ -1,0 +1,220 @@
+"""The checks of test_grow.py, inside a guest: file systems grow over never-written sectors, and are killed.
+
+Disks: ``scratch`` (empty), and one for each of KINDS with a file system of SIZE bytes. The result has, for
+each kind, what ``check`` gathers.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import mmap
+import os
+import random
+import signal
+import struct
+import subprocess
+import time
+import traceback
+from contextlib import contextmanager
+from pathlib import Path
+
+from secex_firstboot import grow
+from secex_firstboot.step import Context
+from secex_firstboot.storage import copy, devicemapper, disk, filesystem, volume
+from secex_firstboot.storage.devicemapper import Piece
+from secex_firstboot.storage.mounted import Mounted
+from secex_firstboot.storage.volume import Secrets
+
+MIB = 1 << 20
+SIZE = 64 * MIB
+STEP = 8 * MIB
+CUTS = 3
+# Sector size, bytes of the volume. xfs: 8 allocation groups of 16 MiB and less than it can use; 7 and a half.
+# ext4: more than its first block group, which is 128 MiB; 1 KiB and 15 block groups of 8 MiB, and less than it
+# can use.
+KINDS = {
+    "xfs4096": (4096, 128 * MIB + 63 * 4096),
+    "xfs512": (512, 120 * MIB),
+    "ext4-4096": (4096, 140 * MIB),
+    "ext4-1024": (512, 120 * MIB + 4096),
+}
+
+# kernel: include/uapi/linux/fs.h, fs/xfs/libxfs/xfs_fs.h (ext4 has the same as EXT4_IOC_SHUTDOWN)
+FITRIM = 0xC0185879
+XFS_IOC_GOINGDOWN, NO_LOG_FLUSH = 0x8004587D, struct.pack("=I", 2)
+
+WHERE, SCRATCH = Path("/run/root"), Path("/run/scratch")
+STARTED = time.monotonic()
+RESULT = {}
+
+
+def say(line):
+    print(f"[{time.monotonic() - STARTED:6.1f}] {line}", flush=True)
+
+
+# --- devices ---
+
+
+def read_error(device, start, end):
+    """Read all bytes, past the page cache: [offset, name] of the first error, or None."""
+    descriptor, buffer = os.open(device, os.O_RDONLY | os.O_DIRECT), mmap.mmap(-1, MIB)
+    try:
+        at = start
+        while at < end:
+            at += os.preadv(descriptor, [memoryview(buffer)[: min(MIB, end - at)]], at)
+    except OSError as error:
+        return [at, errno.errorcode[error.errno]]
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def made_volume(kind):
+    """As first boot leaves it: the file system in its head, its tail zeroed, the rest never written."""
+    sector_size, size = KINDS[kind]
+    secrets = Secrets.below(SCRATCH / kind)
+    device_size = volume.required_device_size(size - volume.TAIL_SIZE, sector_size)
+    below = devicemapper.create_linear("below", [Piece(disk.find_by_serial("scratch"), 0, device_size)])
+    volume.prepare(secrets, label="root", device_size=device_size, sector_size=sector_size, scratch=SCRATCH)
+    volume.place(secrets, below)
+    with volume.opened(secrets, below, "root") as device:
+        ignore = {"on_chunk_durable": lambda _: None, "progress": lambda *_: None}
+        copy.copy_backwards(disk.find_by_serial(kind), device, SIZE, **ignore)
+        volume.write_zeros(device, size - volume.TAIL_SIZE, volume.TAIL_SIZE, lambda *_: None)
+    try:
+        yield volume.open_volume(secrets, below, "root")
+    finally:
+        volume.close("root")
+        devicemapper.remove("below")
+
+
+# --- growing ---
+
+
+def type_of(kind):
+    return kind[: 4 if kind.startswith("ext4") else 3]
+
+
+def mount(device, kind):
+    filesystem.mount(device, WHERE, type=type_of(kind))
+
+
+def umount():
+    subprocess.run(["umount", WHERE], check=True)
+
+
+def grow_and_kill(device, chance):
+    """Let a process grow until it has written a few MiB, then kill it a moment later; its exit status."""
+    receiving, sending = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            context = Context("", progress=lambda *_: os.write(sending, b"."))
+            grow.grow_all(context, WHERE, device, step=STEP)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    os.close(sending)
+    # At most 54 of at least 56 MiB in three times, so none of the three is finished.
+    for _ in range(chance.randint(1, 17)):
+        os.read(receiving, 1)
+    time.sleep(chance.uniform(0, 0.1))
+    os.kill(child, signal.SIGKILL)
+    os.close(receiving)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def crash(device, kind):
+    """What a power cut leaves: nothing more is written, and the next mount replays the journal."""
+    descriptor = os.open(WHERE, os.O_RDONLY)
+    fcntl.ioctl(descriptor, XFS_IOC_GOINGDOWN, NO_LOG_FLUSH)
+    os.close(descriptor)
+    umount()
+    mount(device, kind)
+
+
+def grow_to_the_end(device):
+    """The most memory that waited to be written meanwhile, in KiB."""
+    waiting = []
+    grow.grow_all(Context("", progress=lambda *_: waiting.append(dirty())), WHERE, device, step=STEP)
+    return max(waiting)
+
+
+def dirty():
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("Dirty:", "Writeback:")))
+
+
+# --- what reads over the whole file system ---
+
+
+def digest():
+    return hashlib.sha256((WHERE / "file").read_bytes()).hexdigest()
+
+
+def trim():
+    """As fstrim(8): the volume may not be able to, but must not fail otherwise."""
+    descriptor = os.open(WHERE, os.O_RDONLY)
+    try:
+        fcntl.ioctl(descriptor, FITRIM, struct.pack("=QQQ", 0, (1 << 64) - 1, 0))
+    except OSError as error:
+        return errno.errorcode[error.errno]
+    finally:
+        os.close(descriptor)
+
+
+def look(device, kind):
+    """[size, digest of the file, trim, exit status of the checkers and of blkid, what they complain of]"""
+    size = Mounted.find(WHERE, device).size()
+    seen = [size, digest(), trim()]
+    umount()
+    codes, words = [], ""
+    checker = {"ext4": ["e2fsck", "-fn"], "xfs": ["xfs_repair", "-n"]}[type_of(kind)]
+    for tool in (checker, ["blkid", "-p"]):
+        done = subprocess.run([*tool, device], capture_output=True, text=True)
+        codes.append(done.returncode)
+        words += (done.stdout + done.stderr)[-500:] if done.returncode else ""
+    mount(device, kind)
+    return [*seen, codes, words]
+
+
+def check(kind, seed):
+    answers = RESULT[kind] = {"stages": [], "exits": []}
+    chance = random.Random(seed)  # noqa: S311
+    say(f"{kind}, seed {seed}")
+    with made_volume(kind) as device:
+        _, size = KINDS[kind]
+        answers["never written"] = read_error(device, SIZE, size)
+        mount(device, kind)
+        (WHERE / "file").write_bytes(chance.randbytes(MIB))
+        os.sync()
+        answers["digest"] = digest()
+        for cut in range(CUTS):
+            answers["exits"].append(grow_and_kill(device, chance))
+            if cut != 1:
+                crash(device, kind)
+            answers["stages"].append(look(device, kind))
+            say(answers["stages"][-1])
+        answers["dirty"] = grow_to_the_end(device)
+        answers["stamp"] = (WHERE / "var/lib/secex-firstboot/grown").exists()
+        answers["stages"].append(look(device, kind))
+        say(answers["stages"][-1])
+        end = Mounted.find(WHERE, device).size()
+        umount()
+        answers["read error"] = read_error(device, 0, end)
+        answers["complete"] = True
+
+
+def main():
+    SCRATCH.mkdir(mode=0o700)
+    for kind in KINDS:
+        try:
+            check(kind, random.SystemRandom().randrange(1 << 32))
+        except Exception:
+            traceback.print_exc()  # the answers that are missing fail their tests
+    RESULT["seconds"] = round(time.monotonic() - STARTED)
+    print("RESULT " + json.dumps(RESULT), flush=True)
+
+
+main()

@@ -1,0 +1,148 @@
+"""Whatever fails in the initramfs: no secret is left when a shell opens, and by default none opens at all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from harness import debian, firstboot
+from harness.firstboot import Site
+from harness.guest import Direct, Disk, Guest, Network
+from harness.se_image import OPTIONS, Recipe
+
+from secex_firstboot.sdboot.initramfs import Entry, File, write_archive
+from secex_firstboot.steps import STEPS
+
+TIMEOUT = 900.0
+DISK_GIB = 4
+SHELL = "secex.emergency=shell"
+SHELL_OPENS = "Press Enter for system maintenance"  # sulogin(8)
+SECRET = File(b"secex-test-secret")
+PLANTED: dict[str, Entry] = {
+    name: SECRET
+    for name in (
+        "/usr/lib/coreos/ignition.asc",
+        "/usr/lib/ignition/user.ign",
+        "/etc/luks/root",
+        "/etc/luks/root.header",
+        "/etc/secex-firstboot/volumes/root/key",
+        "/etc/secex-firstboot/plan.json",
+        "/etc/secex-firstboot-overlay.cpio",
+    )
+}
+BROKEN = {
+    "/etc/systemd/system/broken.service": File(
+        b"[Unit]\nDefaultDependencies=no\nOnFailure=emergency.target\n"
+        b"[Service]\nType=oneshot\nExecStart=/usr/bin/cat /nowhere\n"
+    )
+}
+WAYS = {
+    "rd.break": "rd.break=pre-udev",
+    "rescue target": "rd.systemd.unit=rescue.target",
+    "emergency target": "rd.systemd.unit=emergency.target",
+    "debug shell": "rd.systemd.debug_shell=ttysclp0",
+    "a unit that fails": "rd.systemd.wants=broken.service",
+}
+
+
+@contextmanager
+def initramfs_with(
+    tmp_path: Path, files: dict[str, Entry], command_line: str, log: str = "console.log"
+) -> Iterator[Guest]:
+    """A guest with the image's kernel and initramfs, and ``files`` added, as at a later boot."""
+    tree = debian.build()
+    initrd, overlay = tmp_path / "initrd", tmp_path / "overlay.cpio"
+    shutil.copy(debian.initramfs(tree), initrd)
+    write_archive(overlay, PLANTED | BROKEN | files)
+    with initrd.open("ab") as stream:
+        stream.write(bytes(-stream.tell() % 4) + overlay.read_bytes())
+    direct = Direct(debian.kernel(tree), initrd, f"{OPTIONS} {command_line}")
+    with Guest(direct=direct, console_log=tmp_path / log) as guest:
+        yield guest
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_a_shell_passes_the_clean_up(way: str, tmp_path: Path) -> None:
+    with initramfs_with(tmp_path, {}, f"{WAYS[way]} {SHELL}") as guest:
+        guest.wait_for("Keys, config and plan are removed from memory, volumes are closed", TIMEOUT)
+        guest.wait_for("secex-test: 0 left", TIMEOUT)
+        guest.wait_for(SHELL_OPENS, TIMEOUT)
+
+
+def test_a_secret_elsewhere_would_have_been_found(tmp_path: Path) -> None:
+    """That is, the look for what is left can fail."""
+    with initramfs_with(tmp_path, {"/var/stray": SECRET}, f"{WAYS['emergency target']} {SHELL}") as guest:
+        guest.wait_for("secex-test: left: /var/stray", TIMEOUT)
+        guest.wait_for("secex-test: 1 left", TIMEOUT)
+
+
+@pytest.mark.parametrize("way", ["rd.break", "a unit that fails"])
+def test_by_default_the_power_goes_off(way: str, tmp_path: Path) -> None:
+    """Also with the words that let dracut open a shell without a password."""
+    with initramfs_with(tmp_path, {}, f"{WAYS[way]} rd.shell=1 SYSTEMD_SULOGIN_FORCE=1") as guest:
+        guest.wait_for("this guest cannot start", TIMEOUT)
+        assert guest.wait(TIMEOUT) == "guest-shutdown"
+        assert "Powering off." in guest.console
+        assert "secex-test:" not in guest.console
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, Network]]:
+    """A disk whose guests open a shell after a failure, and fail where a further disk says."""
+    with ExitStack() as resources:
+        recipe = Recipe(options=f"{OPTIONS} {SHELL} secex-test.fail")
+        where, network = resources.enter_context(
+            firstboot.make_site(tmp_path_factory.mktemp("emergency"), recipe)
+        )
+        firstboot.enlarge(where.image, where.disk, DISK_GIB)
+        yield where, network
+
+
+def start(site: tuple[Site, Network], log: Path, *more: Disk) -> Guest:
+    where, network = site
+    config = Disk(where.config_disk, "ignition_crypted", format="raw")
+    return Guest(
+        disks=[Disk(where.disk, "system"), config, *more],
+        host_keys=[where.hosts[name].key for name in ("universal", "customer-1")],
+        network=network,
+        console_log=log,
+    )
+
+
+@pytest.mark.parametrize("step", [step.name for step in STEPS])
+def test_a_first_boot_that_fails_after_a_step_leaves_no_secret_and_goes_on_at_the_next_start(
+    step: str, site: tuple[Site, Network]
+) -> None:
+    """One disk for all steps, in their order: each start has to get one step further than the one before."""
+    directory = site[0].directory
+    note = directory / "note"
+    note.write_bytes(bytes(512))
+    name = step.replace(" ", "-")
+    with start(site, directory / f"console-{name}.log", Disk(note, f"fail-{name}", format="raw")) as guest:
+        guest.wait_for(f"why: +the test lets {step} fail", TIMEOUT)
+        found = guest.wait_for(r"secex-test: (\d+) left, of (\d+) secrets", TIMEOUT)
+        assert found[1] == "0"
+        assert int(found[2]) > 0
+        guest.wait_for(SHELL_OPENS, TIMEOUT)
+
+
+def test_the_provisioned_system_has_no_local_login(site: tuple[Site, Network]) -> None:
+    """The disk is that of the test before, whose last step is the last of a first boot."""
+    where, _ = site
+    with start(site, where.directory / "console-system.log") as guest:
+        firstboot.wait_for_system(guest, TIMEOUT)
+
+        def shell(command: str) -> str:
+            return guest.ssh(command, where.identity).stdout.strip()
+
+        for unit in ("serial-getty@ttysclp0", "getty@tty1", "console-getty", "debug-shell", "autovt@tty2"):
+            assert shell(f"systemctl show --property=LoadState --value {unit}.service") == "masked"
+        assert shell("systemctl list-units --no-legend --plain '*getty@*.service'") == ""
+        assert shell("cat /proc/sys/kernel/sysrq; cut -f 1 /proc/sys/kernel/printk").split() == ["0", "4"]
+        assert "login: " not in guest.console
+        guest.ssh("systemctl --no-block isolate emergency.target", where.identity)
+        guest.wait_for("emergency mode without local login", TIMEOUT)
+        assert guest.wait(TIMEOUT) == "guest-shutdown"
