@@ -38,6 +38,7 @@ SYSROOT = Path("/sysroot")
 LUKS_KEYS = Path("/etc/luks")
 SYSTEM_HOST_KEYS = Path("/etc/se-hostkeys")
 SYSTEM_CERTIFICATES = SYSTEM_HOST_KEYS / "certs"
+SEALED = LUKS_KEYS / "sealed"  # the boot record starts the final sdboot, and no other any more
 SYSTEM_REPORT = Path("/var/lib/secex-firstboot/report.json")
 GROWN = Path("/var/lib/secex-firstboot/grown")  # the root file system reaches the end of its volume
 SETTINGS = Path("/etc/secex-firstboot.conf")  # the user's

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from secex_firstboot.errors import FirstbootError
-from secex_firstboot.storage.cryptsetup import CryptSetup, CryptSetupError, deactivate
+from secex_firstboot.storage import devicemapper
+from secex_firstboot.storage.cryptsetup import CryptSetup, CryptSetupError, close
 
 MIB = 1 << 20
 KEY = bytes(range(64))
@@ -145,9 +146,15 @@ def test_an_impossible_sector_size_is_refused(tmp_path):
         handle.format_luks2(label="crypt_test", sector_size=1000, key=KEY, journal_bytes=MIB)
 
 
-def test_closing_what_is_not_open_is_an_error():
+def test_closing_what_is_not_open_does_nothing():
+    close("secex-no-such-mapping")
+
+
+def test_a_mapping_that_cannot_be_closed_is_an_error(monkeypatch, tmp_path):
+    monkeypatch.setattr(devicemapper, "MAPPER", tmp_path)
+    (tmp_path / "secex-no-such-mapping").touch()
     with pytest.raises(CryptSetupError, match="secex-no-such-mapping"):
-        deactivate("secex-no-such-mapping")
+        close("secex-no-such-mapping")
 
 
 def test_zeros_go_to_the_range_and_nowhere_else(tmp_path):

@@ -604,6 +604,13 @@ def test_encrypting_goes_on_with_the_part_after_the_recorded_one(devices, monkey
     assert done == [*left, "open vda4 as root", *(["settle files"] if not left else [])]
 
 
+def test_a_root_on_which_first_boot_ended_is_not_set_up_again(tmp_path):
+    encrypt.refuse_sealed(tmp_path)
+    put(tmp_path / "etc/luks/sealed")
+    with pytest.raises(FirstbootError, match="an older boot image was put back"):
+        encrypt.refuse_sealed(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "headroom", "grown"),
     [("boot", 64, 32), ("root", 0, 64), ("root", 15, 64), ("root", 16, 80), ("root", 900, 128)],

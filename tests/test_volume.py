@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from secex_firstboot.errors import FirstbootError
-from secex_firstboot.storage import volume
+from secex_firstboot.storage import cryptsetup, volume
 from secex_firstboot.storage.copy import copy_backwards
 from secex_firstboot.storage.cryptsetup import DATA_OFFSET
 from secex_firstboot.storage.integrity import SUPERBLOCK_BYTES, Layout
@@ -137,7 +137,7 @@ def test_an_empty_range_opens_nothing(tmp_path, size):
 
 
 def test_closing_a_volume_that_is_not_open_does_nothing():
-    volume.close("no-such-volume")
+    cryptsetup.close("no-such-volume")
 
 
 @SECTORS

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Literal
 
 from secex_firstboot import paths, record
+from secex_firstboot.errors import FirstbootError
 from secex_firstboot.files import sync
 from secex_firstboot.plan import MIB, Plan, Volume
 from secex_firstboot.record import Progress, Record
 from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, ready, waiting
 from secex_firstboot.steps.personalise import volume_secrets
-from secex_firstboot.storage import copy, devicemapper, disk, filesystem, overlay, verity, volume
+from secex_firstboot.storage import copy, cryptsetup, devicemapper, disk, filesystem, overlay, verity, volume
 from secex_firstboot.storage.devicemapper import Piece
 
 _GROW_STEP = 16 * MIB  # a multiple of every block size of ext4 and xfs
@@ -164,6 +165,7 @@ class Encryption:
     def _settle_files(self, root: Path) -> None:
         """Ignition may have been at work on the encrypted root when the power failed."""
         with filesystem.mounted(root, paths.ROOT_MOUNT, type=self.volume.file_system) as where:
+            refuse_sealed(where)
             if overlay.settle(where):
                 paths.FILES_FINISHED.touch()
 
@@ -210,16 +212,16 @@ class Encryption:
             try:
                 yield verity.open_verified(data, hashes, f"{name}_verity", self.volume.root_hash)
             finally:
-                verity.close(f"{name}_verity")
+                cryptsetup.close(f"{name}_verity")
 
     def _close_leftovers(self) -> None:
         name = self.volume.name
-        volume.close(f"{name}_new")
-        verity.close(f"{name}_verity")
+        cryptsetup.close(f"{name}_new")
+        cryptsetup.close(f"{name}_verity")
         for leftover in ("old", "tree", "target"):
             devicemapper.remove(f"{name}_{leftover}")
         if self.record.of(name).progress is not Progress.FINISHED:
-            volume.close(name)
+            cryptsetup.close(name)
 
     def _record(self, progress: Progress, copied_from: int | None = None) -> None:
         entry = self.record.of(self.volume.name).model_copy(
@@ -227,6 +229,15 @@ class Encryption:
         )
         self.record = Record(**{**dict(self.record), self.volume.name: entry})
         record.save(self.se, self.key, self.record)
+
+
+def refuse_sealed(root: Path) -> None:
+    """Raise FirstbootError if first boot ended on this root: then the host has put back an older sdboot."""
+    if (root / paths.SEALED.relative_to("/")).exists():
+        raise FirstbootError(
+            "this system was set up before, and an older boot image was put back",
+            "put back the newest sdboot and boot record, or start again from the image",
+        )
 
 
 @contextmanager

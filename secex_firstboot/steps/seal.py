@@ -5,15 +5,15 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from secex_firstboot import paths, record
-from secex_firstboot.files import write_private
+from secex_firstboot import grow, paths, record
+from secex_firstboot.files import sync, write_private
 from secex_firstboot.ignition.crypttab import merge_crypttab
 from secex_firstboot.sdboot import boot_entry, boot_record
 from secex_firstboot.sdboot.initramfs import Directory, Entry, File
 from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, ready, waiting
 from secex_firstboot.steps.personalise import volume_secrets
 from secex_firstboot.steps.sdboot import build_sdboot, se_mounted, system_command_line
-from secex_firstboot.storage import disk, filesystem, overlay
+from secex_firstboot.storage import devicemapper, disk, filesystem, overlay
 
 _VOLUMES = ("boot", "root")
 CRYPTTAB = Path("/etc/crypttab")
@@ -42,6 +42,7 @@ class Seal(Step):
         for path, content in files.items():
             write_private(paths.SYSROOT / path.relative_to("/"), content)
         _add_to_crypttab(paths.SYSROOT / CRYPTTAB.relative_to("/"), crypttab)
+        grow.at_first_boot(context, paths.SYSROOT, devicemapper.MAPPER / "root")
         found = disk.find_disk()
         entry = boot_entry.find(paths.SYSROOT / "boot")
         added: dict[str, Entry] = {str(paths.LUKS_KEYS): Directory(0o700)}
@@ -51,6 +52,8 @@ class Seal(Step):
             boot_record.settle(se, found)
             build_sdboot(context, entry, se, command_line=system_command_line(entry.options), overlay=added)
             boot_record.install(se, found, paths.RUNTIME)
+            write_private(paths.SYSROOT / paths.SEALED.relative_to("/"), b"")
+            sync(paths.SYSROOT / paths.LUKS_KEYS.relative_to("/"))
             record.remove(se)
         overlay.remove(paths.SYSROOT)
         shutil.rmtree(paths.STATE)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from secex_firstboot.errors import Refusal
 from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, ready
-from secex_firstboot.storage import devicemapper, disk, filesystem, verity
+from secex_firstboot.storage import cryptsetup, devicemapper, disk, filesystem, verity
 
 ARGUMENTS = {"boot": "bootfs.roothash", "root": "rootfs.roothash"}
 
@@ -54,7 +54,7 @@ class Verity(Step):
 
 def close(volume: str) -> None:
     """Close a volume that observe() or a later step opened, if it is open."""
-    verity.close(mapping(volume))
+    cryptsetup.close(mapping(volume))
 
 
 def device(volume: str) -> Path:

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from secex_firstboot.errors import FirstbootError
+from secex_firstboot.storage import devicemapper
 
 CIPHER = ("aes", "xts-plain64")
 INTEGRITY = "hmac(sha256)"
 VOLUME_KEY_BYTES = 64 + 32  # AES-256-XTS takes two keys of 32 bytes, HMAC-SHA256 one
 DATA_OFFSET = 16 << 20  # bytes from the start of the device to the dm-integrity superblock
-MAPPER = Path("/dev/mapper")
 
 # Small areas: the header travels inside sdboot. One keyslot takes 96 bytes x 4000 stripes = 376 KiB.
 _METADATA_BYTES = 16 << 10
@@ -349,7 +349,7 @@ class CryptSetup:
         if result == -errno.EPERM:
             raise CryptSetupError(action, errno.EPERM, f"the key opens no keyslot {_errors.take()}")
         _check(result, action)
-        return MAPPER / name
+        return devicemapper.MAPPER / name
 
     def load_verity(self) -> VerityParameters:
         """Read the dm-verity superblock from the hash device (``header`` of the constructor).
@@ -389,17 +389,17 @@ class CryptSetup:
             f"open {self._device} through dm-verity",
         )
         try:
-            with (MAPPER / name).open("rb", buffering=0) as device:
+            with (devicemapper.MAPPER / name).open("rb", buffering=0) as device:
                 device.read(4096)
         except OSError as error:
-            deactivate(name)
+            _deactivate(name)
             raise CryptSetupError(
                 f"open {self._device} through dm-verity",
                 error.errno or 0,
                 "its content does not match the root hash",
                 "the disk was damaged or changed: start again from the image",
             ) from None
-        return MAPPER / name
+        return devicemapper.MAPPER / name
 
     def wipe_zero(self, offset: int, length: int, progress: Callable[[int, int], None] | None = None) -> None:
         """Write zeros to ``length`` bytes from ``offset``; ``progress`` hears (bytes done, ``length``)."""
@@ -431,6 +431,11 @@ class CryptSetup:
         _check(result, f"write zeros to {self._device}")
 
 
-def deactivate(name: str) -> None:
-    """Close the mapping ``name`` and what the library opened below it."""
+def close(name: str) -> None:
+    """Close the mapping ``name``, if there is one, and what the library opened below it."""
+    if devicemapper.exists(name):
+        _deactivate(name)
+
+
+def _deactivate(name: str) -> None:
     _check(_library().crypt_deactivate_by_name(None, name.encode(), 0), f"close {name}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from secex_firstboot.storage import cryptsetup, devicemapper
 from secex_firstboot.storage.cryptsetup import CryptSetup
 
 
@@ -22,8 +21,3 @@ def open_verified(data: Path, tree: Path, name: str, root_hash: str) -> Path:
     with CryptSetup(data, header=tree) as volume:
         volume.load_verity()
         return volume.activate_verity(name, bytes.fromhex(root_hash))
-
-
-def close(name: str) -> None:
-    if devicemapper.exists(name):
-        cryptsetup.deactivate(name)

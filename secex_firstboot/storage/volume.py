@@ -16,7 +16,7 @@ from pathlib import Path
 
 from secex_firstboot.errors import FirstbootError
 from secex_firstboot.files import open_private, sync, write_private
-from secex_firstboot.storage import cryptsetup, devicemapper
+from secex_firstboot.storage import cryptsetup
 from secex_firstboot.storage.cryptsetup import DATA_OFFSET, CryptSetup
 from secex_firstboot.storage.integrity import SUPERBLOCK_BYTES, Layout, read_integrity_superblock
 
@@ -104,7 +104,7 @@ def opened(files: Secrets, device: Path, name: str) -> Iterator[Path]:
         try:
             yield volume.activate(name, files.key.read_bytes(), no_journal=True)
         finally:
-            close(name)
+            cryptsetup.close(name)
 
 
 def open_volume(files: Secrets, device: Path, name: str) -> Path:
@@ -112,11 +112,6 @@ def open_volume(files: Secrets, device: Path, name: str) -> Path:
     with CryptSetup(device, header=files.header) as volume:
         volume.load_luks2()
         return volume.activate(name, files.key.read_bytes())
-
-
-def close(name: str) -> None:
-    if devicemapper.exists(name):
-        cryptsetup.deactivate(name)
 
 
 def write_zeros(device: Path, offset: int, size: int, progress: Callable[[int, int], None]) -> None:

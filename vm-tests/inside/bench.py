@@ -14,7 +14,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from secex_firstboot.sdboot import create, image
-from secex_firstboot.storage import copy, disk, verity, volume
+from secex_firstboot.storage import copy, cryptsetup, disk, verity, volume
 
 MIB = 1 << 20
 SIZE = 96 * MIB
@@ -53,7 +53,7 @@ def measure_copy(scratch):
             row = {"copy": seconds(lambda: copying(verified, opened)), "dd": seconds(lambda: dd(opened))}
             print(row, flush=True)
             rows.append(row)
-    verity.close("bench_source")
+    cryptsetup.close("bench_source")
     return rows
 
 

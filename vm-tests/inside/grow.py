@@ -21,7 +21,7 @@ from pathlib import Path
 
 from secex_firstboot import grow
 from secex_firstboot.step import Context
-from secex_firstboot.storage import copy, devicemapper, disk, filesystem, volume
+from secex_firstboot.storage import copy, cryptsetup, devicemapper, disk, filesystem, volume
 from secex_firstboot.storage.devicemapper import Piece
 from secex_firstboot.storage.mounted import Mounted
 from secex_firstboot.storage.volume import Secrets
@@ -85,7 +85,7 @@ def made_volume(kind):
     try:
         yield volume.open_volume(secrets, below, "root")
     finally:
-        volume.close("root")
+        cryptsetup.close("root")
         devicemapper.remove("below")
 
 

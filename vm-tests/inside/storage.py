@@ -133,7 +133,7 @@ def opened_with_journal(secrets, device, name):
     try:
         yield volume.open_volume(secrets, device, name)
     finally:
-        volume.close(name)
+        cryptsetup.close(name)
 
 
 # --- one volume, made elsewhere and placed on a disk ---
@@ -182,7 +182,7 @@ def check_volume(device, sector_size):
                 handle.activate("check", os.urandom(volume.KEY_SIZE))
             except FirstbootError as error:
                 return [str(error), mappings()]
-        volume.close("check")
+        cryptsetup.close("check")
         return "opened"
 
     with checks(f"volume {sector_size}") as answer:
@@ -258,7 +258,7 @@ def lay_out(found, root_hashes, headroom):
         data, tree = found.partitions[name].device, found.partitions[f"{name}hash"].device
         verified = verity.open_verified(data, tree, "check", root_hashes[name])
         file_system = filesystem.identify(verified, name)
-        verity.close("check")
+        cryptsetup.close("check")
         sources.append(Source(root_hash=root_hashes[name], size=verity.data_size(data, tree),
                               file_system=file_system))  # fmt: skip
     made = plan.lay_out(found, *sources, headroom, "5e" * 32)
@@ -299,7 +299,7 @@ def check_se_disk(serial, facts, headroom):
         answer("growth of root", lambda: identify("root").size - made.root.file_system_size)
         answer("read errors", read_errors_of_root, made)
         for name in facts["encrypted"]:
-            volume.close(name)
+            cryptsetup.close(name)
 
 
 def identify(name):
@@ -318,7 +318,7 @@ def open_with_wrong_hash(found, root_hash):
     left = mappings()
     right = verity.open_verified(data, tree, "check", root_hash)
     answer = [refusal, left, read_error(right, 0)]
-    verity.close("check")
+    cryptsetup.close("check")
     return answer
 
 
