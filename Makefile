@@ -14,9 +14,10 @@ SYSTEM_UNIT := secex-firstboot-grow.service
 VENV   := build/venv
 PYTHON := $(VENV)/bin/python
 FUZZ_SECONDS ?= 60
+N      ?= 20
 VM     := PYTHONPATH=vm-tests $(PYTHON)
 
-.PHONY: help demo check check-unit fuzz check-vm lint bench install setup clean
+.PHONY: help demo check check-unit fuzz check-vm soak lint bench install setup clean
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
@@ -33,6 +34,9 @@ fuzz: setup ## Throw damaged configs and documents at the readers, FUZZ_SECONDS 
 
 check-vm: setup ## The tests that boot guests
 	$(PYTHON) -m pytest -q -n 2 --dist loadfile vm-tests
+
+soak: setup ## N power cuts at moments drawn from a seed (POWER_CUT_SEED finds them again)
+	POWER_CUTS=$(N) $(VM) -m pytest -q vm-tests/test_power_cut.py
 
 lint: setup
 	$(VENV)/bin/ruff format --check --quiet .

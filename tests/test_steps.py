@@ -464,9 +464,10 @@ def test_an_se_partition_without_room_for_a_second_image_is_refused(machine, mon
         usage = before._replace(free=mib * MIB)
         monkeypatch.setattr(personalise.shutil, "disk_usage", lambda path: usage)
 
-    free(68)
+    put(paths.IGNITION_MERGED_CONFIG, "x" * MIB)
+    free(69)
     personalise._check_room(machine.root, entry)
-    free(67)
+    free(68)
     with pytest.raises(Refusal, match="partition se is too small by 1 MiB"):
         personalise._check_room(machine.root, entry)
 

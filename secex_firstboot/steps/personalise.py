@@ -107,7 +107,8 @@ def _headroom(context: Context) -> int:
 
 
 def _check_room(se: Path, entry: BootEntry) -> None:
-    needed = sum(path.stat().st_size for path in (entry.linux, *entry.initrd)) + 8 * MIB
+    parts = (entry.linux, *entry.initrd, paths.IGNITION_MERGED_CONFIG)
+    needed = sum(path.stat().st_size for path in parts) + 8 * MIB
     missing = needed - shutil.disk_usage(se).free
     if missing > 0:
         raise Refusal(
