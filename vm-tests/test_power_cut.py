@@ -11,7 +11,7 @@ import os
 import secrets
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -25,6 +25,8 @@ from harness.se_image import SMALL
 
 NUMBER = int(os.environ.get("POWER_CUTS", "0"))  # instead of those below: as many as asked, anywhere
 SEED = int(os.environ.get("POWER_CUT_SEED", secrets.randbits(32)))
+# Without a network card nothing may wait for the network.
+RECIPE = replace(SMALL, options=SMALL.options.replace("rd.neednet=1", ""))
 ROOT = SMALL.root_content or ()
 PARTS = (*ROOT, "./boot")
 STEPS = ("personalise", "partition", "encrypt boot", "encrypt root", "seal")
@@ -55,7 +57,7 @@ def offline_config(owner: Owner) -> Served:
 @pytest.fixture(scope="module")
 def first_boot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FirstBoot]:
     directory = tmp_path_factory.mktemp("power-cut")
-    with firstboot.make_site(directory, SMALL, configure=offline_config) as (where, _):
+    with firstboot.make_site(directory, RECIPE, configure=offline_config) as (where, _):
         disk = directory / "disk.raw"
         subprocess.run(["qemu-img", "convert", "-O", "raw", where.image, disk], check=True)
         os.truncate(disk, 1 << 30)
