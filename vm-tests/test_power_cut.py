@@ -105,20 +105,13 @@ class Cut:
         return f"{self.step} {where}, {self.loss} lost"
 
 
+# A start on the disk that a cut leaves takes minutes under emulation, so here are few; `make soak` draws many.
 CUTS = [
-    Cut("personalise", 0.5, Loss.SOME),
     Cut("personalise", 0.98, Loss.EVERYTHING),
-    Cut("personalise", 1.0, Loss.SOME),
     Cut("partition", 0.5, Loss.SOME),
-    Cut("partition", 1.0, Loss.EVERYTHING),
-    Cut("encrypt boot", 0.02, Loss.SOME),
     Cut("encrypt boot", None, Loss.SOME),
-    Cut("encrypt boot", 1.0, Loss.NOTHING),
-    Cut("encrypt root", 0.1, Loss.EVERYTHING),
     Cut("encrypt root", None, Loss.SOME),
-    Cut("encrypt root", 0.99, Loss.SOME),
-    Cut("seal", 0.5, Loss.SOME),
-    Cut("seal", 0.98, Loss.SOME),
+    Cut("seal", None, Loss.SOME),
     Cut("seal", 1.0, Loss.EVERYTHING),
 ]
 
