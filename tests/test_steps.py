@@ -445,6 +445,13 @@ def test_a_headroom_that_is_no_number_of_mib_is_refused(machine, text):
         observe(machine, Personalise(), f"{FIRST_BOOT} secex.headroom={text}")
 
 
+def test_an_unknown_way_to_grow_is_refused_before_the_commit_point(machine):
+    machine.open_verity()
+    assert observe(machine, Personalise(), f"{FIRST_BOOT} secex.grow=off").state is State.READY
+    with pytest.raises(Refusal, match=r"secex\.grow on the kernel command line has an unknown value"):
+        observe(machine, Personalise(), f"{FIRST_BOOT} secex.grow=sometimes")
+
+
 @pytest.mark.parametrize(("argument", "mib"), [("", 256), ("secex.headroom=0", 0), ("secex.headroom=12", 12)])
 def test_the_headroom_is_taken_from_the_command_line(machine, argument, mib):
     machine.open_verity()

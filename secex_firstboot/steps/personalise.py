@@ -10,7 +10,7 @@ import secrets
 import shutil
 from pathlib import Path
 
-from secex_firstboot import paths, record
+from secex_firstboot import grow, paths, record
 from secex_firstboot.errors import Refusal
 from secex_firstboot.files import write_private
 from secex_firstboot.plan import MIB, Plan, Source, lay_out
@@ -80,6 +80,7 @@ def devices_open() -> list[bool]:
 
 
 def _plan(context: Context, record_key: str) -> Plan:
+    grow.setting(context)  # what makes no sense is refused now
     found = disk.find_disk()
     boot, root = (_source(context, found, name) for name in ("boot", "root"))
     return lay_out(found, boot, root, _headroom(context), record_key)
