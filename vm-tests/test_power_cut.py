@@ -105,7 +105,7 @@ class Cut:
         return f"{self.step} {where}, {self.loss} lost"
 
 
-# A start on the disk that a cut leaves takes minutes under emulation, so here are few; `make soak` draws many.
+# A start on the disk that a cut leaves takes minutes under emulation: few are here, `make soak` draws many.
 CUTS = [
     Cut("personalise", 0.98, Loss.EVERYTHING),
     Cut("partition", 0.5, Loss.SOME),

@@ -31,8 +31,8 @@ SIZE = 64 * MIB
 STEP = 8 * MIB
 CUTS = 3
 # Sector size, bytes of the volume. xfs: 8 allocation groups of 16 MiB and less than it can use; 7 and a half.
-# ext4: more than its first block group, which is 128 MiB; with 1 KiB blocks 15 block groups of 8 MiB, and less
-# than it can use.
+# ext4: more than its first block group, which is 128 MiB; with 1 KiB blocks 15 block groups of 8 MiB,
+# and less than it can use.
 KINDS = {
     "xfs4096": (4096, 128 * MIB + 63 * 4096),
     "xfs512": (512, 120 * MIB),
