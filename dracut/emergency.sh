@@ -19,8 +19,9 @@ main() {
     stop_units
     unmount
     remove_secrets
+    forget_log
     close_volumes
-    left=$(secrets; mappings)
+    left=$(secrets; mappings; echo "$log")
     explain
     case $command_line in
         *' secex.emergency=shell '*) [ -n "$left" ] || exit 0 ;;
@@ -97,7 +98,14 @@ remove_secrets() {
     done
 }
 
-# Each round takes the uppermost; with them go the volume keys from the kernel. There may be no udev to wait for.
+# Ignition writes the whole config to its log when it fails. The running journald has the files open.
+forget_log() {
+    log=/run/log/journal
+    rm -rf /run/log/journal/*/*
+    timeout 30 systemctl restart systemd-journald.service && log=
+}
+
+# Each round takes the uppermost; the kernel forgets their keys. There may be no udev to wait for.
 close_volumes() {
     for _ in 1 2 3 4 5 6 7 8; do
         mappings | while read -r name; do
@@ -136,7 +144,7 @@ outcome() {
         echo "$left"
         return
     fi
-    echo 'Keys, config and plan are removed from memory, volumes are closed.'
+    echo 'Keys, config, plan and journal are removed from memory, volumes are closed.'
     case $command_line in
         *' secex.emergency=shell '*) echo 'secex.emergency=shell: a shell opens; when it ends, power goes off.' ;;
         *) echo 'Powering off.' ;;
@@ -150,4 +158,4 @@ power_off() {
     exit 1
 }
 
-main 2> /dev/null
+main < /dev/null 2> /dev/null

@@ -29,6 +29,7 @@ SECRETS = (
     "etc/secex-firstboot-overlay.cpio",
     "etc/luks/root",
     "etc/luks/root.header",
+    "run/log/journal/0/system.journal",
     "tmp/something",
 )
 
@@ -156,6 +157,15 @@ def test_a_volume_that_does_not_close_keeps_the_shell_closed(initramfs: Initramf
     assert done.returncode == 1
     assert initramfs.powered_off
     assert "no shell opens. Left:\nroot_dif\nroot\n" in done.stdout
+
+
+def test_a_journald_that_keeps_the_old_journal_open_keeps_the_shell_closed(initramfs: Initramfs) -> None:
+    """Ignition writes the whole config to its log when it fails."""
+    initramfs.stand_in("systemctl", '[ "$1" != restart ]')
+    done = initramfs.run(SHELL)
+    assert done.returncode == 1
+    assert initramfs.powered_off
+    assert "no shell opens. Left:\n/run/log/journal\n" in done.stdout
 
 
 def test_a_secret_that_stays_keeps_the_shell_closed(initramfs: Initramfs) -> None:

@@ -33,10 +33,11 @@ PLANTED: dict[str, Entry] = {
         "/etc/secex-firstboot-overlay.cpio",
     )
 }
-BROKEN = {
+# Talkative, too: what it prints is in the journal.
+BROKEN: dict[str, Entry] = {
     "/etc/systemd/system/broken.service": File(
         b"[Unit]\nDefaultDependencies=no\nOnFailure=emergency.target\n"
-        b"[Service]\nType=oneshot\nExecStart=/usr/bin/cat /nowhere\n"
+        b"[Service]\nType=oneshot\nExecStart=/usr/bin/cat /etc/luks/root /nowhere\n"
     )
 }
 WAYS = {
@@ -67,7 +68,7 @@ def initramfs_with(
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_to_a_shell_passes_the_clean_up(way: str, tmp_path: Path) -> None:
     with initramfs_with(tmp_path, {}, f"{WAYS[way]} {SHELL}") as guest:
-        guest.wait_for("Keys, config and plan are removed from memory, volumes are closed", TIMEOUT)
+        guest.wait_for("Keys, config, plan and journal are removed from memory, volumes are closed", TIMEOUT)
         guest.wait_for("secex-test: 0 left", TIMEOUT)
         guest.wait_for(SHELL_OPENS, TIMEOUT)
 
