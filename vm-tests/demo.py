@@ -39,7 +39,7 @@ def run(output: Path, *, closely: bool) -> dict[str, Any]:
     with firstboot.make_site(output, recipe) as (where, network):
         firstboot.enlarge(where.image, where.disk, DISK_GIB)
         report = provision(where, network, closely=closely)
-        report |= restart(where, network)
+        report |= restart(where, network, closely=closely)
         report["proof"] = prove(where, report)
     report["bytes added to the initramfs"] = debian.added_to_initramfs()
     (output / "report.json").write_text(json.dumps(report, indent=2) + "\n")
@@ -95,8 +95,11 @@ def wipe_headers(guest: Guest, where: Site) -> None:
             raise AssertionError(f"cannot wipe the header of {name}: {done.stderr}")
 
 
-def restart(where: Site, network: Network) -> dict[str, Any]:
-    """The second boot, without the config disk, on a host that has only the customer's key."""
+def restart(where: Site, network: Network, *, closely: bool) -> dict[str, Any]:
+    """The second boot, without the config disk, on a host that has only the customer's key.
+
+    ``closely``: look for a way to log in on the console, too.
+    """
     debian.say("second boot, on host customer-1, which cannot open the SE-ready image")
     log = where.directory / "console-2.log"
     started = time.monotonic()
@@ -106,9 +109,36 @@ def restart(where: Site, network: Network) -> dict[str, Any]:
     ) as guest:
         firstboot.wait_for_system(guest, firstboot.BOOT_TIMEOUT)
         seconds = round(time.monotonic() - started, 1)
-        system = firstboot.look(guest, where.identity)
-        power_off(guest, where)
-    return {"second boot": {"seconds to login": seconds, **dataclasses.asdict(system)}}
+        report: dict[str, Any] = {
+            "second boot": {
+                "seconds to login": seconds,
+                **dataclasses.asdict(firstboot.look(guest, where.identity)),
+            }
+        }
+        if closely:
+            report["console"] = look_for_logins(guest, where)
+        else:
+            power_off(guest, where)
+    return report
+
+
+def look_for_logins(guest: Guest, where: Site) -> dict[str, Any]:
+    """The console's units, and how the guest ends when it is told to go into emergency mode."""
+
+    def shell(command: str) -> str:
+        return guest.ssh(command, where.identity).stdout.strip()
+
+    units = ("serial-getty@ttysclp0", "getty@tty1", "console-getty", "debug-shell", "autovt@tty2")
+    found = {
+        "units": {unit: shell(f"systemctl show --property=LoadState --value {unit}") for unit in units},
+        "running": shell("systemctl list-units --no-legend --plain '*getty@*.service'"),
+        "sysrq": shell("cat /proc/sys/kernel/sysrq"),
+        "console log level": shell("cut -f 1 /proc/sys/kernel/printk"),
+        "prompt": "login: " in guest.console,
+    }
+    guest.ssh("sync; systemctl --no-block isolate emergency.target", where.identity)
+    guest.wait_for("emergency mode without local login", firstboot.BOOT_TIMEOUT)
+    return found | {"emergency mode ends in": guest.wait(firstboot.BOOT_TIMEOUT)}
 
 
 def power_off(guest: Guest, where: Site) -> None:

@@ -60,6 +60,19 @@ def test_a_dry_run_in_the_provisioned_system_says_that_all_is_done(
     assert {row["state"] for row in steps} == {"done"}
 
 
+def test_the_provisioned_system_has_no_local_login(report: dict[str, object]) -> None:
+    console = report["console"]
+    assert isinstance(console, dict)
+    assert set(console["units"].values()) == {"masked"}
+    assert console == console | {
+        "running": "",
+        "sysrq": "0",
+        "console log level": "4",
+        "prompt": False,
+        "emergency mode ends in": "guest-shutdown",
+    }
+
+
 def test_the_module_stays_small(report: dict[str, int]) -> None:
     assert 0 < report["bytes added to the initramfs"] <= 20 << 20
 

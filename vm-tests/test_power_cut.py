@@ -11,22 +11,20 @@ import os
 import secrets
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
-from harness import firstboot, powercut, site
-from harness.firstboot import Owner, Served, Site
+from harness import firstboot, powercut
+from harness.firstboot import Site
 from harness.guest import Disk, Guest
 from harness.powercut import Event, Loss, Recording
-from harness.se_image import SMALL
+from harness.se_image import OFFLINE, SMALL
 
 NUMBER = int(os.environ.get("POWER_CUTS", "0"))  # instead of those below: as many as asked, anywhere
 SEED = int(os.environ.get("POWER_CUT_SEED", secrets.randbits(32)))
-# Without a network card nothing may wait for the network.
-RECIPE = replace(SMALL, options=SMALL.options.replace("rd.neednet=1", ""))
 ROOT = SMALL.root_content or ()
 PARTS = (*ROOT, "./boot")
 STEPS = ("personalise", "partition", "encrypt boot", "encrypt root", "seal")
@@ -43,21 +41,10 @@ class FirstBoot:
     built: dict[str, dict[str, Any]]
 
 
-def offline_config(owner: Owner) -> Served:
-    """Everything inline, and a file that a second run of Ignition's files stage would spoil: it appends."""
-    proof = {name: content for name, content in owner.chain.certificates().items() if name != "root.crt"}
-    files = [
-        {"path": "/etc/user-file", "contents": {"source": "data:,from%20the%20user%0A"}},
-        *(site.host_key_file(owner.hosts[name]) for name in ("customer-1", "customer-2")),
-        *site.certificate_files(proof | owner.chain.crls()),
-    ]
-    return Served({"ignition": {"version": "3.3.0"}, "storage": {"files": files}})
-
-
 @pytest.fixture(scope="module")
 def first_boot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FirstBoot]:
     directory = tmp_path_factory.mktemp("power-cut")
-    with firstboot.make_site(directory, RECIPE, configure=offline_config) as (where, _):
+    with firstboot.make_site(directory, OFFLINE, configure=firstboot.files_config) as (where, _):
         disk = directory / "disk.raw"
         subprocess.run(["qemu-img", "convert", "-O", "raw", where.image, disk], check=True)
         os.truncate(disk, 1 << 30)

@@ -81,6 +81,17 @@ def plain_config(owner: Owner) -> Served:
     return Served(config, {"/customer-2.crt": owner.hosts["customer-2"].document.read_bytes()})
 
 
+def files_config(owner: Owner) -> Served:
+    """Everything inline, and nothing but files: a small root has no programs to make users with."""
+    proof = {name: content for name, content in owner.chain.certificates().items() if name != "root.crt"}
+    files = [
+        {"path": "/etc/user-file", "contents": {"source": "data:,from%20the%20user%0A"}},
+        *(site.host_key_file(owner.hosts[name]) for name in ("customer-1", "customer-2")),
+        *site.certificate_files(proof | owner.chain.crls()),
+    ]
+    return Served({"ignition": {"version": "3.3.0"}, "storage": {"files": files}})
+
+
 @contextmanager
 def make_site(
     directory: Path,
