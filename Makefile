@@ -27,7 +27,7 @@ demo: setup ## Provision a guest from an SE-ready image, live, and prove what ca
 check: check-unit fuzz check-vm ## All tests, unit and in guests (root, Debian 12+)
 
 check-unit: setup lint ## The tests that run anywhere, in a minute
-	$(PYTHON) -m pytest -q -n 2 --ignore=tests/test_fuzz_readers.py tests
+	$(PYTHON) -m pytest -q --ignore=tests/test_fuzz_readers.py tests
 
 fuzz: setup ## Throw damaged configs and documents at the readers, FUZZ_SECONDS long
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTHON) -m pytest -q tests/test_fuzz_readers.py
