@@ -4,7 +4,8 @@
 
 # called by dracut
 check() {
-    require_binaries secex-firstboot python3 gpg gpg-agent gpgconf zipl sfdisk partx blkid dmsetup || return 1
+    require_binaries secex-firstboot python3 gpg gpg-agent gpgconf openssl \
+        zipl sfdisk partx losetup blkid dmsetup || return 1
     # Only on request: --add secex-firstboot
     return 255
 }
