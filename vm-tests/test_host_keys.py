@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from harness import firstboot, pki, site, ultravisor
 from harness.firstboot import Owner, Served, Site
-from harness.guest import SERVICES_ADDRESS
+from harness.guest import SERVICES_ADDRESS, Guest
 from harness.se_image import SMALL
 
 PARTS = (*(SMALL.root_content or ()), "./boot")
@@ -84,16 +85,7 @@ def pointer_config(owner: Owner, tls: site.Tls, crls: dict[str, bytes]) -> Serve
 def test_a_merged_config_over_https_with_its_own_ca_and_crls_fetched(made: Made, tmp_path: Path) -> None:
     where = made.where
     disk = copy_of(where.disk, tmp_path)
-    with (
-        firstboot.serve(where, lambda o: pointer_config(o, made.tls, where.chain.crls())) as network,
-        firstboot.start(
-            where,
-            network,
-            disk=disk,
-            host_keys=[where.hosts["universal"].key],
-            log=tmp_path / "console.log",
-        ) as guest,
-    ):
+    with started(made, where.chain.crls(), disk, tmp_path / "console.log") as guest:
         built = firstboot.manifest_of(where.tree, PARTS)
         found = firstboot.wait_for_manifest(guest)
         guest.kill()
@@ -115,20 +107,24 @@ def test_a_revoked_document_among_good_ones_stops_first_boot_with_the_disk_untou
     disk = copy_of(where.disk, tmp_path)
     revoked = where.hosts["customer-2"].certificate
     crls = where.chain.crls() | {"signing-key.crl": where.chain.signing_key.crl(revoked=[revoked])}
-    with (
-        firstboot.serve(where, lambda o: pointer_config(o, made.tls, crls)) as network,
-        firstboot.start(
-            where,
-            network,
-            disk=disk,
-            host_keys=[where.hosts["universal"].key],
-            log=tmp_path / "console.log",
-        ) as guest,
-    ):
+    with started(made, crls, disk, tmp_path / "console.log") as guest:
         guest.wait_for("the host-key document ibm-z-hostkey-customer-2 is revoked: get the current", 900)
         assert guest.wait(300) == "guest-shutdown"
         assert "personalise: " not in guest.console
     subprocess.run(["qemu-img", "compare", "-q", where.disk, disk], check=True)
+
+
+@contextmanager
+def started(made: Made, crls: dict[str, bytes], disk: Path, log: Path) -> Iterator[Guest]:
+    """A first boot with the pointer config, where these CRLs are served."""
+    where = made.where
+    with (
+        firstboot.serve(where, lambda owner: pointer_config(owner, made.tls, crls)) as network,
+        firstboot.start(
+            where, network, disk=disk, host_keys=[where.hosts["universal"].key], log=log
+        ) as guest,
+    ):
+        yield guest
 
 
 def copy_of(disk: Path, directory: Path) -> Path:
