@@ -375,6 +375,7 @@ def read_errors_of_root(made):
 
 def main():
     SCRATCH.mkdir(mode=0o700)
+    paths.RUNTIME.mkdir(mode=0o700, parents=True, exist_ok=True)
     with disk.find_by_serial("facts").open("rb") as stream:
         facts = json.loads(stream.read().rstrip(b"\0"))
     scratch = disk.find_by_serial("scratch")
