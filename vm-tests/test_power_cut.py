@@ -96,10 +96,8 @@ class Cut:
 CUTS = [
     Cut("personalise", 0.98, Loss.EVERYTHING),
     Cut("partition", 0.5, Loss.SOME),
-    Cut("encrypt boot", None, Loss.SOME),
     Cut("encrypt root", None, Loss.SOME),
     Cut("seal", None, Loss.SOME),
-    Cut("seal", 1.0, Loss.EVERYTHING),
 ]
 
 
