@@ -31,3 +31,9 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file or a block device."""
+    with path.open("rb", buffering=0) as stream:
+        return stream.seek(0, os.SEEK_END)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from secex_firstboot import paths
 from secex_firstboot.errors import FirstbootError, Refusal
-from secex_firstboot.files import sync, write_private
+from secex_firstboot.files import size_of, sync, write_private
 from secex_firstboot.step import Context, Phase
 from secex_firstboot.storage import devicemapper, volume
 from secex_firstboot.storage.mounted import Mounted
@@ -105,7 +105,7 @@ def grow_all(context: Context, mount_point: Path, device: Path, *, step: int = _
     """
     with _lock():
         root = Mounted.find(mount_point, device)
-        limit = _device_size(device) // root.block_size * root.block_size
+        limit = size_of(device) // root.block_size * root.block_size
         context.say(f"growing {mount_point} from {root.size() >> 20} to {limit >> 20} MiB")
         while (end := root.size()) < limit:
             target = min(end + step, limit)
@@ -145,8 +145,3 @@ def _lock() -> Iterator[None]:
         except BlockingIOError:
             raise FirstbootError("another process is growing the root file system", "let it finish") from None
         yield
-
-
-def _device_size(device: Path) -> int:
-    with device.open("rb", buffering=0) as stream:
-        return stream.seek(0, os.SEEK_END)

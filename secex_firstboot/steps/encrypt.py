@@ -15,7 +15,7 @@ from typing import Literal
 
 from secex_firstboot import paths, record
 from secex_firstboot.errors import FirstbootError
-from secex_firstboot.files import sync
+from secex_firstboot.files import size_of, sync
 from secex_firstboot.plan import MIB, Plan, Volume
 from secex_firstboot.record import Progress, Record
 from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, ready, waiting
@@ -138,7 +138,7 @@ class Encryption:
     def zero(self) -> None:
         """Write zeros through the volume to its tail, and to what the file system will grow into."""
         device = self._opened()
-        size = _device_size(device)
+        size = size_of(device)
         grown = self._grown_size(size)
         tail = max(self.volume.source_size, size - volume.TAIL_SIZE)
         for start, end in ((self.volume.source_size, grown), (max(tail, grown), size)):
@@ -155,7 +155,7 @@ class Encryption:
 
     def grow(self) -> None:
         device = self._opened()
-        grown = self._grown_size(_device_size(device))
+        grown = self._grown_size(size_of(device))
         file_system = filesystem.identify(device, self.volume.name)
         if file_system.size < grown:
             filesystem.grow(device, file_system, grown, paths.BOOT_MOUNT)
@@ -187,7 +187,7 @@ class Encryption:
     def _target(self) -> Iterator[Path]:
         with (
             _linear(
-                f"{self.volume.name}_target", [Piece(self.partition, 0, _device_size(self.partition))]
+                f"{self.volume.name}_target", [Piece(self.partition, 0, size_of(self.partition))]
             ) as below,
             volume.opened(self.secrets, below, f"{self.volume.name}_new") as device,
         ):
@@ -254,8 +254,3 @@ def _read(source: Path, start: int, size: int) -> Iterator[tuple[int, bytes]]:
     with source.open("rb", buffering=0) as stream:
         for at in range(0, size, MIB):
             yield at, os.pread(stream.fileno(), min(MIB, size - at), start + at)
-
-
-def _device_size(device: Path) -> int:
-    with device.open("rb", buffering=0) as stream:
-        return stream.seek(0, os.SEEK_END)

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from secex_firstboot.files import open_private
+from secex_firstboot.files import open_private, size_of
 from secex_firstboot.process import run
 from secex_firstboot.storage import loop
 
@@ -60,13 +60,8 @@ def _spans(size: int, block_size: int) -> tuple[tuple[int, int], tuple[int, int]
     return (size - backup, backup), (0, 2 * block_size + ENTRIES_SIZE)
 
 
-def _size(disk: Path) -> int:
-    with disk.open("rb", buffering=0) as stream:
-        return stream.seek(0, os.SEEK_END)
-
-
 def _copy_tables(disk: Path, stand_in: Path, block_size: int) -> None:
-    size = _size(disk)
+    size = size_of(disk)
     with open_private(stand_in) as copy, disk.open("rb", buffering=0) as stream:
         copy.truncate(size)
         for offset, length in _spans(size, block_size):
@@ -76,7 +71,7 @@ def _copy_tables(disk: Path, stand_in: Path, block_size: int) -> None:
 
 def _place(stand_in: Path, disk: Path, block_size: int) -> None:
     with stand_in.open("rb", buffering=0) as source, disk.open("r+b", buffering=0) as target:
-        for offset, length in _spans(_size(disk), block_size):
+        for offset, length in _spans(size_of(disk), block_size):
             os.pwrite(target.fileno(), os.pread(source.fileno(), length, offset), offset)
             os.fsync(target.fileno())
 
@@ -90,7 +85,7 @@ def _tell_kernel(disk: Path, deleted: Sequence[int], resized: int) -> None:
 
 def _tables(disk: Path, block_size: int) -> tuple[tuple[bytes, bytes], tuple[bytes, bytes]]:
     """(header, entries) of the primary table and of the backup."""
-    (at_end, tail), (_, head) = _spans(_size(disk), block_size)
+    (at_end, tail), (_, head) = _spans(size_of(disk), block_size)
     with disk.open("rb", buffering=0) as stream:
         start, end = os.pread(stream.fileno(), head, 0), os.pread(stream.fileno(), tail, at_end)
     return (
