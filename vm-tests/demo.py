@@ -52,7 +52,7 @@ def provision(where: Site, network: Network, *, closely: bool) -> dict[str, Any]
     log = where.directory / "console-1.log"
     started = time.monotonic()
     with firstboot.start(
-        where, network, host_keys=[where.hosts["universal"].key], log=log, on_line=show
+        where, network, host_keys=[where.hosts["universal"].key], log=log, cpus=2, on_line=show
     ) as guest:
         firstboot.wait_for_system(guest, firstboot.FIRST_BOOT_TIMEOUT)
         seconds = round(time.monotonic() - started, 1)
@@ -105,7 +105,7 @@ def restart(where: Site, network: Network, *, closely: bool) -> dict[str, Any]:
     started = time.monotonic()
     host_keys = [where.hosts["customer-1"].key]
     with firstboot.start(
-        where, network, host_keys=host_keys, log=log, with_config=False, on_line=show
+        where, network, host_keys=host_keys, log=log, with_config=False, cpus=2, on_line=show
     ) as guest:
         firstboot.wait_for_system(guest, firstboot.BOOT_TIMEOUT)
         seconds = round(time.monotonic() - started, 1)

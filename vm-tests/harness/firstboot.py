@@ -156,6 +156,7 @@ def start(
     log: Path,
     with_config: bool = True,
     memory_mib: int = 1024,
+    cpus: int = 1,
     disk: Path | None = None,
     on_line: Callable[[str], None] | None = None,
 ) -> Guest:
@@ -168,6 +169,7 @@ def start(
         network=network,
         console_log=log,
         memory_mib=memory_mib,
+        cpus=cpus,
         on_line=on_line,
     )
 

@@ -23,8 +23,8 @@ import tempfile
 import threading
 import time
 from codecs import getincrementaldecoder
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from mmap import mmap
 from pathlib import Path
@@ -67,10 +67,11 @@ class Network:
     """A network card with ssh forwarded from a free port of 127.0.0.1.
 
     ``services``: port the guest sees on SERVICES_ADDRESS -> port on the host's 127.0.0.1. There is no name
-    server and no route to anywhere else.
+    server and no route to anywhere else. ``capture`` gets every packet, in pcap format.
     """
 
     services: Mapping[int, int] = field(default_factory=dict)
+    capture: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,18 @@ class Direct:
     kernel: Path
     initrd: Path | None = None
     command_line: str = ""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A guest stopped half way, in two files: its memory (sparse) and the state of its devices.
+
+    Any number of guests go on from there, each with its own disks. They must have the same devices; what the
+    kernel has not read of the disks until then may differ.
+    """
+
+    memory: Path
+    devices: Path
 
 
 @dataclass(frozen=True)
@@ -135,6 +148,7 @@ class Guest:
 
     ``host_keys``: private host keys of the machine it runs on; None: a machine without Secure Execution,
     where stage3a gives up by itself. ``console_log`` gets what the guest prints, ``on_line`` each line.
+    ``saved``: where it goes on instead of being started.
     """
 
     def __init__(
@@ -143,14 +157,15 @@ class Guest:
         disks: Sequence[Disk] = (),
         direct: Direct | None = None,
         memory_mib: int = 1024,
-        cpus: int = 2,
+        cpus: int = 1,
         host_keys: Sequence[ultravisor.HostKey] | None = None,
         network: Network | None = None,
         console_log: Path | None = None,
         on_line: Callable[[str], None] | None = None,
+        saved: Saved | None = None,
     ) -> None:
         self._disks, self._direct, self._memory_mib, self._network = disks, direct, memory_mib, network
-        self._host_keys, self._cpus = host_keys, cpus
+        self._host_keys, self._cpus, self._saved = None if saved else host_keys, cpus, saved
         self._console_log, self._on_line = console_log, on_line
         self._resources = ExitStack()
         self._changed = threading.Condition()
@@ -265,6 +280,14 @@ class Guest:
     def resume(self) -> None:
         self.monitor.execute("cont")
 
+    def save(self, directory: Path) -> Saved:
+        """Stop for good, so that other guests go on from here."""
+        saved = Saved(directory / "memory", directory / "devices")
+        self.pause()
+        self._migrate("migrate", f"exec:cat > {shlex.quote(str(saved.devices))}")
+        self._copy_memory(f"/dev/fd/{self._memory_fd}", saved.memory)
+        return saved
+
     def kill(self) -> None:
         """Cut the power."""
         self._process.kill()
@@ -276,39 +299,54 @@ class Guest:
     def _launch(self) -> None:
         """Each resource is given back in reverse order: first QEMU ends, then its threads, then its files."""
         directory = Path(self._resources.enter_context(tempfile.TemporaryDirectory(prefix="guest-")))
-        with self._guest_memory() as memory_fd:
-            self._start_qemu(directory, memory_fd)
+        self._make_memory()
+        self._start_qemu(directory)
         self._in_thread("console", self._read_console)
         self.monitor = Monitor(self._socket(directory / "qmp"), self._record_event)
         self._resources.callback(self.monitor.close)
+        if self._saved:
+            self._migrate("migrate-incoming", f"exec:cat {shlex.quote(str(self._saved.devices))}")
+            self.resume()
         if self.ultravisor:
             stub = self._resources.enter_context(GdbStub(self._socket(directory / "gdb")))
             self._in_thread("ultravisor", lambda: self._serve_ultravisor(stub))
         self._resources.callback(self._stop_qemu)
 
-    @contextmanager
-    def _guest_memory(self) -> Iterator[int]:
-        """A descriptor of the guest's RAM, for QEMU to inherit; the ultravisor maps it for itself."""
-        descriptor = os.memfd_create("guest-ram")
-        try:
-            os.ftruncate(descriptor, self._memory_mib * _MIB)
-            if self._host_keys is not None:
-                memory = self._resources.enter_context(mmap(descriptor, self._memory_mib * _MIB))
-                self.ultravisor = Ultravisor(memory, self._host_keys)
-            yield descriptor
-        finally:
-            os.close(descriptor)
+    def _migrate(self, command: str, uri: str) -> None:
+        """Write or read the state of the devices; the RAM, which is a file, is left out."""
+        capabilities = [{"capability": "x-ignore-shared", "state": True}]
+        self.monitor.execute("migrate-set-capabilities", capabilities=capabilities)
+        self.monitor.execute(command, uri=uri)
+        deadline = time.monotonic() + _START_TIMEOUT
+        while (status := self.monitor.execute("query-migrate").get("status")) != "completed":
+            if status == "failed" or time.monotonic() > deadline:
+                raise self.error("could not be saved, or go on from there")
+            time.sleep(0.05)
 
-    def _start_qemu(self, directory: Path, memory_fd: int) -> None:
+    def _make_memory(self) -> None:
+        """A descriptor of the guest's RAM, for QEMU to inherit; the ultravisor maps it for itself."""
+        self._memory_fd = os.memfd_create("guest-ram")
+        self._resources.callback(os.close, self._memory_fd)
+        if self._saved:
+            self._copy_memory(self._saved.memory, f"/dev/fd/{self._memory_fd}")
+        os.ftruncate(self._memory_fd, self._memory_mib * _MIB)
+        if self._host_keys is not None:
+            memory = self._resources.enter_context(mmap(self._memory_fd, self._memory_mib * _MIB))
+            self.ultravisor = Ultravisor(memory, self._host_keys)
+
+    def _copy_memory(self, source: Path | str, target: Path | str) -> None:
+        subprocess.run(["cp", "--sparse=always", source, target], check=True, pass_fds=[self._memory_fd])
+
+    def _start_qemu(self, directory: Path) -> None:
         log = self._resources.enter_context((directory / "qemu.log").open("w+"))
         self._qemu_log = log
         self._process = subprocess.Popen(
-            self._command(directory, memory_fd),
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, pass_fds=[memory_fd],
+            self._command(directory),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, pass_fds=[self._memory_fd],
         )  # fmt: skip
         self._resources.callback(self._stop_qemu)
 
-    def _command(self, directory: Path, memory_fd: int) -> list[str]:
+    def _command(self, directory: Path) -> list[str]:
         return [
             # QEMU ends with the test, however that ends.
             "setpriv", "--pdeathsig=KILL", QEMU, "-nodefaults", "-no-user-config", "-display", "none",
@@ -317,12 +355,13 @@ class Guest:
             "-cpu", "max",
             "-m", f"{self._memory_mib}M", "-smp", str(self._cpus),
             "-object", f"memory-backend-file,id=ram,share=on,size={self._memory_mib}M,"
-            f"mem-path=/dev/fd/{memory_fd}",
+            f"mem-path=/dev/fd/{self._memory_fd}",
             "-qmp", f"unix:{directory}/qmp,server=on,wait=off",
             "-chardev", "stdio,id=console,signal=off", "-device", "sclpconsole,chardev=console",
             "-device", "virtio-rng-ccw,devno=fe.0.1001",
             # A guest that has ended waits for us to see how, and then to quit it.
             "-action", "shutdown=pause,panic=pause",
+            *(["-incoming", "defer"] if self._saved else []),
             *self._ultravisor_options(directory), *self._boot_options(), *self._disk_options(),
             *self._network_options(),
         ]  # fmt: skip
@@ -361,8 +400,11 @@ class Guest:
         for seen, port in self._network.services.items():
             command = shlex.join([sys.executable, "-I", relay.__file__, str(port)])
             forwards.append(f"guestfwd=tcp:{SERVICES_ADDRESS}:{seen}-cmd:{_quoted(command)}")
+        capture = []
+        if self._network.capture:
+            capture = ["-object", f"filter-dump,id=capture,netdev=net,file={_quoted(self._network.capture)}"]
         return [
-            "-netdev", ",".join(["user,id=net,ipv6=off,restrict=on", *forwards]),
+            "-netdev", ",".join(["user,id=net,ipv6=off,restrict=on", *forwards]), *capture,
             "-device", "virtio-net-ccw,netdev=net,devno=fe.0.1000",
         ]  # fmt: skip
 
