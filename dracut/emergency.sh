@@ -15,6 +15,7 @@ main() {
     failed=$(failed_units)
     failed=${failed% }
     reason=$(last_error)
+    [ -n "$reason" ] || reason=$(out_of_memory)
     advice=$(advice)
     stop_units
     unmount
@@ -40,6 +41,13 @@ last_error() {
     timeout 20 journalctl --sync
     timeout 20 journalctl --quiet --boot --identifier=secex-firstboot --priority=info --output=cat |
         sed -n 's/^secex-firstboot: //p' | sed '$!d'
+}
+
+# The kernel ends a program that takes the last memory before it can say so.
+out_of_memory() {
+    cure='the guest has too little memory, the kernel ended \1: give it more'
+    timeout 20 journalctl --quiet --boot --dmesg --output=cat |
+        sed -n "s/^Out of memory: Killed process [0-9]* (\([^)]*\)).*/$cure/p" | sed '$!d'
 }
 
 advice() {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from secex_firstboot import journal, paths
@@ -12,6 +14,12 @@ from secex_firstboot.report import MemorySampler, Report, StepReport
 from secex_firstboot.step import Context, Stage, State, Step
 from secex_firstboot.steps import STEPS
 from secex_firstboot.storage import disk
+
+_CURES = {
+    errno.ENOSPC: "give the guest more memory, or the image a larger partition se",
+    errno.ENOMEM: "give the guest more memory",
+    errno.EIO: "look at the disk's health",
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,8 @@ def run(stage: Stage, context: Context) -> None:
     finally:
         report.peak_memory_mib = max(report.peak_memory_mib, memory.peak_mib)
         report.total_memory_mib = memory.total_mib
-        report.save(paths.REPORT)
+        with suppress(OSError):  # of a full /run says more what it hindered
+            report.save(paths.REPORT)
     if stage is Stage.SEAL:
         report.save(paths.SYSROOT / paths.SYSTEM_REPORT.relative_to("/"))
 
@@ -59,7 +68,7 @@ def _run(step: Step, title: str, context: Context) -> StepReport:
     if status.state is State.WAITING:
         raise FirstbootError(f"{step.name} cannot start: {status.detail}", "see the messages above")
     context.say(f"{title}: {status.detail}")
-    step.perform(context)
+    _perform(step, context)
     status = step.observe(context)
     # What a step that removes its own traces leaves to see is a provisioned system: done as well.
     if not status.done:
@@ -68,6 +77,18 @@ def _run(step: Step, title: str, context: Context) -> StepReport:
     context.say(f"{title}: done in {seconds} s: {status.detail}")
     journal.step_done(step.name, seconds)
     return StepReport(name=step.name, seconds=seconds, outcome="done")
+
+
+def _perform(step: Step, context: Context) -> None:
+    """Perform it. What the system refuses gets the step's name, and a cure where there is one."""
+    try:
+        step.perform(context)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        reason = f"{error.strerror or error}{where}"
+        raise FirstbootError(f"{step.name} failed: {reason}", _CURES.get(error.errno or 0, "")) from error
+    except MemoryError:
+        raise FirstbootError(f"{step.name} failed: out of memory", _CURES[errno.ENOMEM]) from None
 
 
 def dry_run(context: Context, steps: Iterable[Step] = STEPS) -> list[Observation]:

@@ -191,6 +191,16 @@ def test_one_screen_says_what_failed_why_and_what_to_do(initramfs: Initramfs) ->
     assert len(shown.splitlines()) < 24
 
 
+def test_an_agent_that_the_kernel_ended_is_spoken_for(initramfs: Initramfs) -> None:
+    killed = "Out of memory: Killed process 374 (secex-firstboot) total-vm:215376kB"
+    initramfs.stand_in("journalctl", f'case "$*" in *--dmesg*) echo "{killed}" ;; esac')
+    shown = initramfs.run("ignition.firstboot").stdout
+    assert (
+        "why:          the guest has too little memory, the kernel ended secex-firstboot: give it more\n"
+        in shown
+    )
+
+
 def test_after_the_commit_point_it_says_that_a_new_start_goes_on(initramfs: Initramfs) -> None:
     initramfs.put("etc/secex-firstboot/committed", "")
     shown = initramfs.run("ignition.firstboot=1").stdout

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -24,9 +26,11 @@ class Fake(Step):
         refuses: bool = False,
         works: bool = True,
         breaks: bool = False,
+        error: BaseException | None = None,
     ) -> None:
         self.name, self.stage, self.status = name, stage, status or ready("to do")
-        self.refuses, self.works, self.breaks = refuses, works, breaks
+        self.refuses, self.works = refuses, works
+        self.error = FirstbootError(f"{name} broke") if breaks else error
         self.performed = 0
 
     def observe(self, context: Context) -> Status:
@@ -36,8 +40,8 @@ class Fake(Step):
 
     def perform(self, context: Context) -> None:
         self.performed += 1
-        if self.breaks:
-            raise FirstbootError(f"{self.name} broke")
+        if self.error:
+            raise self.error
         if self.works:
             self.status = done("as it should be")
 
@@ -103,6 +107,37 @@ def test_a_step_that_breaks_stops_before_the_later_steps(monkeypatch, context):
     with pytest.raises(FirstbootError, match="first broke"):
         machine.run(Stage.PROVISION, context)
     assert later.performed == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+            "first failed: No space left on device: give the guest more memory, or the image a larger"
+            " partition se",
+        ),
+        (
+            OSError(errno.EIO, os.strerror(errno.EIO), "/dev/vda"),
+            "first failed: Input/output error (/dev/vda): look at the disk's health",
+        ),
+        (OSError("no more"), "first failed: no more"),
+        (MemoryError(), "first failed: out of memory: give the guest more memory"),
+    ],
+    ids=["full", "disk", "other", "memory"],
+)
+def test_what_the_system_refuses_gets_the_step_and_a_cure(monkeypatch, context, error, line):
+    with_steps(monkeypatch, Fake("first", error=error))
+    with pytest.raises(FirstbootError) as raised:
+        machine.run(Stage.PROVISION, context)
+    assert str(raised.value) == line
+
+
+def test_a_report_that_cannot_be_written_does_not_hide_the_error(monkeypatch, context, runtime):
+    with_steps(monkeypatch, Fake("first", breaks=True))
+    paths.REPORT.with_name("report.json.new").mkdir(parents=True)
+    with pytest.raises(FirstbootError, match="first broke"):
+        machine.run(Stage.PROVISION, context)
 
 
 def test_a_step_whose_turn_has_not_come_is_an_error(monkeypatch, context):
