@@ -16,6 +16,8 @@ PYTHON := $(VENV)/bin/python
 FUZZ_SECONDS ?= 60
 N      ?= 20
 VM     := PYTHONPATH=vm-tests $(PYTHON)
+# Two guests at a time; which tests stay together, and in what order they start: vm-tests/conftest.py.
+GUESTS := -n 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: help demo check check-unit fuzz check-vm soak lint bench install setup clean
 help: ## Say what there is
@@ -33,10 +35,10 @@ fuzz: setup ## Throw damaged configs and documents at the readers, FUZZ_SECONDS 
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTHON) -m pytest -q tests/test_fuzz_readers.py
 
 check-vm: setup ## The tests that boot guests
-	$(PYTHON) -m pytest -q -n 2 --dist loadfile vm-tests
+	$(PYTHON) -m pytest -q $(GUESTS) vm-tests
 
 soak: setup ## N power cuts at moments drawn from a seed (POWER_CUT_SEED finds them again)
-	POWER_CUTS=$(N) $(VM) -m pytest -q vm-tests/test_power_cut.py
+	POWER_CUTS=$(N) $(PYTHON) -m pytest -q $(GUESTS) vm-tests/test_power_cut.py
 
 lint: setup
 	$(VENV)/bin/ruff format --check --quiet .

@@ -3,136 +3,177 @@ well all the same.
 
 One first boot is recorded, write by write. From the record comes the disk that a cut at a chosen moment would
 have left, with more or less of the unflushed writes lost; a guest started on it has to end fully provisioned.
+On its way the power may fail again.
 """
 
 from __future__ import annotations
 
 import os
-import secrets
+import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Literal
 
 import pytest
-from harness import firstboot, powercut
-from harness.firstboot import Site
-from harness.guest import Disk, Guest
-from harness.powercut import Event, Loss, Recording
-from harness.se_image import OFFLINE, SMALL
+from harness import firstboot, powercut, recorded
+from harness.powercut import Loss
+from harness.recorded import PARTS, ROOT, FirstBoot
 
 NUMBER = int(os.environ.get("POWER_CUTS", "0"))  # instead of those below: as many as asked, anywhere
-SEED = int(os.environ.get("POWER_CUT_SEED", secrets.randbits(32)))
-ROOT = SMALL.root_content or ()
-PARTS = (*ROOT, "./boot")
-STEPS = ("personalise", "partition", "encrypt boot", "encrypt root", "seal")
-
-
-@dataclass(frozen=True)
-class FirstBoot:
-    """A first boot that was recorded; ``spans`` are the events of each step: from, to."""
-
-    where: Site
-    recording: Recording
-    events: list[Event]
-    spans: dict[str, tuple[int, int]]
-    built: dict[str, dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def first_boot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FirstBoot]:
-    directory = tmp_path_factory.mktemp("power-cut")
-    with firstboot.make_site(directory, OFFLINE, configure=firstboot.files_config) as (where, _):
-        disk = directory / "disk.raw"
-        subprocess.run(["qemu-img", "convert", "-O", "raw", where.image, disk], check=True)
-        os.truncate(disk, 1 << 30)
-        marks: dict[str, list[int]] = {}
-        with powercut.recorded(disk) as (served, recording):
-
-            def mark(line: str) -> None:
-                for step in STEPS:
-                    if f"] {step}: " in line:
-                        marks.setdefault(step, []).append(recording.log.stat().st_size)
-
-            with start(where, served, directory / "console.log", "universal", on_line=mark) as guest:
-                firstboot.wait_for_manifest(guest)
-                guest.kill()
-        events = recording.events()
-        spans = {
-            step: (recording.event_at(events, sizes[0]), recording.event_at(events, sizes[-1]))
-            for step, sizes in marks.items()
-        }
-        built = firstboot.manifest_of(where.tree, PARTS)
-        yield FirstBoot(where, recording, events, spans, built)
-
-
-def start(where: Site, disk: Disk, log: Path, *hosts: str, **options: Any) -> Guest:
-    """A guest on a machine that has the keys of these hosts."""
-    return Guest(
-        disks=[disk, Disk(where.config_disk, "ignition_crypted", format="raw")],
-        host_keys=[where.hosts[name].key for name in hosts],
-        console_log=log,
-        memory_mib=1024,
-        **options,
-    )
+SEED = int(os.environ["POWER_CUT_SEED"])  # see conftest.py
+STEPS = ("personalise", "partition", "encrypt boot", "encrypt root", "mount", "files", "seal")
 
 
 @dataclass(frozen=True)
 class Cut:
-    """At ``share`` of a step's writes; what ``loss`` takes of those not flushed."""
+    """Of the recorded first boot, in a step: at a share of its writes, at one drawn from the seed, or just
+    when it has written the boot record; and what is lost of the writes that were not flushed."""
 
     step: str
-    share: float | None  # None: drawn from the seed
+    at: float | Literal["anywhere", "switch"]
     loss: Loss
 
     def __str__(self) -> str:
-        where = "somewhere" if self.share is None else f"{self.share:.1%}"
-        return f"{self.step} {where}, {self.loss} lost"
+        at = f"at {self.at:.1%}" if isinstance(self.at, float) else self.at
+        return f"{self.step} {at}, {self.loss} lost"
 
 
-# A start on the disk that a cut leaves takes minutes under emulation: few are here, `make soak` draws many.
-CUTS = [
-    Cut("personalise", 0.98, Loss.EVERYTHING),
-    Cut("partition", 0.5, Loss.SOME),
-    Cut("encrypt root", None, Loss.SOME),
-    Cut("seal", None, Loss.SOME),
+@dataclass(frozen=True)
+class Again:
+    """Of the start after a cut: as soon as the agent says ``line`` of a step."""
+
+    step: str
+    line: str
+    loss: Loss
+
+    def __str__(self) -> str:
+        return f"then {self.step}, {self.loss} lost"
+
+
+@dataclass(frozen=True)
+class Case:
+    first: Cut
+    more: tuple[Again, ...] = ()
+
+    @property
+    def cuts(self) -> list[Cut | Again]:
+        return [self.first, *self.more]
+
+    def __str__(self) -> str:
+        return " ".join(map(str, self.cuts))
+
+
+# Every step that writes, and the moments between them. As a start takes minutes under emulation, `make soak`
+# draws more.
+CASES = [
+    Case(Cut("personalise", "switch", Loss.EVERYTHING)),
+    Case(
+        Cut("personalise", "switch", Loss.EARLIER),
+        (
+            Again("partition", r"\] partition: remove", Loss.EVERYTHING),
+            Again("encrypt root", r": encrypt root: \d+ of", Loss.SOME),
+        ),
+    ),
+    Case(Cut("partition", 0.5, Loss.SOME)),
+    Case(Cut("encrypt boot", 0.0, Loss.EVERYTHING)),
+    Case(Cut("encrypt boot", "anywhere", Loss.SOME)),
+    Case(Cut("encrypt root", 0.0, Loss.EARLIER)),
+    Case(Cut("encrypt root", 0.98, Loss.SOME)),
+    Case(Cut("mount", "anywhere", Loss.SOME)),
+    Case(Cut("files", "anywhere", Loss.SOME)),
+    Case(Cut("seal", "switch", Loss.EVERYTHING)),
+    Case(Cut("seal", "switch", Loss.EARLIER)),
 ]
+AGAIN = (
+    ("partition", r"\] partition: "),
+    ("encrypt boot", r": encrypt boot: \d+ of"),
+    ("encrypt root", r": encrypt root: \d+ of"),
+    ("mount", r"\] mount: "),
+    ("files", r"\] files: "),
+    ("seal", r": build sdboot: \d+ of"),
+)
 
 
-def drawn(number: int) -> list[Cut]:
+def drawn(number: int) -> list[Case]:
+    """As many cuts as asked, up to three of one guest."""
     random = Random(SEED)  # noqa: S311
-    return [Cut(random.choice(STEPS), random.random(), random.choice(list(Loss))) for _ in range(number)]
+    cases: list[Case] = []
+    while (left := number - sum(len(case.cuts) for case in cases)) > 0:
+        first = Cut(random.choice(STEPS), random.random(), random.choice(list(Loss)))
+        later = [each for each in AGAIN if STEPS.index(each[0]) > STEPS.index(first.step)]
+        wanted = min(random.randrange(3), len(later), left - 1)
+        chosen = sorted(random.sample(later, wanted), key=later.index)
+        cases.append(Case(first, tuple(Again(*each, random.choice(list(Loss))) for each in chosen)))
+    return cases
 
 
-@pytest.mark.parametrize("cut", drawn(NUMBER) or CUTS, ids=str)
+@pytest.fixture(scope="session")
+def first_boot(tmp_path_factory: pytest.TempPathFactory) -> FirstBoot:
+    return recorded.first_boot(tmp_path_factory)
+
+
+@pytest.mark.early
+@pytest.mark.single
+def test_the_first_boot_whose_power_is_cut_wrote_in_every_step(first_boot: FirstBoot) -> None:
+    assert all(begin < end for begin, end in (first_boot.spans[step] for step in STEPS))
+
+
+@pytest.mark.single
+@pytest.mark.parametrize("case", drawn(NUMBER) or CASES, ids=str)
 def test_a_start_after_the_cut_ends_fully_provisioned(
-    cut: Cut, first_boot: FirstBoot, tmp_path: Path
+    case: Case, first_boot: FirstBoot, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    print(f"POWER_CUT_SEED={SEED}")
-    random = Random(f"{SEED} {cut}")  # noqa: S311
-    begin, end = first_boot.spans[cut.step]
-    share = random.random() if cut.share is None else cut.share
-    at = begin + round(share * (end - begin))
+    random = Random(f"{SEED} {case}")  # noqa: S311
     disk = tmp_path / "disk.raw"
-    first_boot.recording.cut(first_boot.events[:at], disk, loss=cut.loss, seed=random.getrandbits(32))
-    where, served = first_boot.where, Disk(disk, "system", format="raw")
-    with start(where, served, tmp_path / "goes-on.log", "universal", "customer-1") as guest:
+    for cut in case.cuts:
+        record_property("power cut", f"{cut.step}, {cut.loss} lost")
+    make(case.first, first_boot, disk, random)
+    for again in case.more:
+        disk = cut_again(again, first_boot, disk, random)
+    with first_boot.start(disk, tmp_path / "goes-on.log") as guest:
         found = firstboot.wait_for_manifest(guest)
         guest.kill()
     goes_on = "] encrypt root: " in guest.console  # otherwise it started from the final sdboot
-    differences = firstboot.differences(first_boot.built, found, only=PARTS if goes_on else ROOT)
+    differences = firstboot.differences(first_boot.provisioned, found, only=PARTS if goes_on else ROOT)
     assert differences["unexplained"] == []
-    assert found["./etc/user-file"]["size"] == len("from the user\n")
+    assert set(differences["Ignition"]) <= {"./etc/.ignition-result.json"}  # which has the time
     assert left_on_se(disk) >= {"sdboot", "bootmap"}
     if goes_on:
         assert left_on_se(disk) == {"sdboot", "bootmap", "lost+found"}
-        with start(where, served, tmp_path / "starts.log", "customer-1") as guest:
+        with first_boot.start(disk, tmp_path / "starts.log") as guest:
             guest.wait_for(r"Linux version", 300)
             assert "ignition.firstboot" not in guest.wait_for(r"Kernel command line: (.*)", 60)[1]
             guest.kill()
     disk.unlink()
+
+
+def make(cut: Cut, first_boot: FirstBoot, disk: Path, random: Random) -> None:
+    """The disk that the cut leaves."""
+    begin, end = first_boot.spans[cut.step]
+    if cut.at == "switch":
+        at = first_boot.switch(cut.step)
+    else:
+        share = random.random() if cut.at == "anywhere" else cut.at
+        at = begin + round(share * (end - begin))
+    first_boot.recording.cut(first_boot.events[:at], disk, loss=cut.loss, seed=random.getrandbits(32))
+
+
+def cut_again(again: Again, first_boot: FirstBoot, disk: Path, random: Random) -> Path:
+    """Start on this disk, cut the power there, and return the disk that this leaves."""
+    left = disk.with_name(f"{disk.stem}-again.raw")
+    with powercut.recorded(disk) as (served, recording):
+        log = disk.with_name(f"{disk.stem}.console.log")
+        with first_boot.start(disk, log, served) as guest:
+            found = guest.wait_for(rf"{again.line}|{firstboot.FAILED}", firstboot.FIRST_BOOT_TIMEOUT)
+            assert re.match(again.line, found[0])
+            guest.kill()
+    recording.cut(recording.events(), left, loss=again.loss, seed=random.getrandbits(32))
+    for file in (disk, recording.before, recording.log):
+        file.unlink()
+    return left
 
 
 def left_on_se(disk: Path) -> set[str]:

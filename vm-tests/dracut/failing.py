@@ -1,10 +1,14 @@
 #!/usr/bin/python3 -I
-"""The agent, failing once the step that a disk names with its serial ``fail-STEP`` is done.
+"""The agent on a machine in trouble, which a disk names with its serial: ``fail-STEP`` lets it fail once that
+step is done, ``full-STEP`` fills /run before it, ``no-zipl-STEP`` breaks zipl.
 
 It stands in for /usr/bin/secex-firstboot; the agent itself knows nothing of it. It notes what is secret by
 then, so that leftovers.py knows what to look for.
 """
 
+import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,12 +21,34 @@ _run = machine._run
 
 def run(step, title, context):
     note_secrets()  # some are gone once a step is done
+    if asked_for("full", step):
+        fill_run()
+    if asked_for("no-zipl", step):
+        break_zipl()
     report = _run(step, title, context)
     note_secrets()
-    wanted = f"fail-{step.name.replace(' ', '-')}"
-    if wanted in (path.read_text().strip() for path in Path("/sys/block").glob("*/serial")):
+    if asked_for("fail", step):
         raise FirstbootError(f"the test lets {step.name} fail", "detach the disk that says so")
     return report
+
+
+def asked_for(trouble, step):
+    wanted = f"{trouble}-{step.name.replace(' ', '-')}"
+    return wanted in (path.read_text().strip() for path in Path("/sys/block").glob("*/serial"))
+
+
+def fill_run():
+    free = os.statvfs("/run")
+    with open("/run/secex-test/fill", "wb") as stream:
+        os.posix_fallocate(stream.fileno(), 0, free.f_bavail * free.f_frsize)
+
+
+def break_zipl():
+    """In place of the program, one that only says no."""
+    broken = Path("/run/secex-test/zipl")
+    broken.write_text("#!/bin/sh\necho the test lets zipl fail >&2\nexit 1\n")
+    broken.chmod(0o755)
+    subprocess.run(["mount", "--bind", broken, shutil.which("zipl")], check=True)
 
 
 def note_secrets():

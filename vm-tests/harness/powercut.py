@@ -34,6 +34,7 @@ class Loss(StrEnum):
     NOTHING = "nothing"
     EVERYTHING = "everything"
     SOME = "some sectors"
+    EARLIER = "all but the last write"
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,16 @@ class Recording:
         """The disk that a power cut after ``events`` leaves, as the raw file ``output``."""
         subprocess.run(["cp", "--sparse=always", self.before, output], check=True)
         stable = max((number for number, event in enumerate(events) if event.flush), default=-1)
+        last = len(events) - 1
         random = Random(seed)  # noqa: S311
         with self.log.open("rb") as log, output.open("r+b") as disk:
             for number, event in enumerate(events):
-                if event.flush or (number > stable and loss is Loss.EVERYTHING):
+                lost = loss is Loss.EVERYTHING or (loss is Loss.EARLIER and number < last)
+                if event.flush or (number > stable and lost):
                     continue
                 log.seek(event.content_at)
                 content = log.read(event.length)
-                if number <= stable or loss is Loss.NOTHING:
+                if number <= stable or loss is not Loss.SOME:
                     disk.seek(event.position)
                     disk.write(content)
                 else:

@@ -1,0 +1,71 @@
+"""Guests that sdboot has just started, kept so that others go on from there.
+
+Nothing is missed by it: a disk on which the firmware would read anything else starts as usual.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness import firstboot
+from harness.guest import Guest, Saved
+from secex_firstboot.sdboot import boot_record
+
+_BEFORE_UDEV = "Starting .*dracut-pre-udev"  # the guest has no driver for its disks until then
+_BOOT_RECORD = 440  # bytes; the rest of this sector is a partition table, which grows with root
+_BLOCK = 4096  # bytes, of the file system se
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Started:
+    """``read``: the spans of the raw disk that the firmware has read; ``digest`` of what was there."""
+
+    saved: Saved
+    read: tuple[Span, ...]
+    digest: str
+
+
+def keep(disk: Path, starting: AbstractContextManager[Guest], directory: Path) -> Started:
+    """Start a guest on the raw file ``disk``, or a server over it, and keep it in ``directory``."""
+    directory.mkdir()
+    read = _read_by_firmware(disk)
+    digest = _digest(disk, read)
+    with starting as guest:
+        guest.wait_for(_BEFORE_UDEV, firstboot.BOOT_TIMEOUT)
+        return Started(guest.save(directory), read, digest)
+
+
+def find(disk: Path, kept: Iterable[Started]) -> Saved | None:
+    """The kept guest that the firmware would start from this disk, if there is one."""
+    return next((each.saved for each in kept if _digest(disk, each.read) == each.digest), None)
+
+
+def _read_by_firmware(disk: Path) -> tuple[Span, ...]:
+    """Boot record, boot map and sdboot, in bytes."""
+    start = firstboot.partition_start(disk, "se")
+    shown = subprocess.run(
+        ["debugfs", "-f", "-", f"{disk}?offset={start}"],
+        input="".join(f"blocks /{name}\n" for name in (boot_record.BOOT_MAP, boot_record.IMAGE)),
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    lines = [line for line in shown.splitlines() if not line.startswith("debugfs")]
+    blocks = [int(word) for line in lines for word in line.split()]
+    return (0, _BOOT_RECORD), *((start + block * _BLOCK, _BLOCK) for block in blocks if block)
+
+
+def _digest(disk: Path, spans: Iterable[Span]) -> str:
+    digest = hashlib.sha256()
+    with disk.open("rb") as stream:
+        for position, size in spans:
+            digest.update(os.pread(stream.fileno(), size, position))
+    return digest.hexdigest()
