@@ -492,6 +492,14 @@ def test_the_committed_image_brings_back_all_state_and_the_merged_config(machine
     assert str(paths.PRIVATE_KEY) not in files
 
 
+def test_the_committed_image_brings_back_the_masks_of_logins_where_they_are_wanted(machine):
+    machine.commit()
+    base = paths.IGNITION_BASE_CONFIGS / paths.NO_LOCAL_LOGIN.name
+    assert str(base) not in personalise._state_files()
+    put(base, "masks")
+    assert personalise._state_files()[str(base)] == File(base)
+
+
 # --- partition ---
 
 

@@ -136,10 +136,14 @@ def volume_secrets(name: str) -> volume.Secrets:
 
 
 def _state_files() -> dict[str, Entry]:
-    """What a start after a crash needs: keys, plan, documents, and the config as Ignition merged it."""
+    """What a start after a crash needs: keys, plan, documents, the config as Ignition merged it, and ours."""
     files: dict[str, Entry] = {str(paths.STATE): Directory(0o700)}
     for path in sorted(paths.STATE.rglob("*")):
         files[str(path)] = Directory(0o700) if path.is_dir() else File(path)
     files[str(paths.COMMITTED)] = File(b"")
     files[str(paths.IGNITION_USER_CONFIG)] = File(paths.IGNITION_MERGED_CONFIG)
+    # Not part of the merged config: each of Ignition's stages merges the base configs anew.
+    base = paths.IGNITION_BASE_CONFIGS / paths.NO_LOCAL_LOGIN.name
+    if base.exists():
+        files[str(base)] = File(base)
     return files
