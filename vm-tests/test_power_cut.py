@@ -66,8 +66,8 @@ class Case:
         return " ".join(map(str, self.cuts))
 
 
-# Every step that writes, and the moments between them. A guest takes most of its time to start, and to make the
-# final sdboot: several cuts share that. `make soak` draws more.
+# Every step that writes, and the moments between them. Most of a guest's time goes into its start and into
+# the final sdboot, so several cuts share that. `make soak` draws more.
 CASES = [
     Case(Cut("personalise", "switch", Loss.EVERYTHING)),
     Case(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import shutil
 import subprocess
 from dataclasses import dataclass
 from functools import cached_property
@@ -79,6 +80,7 @@ def first_boot(factory: pytest.TempPathFactory) -> FirstBoot:
     made = directory / "made"
     with debian.locked("recorded"):
         if not made.exists():
+            shutil.rmtree(directory, ignore_errors=True)  # of one that failed
             made.write_bytes(pickle.dumps(_record(directory)))
     found = pickle.loads(made.read_bytes())  # noqa: S301 - our own
     assert isinstance(found, FirstBoot)
