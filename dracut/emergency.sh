@@ -36,11 +36,15 @@ failed_units() {
     done
 }
 
-# The agent's error, which is one line, and on the console already.
+# The agent's error, which is one line, and on the console already; or why a volume does not open.
 last_error() {
     timeout 20 journalctl --sync
-    timeout 20 journalctl --quiet --boot --identifier=secex-firstboot --priority=info --output=cat |
-        sed -n 's/^secex-firstboot: //p' | sed '$!d'
+    agents=$(logged --identifier=secex-firstboot --priority=info | sed -n 's/^secex-firstboot: //p' | sed '$!d')
+    echo "${agents:-$(logged --unit='systemd-cryptsetup@*' --priority=err | sed '$!d')}"
+}
+
+logged() {
+    timeout 20 journalctl --quiet --boot --output=cat "$@"
 }
 
 # The kernel ends a program that takes the last memory before it can say so.

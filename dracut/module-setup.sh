@@ -40,6 +40,14 @@ drop_in() {
     inst_simple "$moddir/$1" "$systemdsystemunitdir/$2.d/50-secex-firstboot-$1"
 }
 
+install_check_volume() {
+    inst_script "$moddir/check-volume.sh" /usr/lib/secex-firstboot/check-volume
+    local name
+    for name in boot root; do
+        drop_in pinned-volume.conf "systemd-cryptsetup@$name.service"
+    done
+}
+
 # In every boot, not only the first: the keys are in the initramfs then, too.
 install_emergency() {
     inst_multiple cat dmsetup journalctl mkdir mount rm sed sh sleep sulogin systemctl timeout umount
@@ -84,5 +92,6 @@ install() {
     inst_script "$moddir/ignition-kargs-helper.sh" /usr/sbin/ignition-kargs-helper
     inst_simple "$moddir/no-local-login.ign" /usr/lib/secex-firstboot/no-local-login.ign
     inst_simple "$moddir/secex-firstboot.sysctl" /usr/lib/sysctl.d/90-secex-firstboot.conf
+    install_check_volume
     install_emergency
 }

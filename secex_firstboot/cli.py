@@ -8,7 +8,7 @@ import logging
 import sys
 from pathlib import Path
 
-from secex_firstboot import __version__, grow, machine, paths
+from secex_firstboot import __version__, grow, machine, memory, paths
 from secex_firstboot.console import Console
 from secex_firstboot.errors import FirstbootError
 from secex_firstboot.machine import Observation
@@ -89,6 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.grow:
             grow.in_background(context)
         else:
+            memory.lock()
             machine.run(options.stage, context)
     except (FirstbootError, OSError) as error:
         print(f"secex-firstboot: {error}", file=sys.stderr, flush=True)

@@ -46,4 +46,5 @@ SETTINGS = Path("/etc/secex-firstboot.conf")  # the user's
 # Kernel: arch/s390/kernel/uv.c, "1" in a Secure Execution guest; no such file where the machine has no
 # ultravisor.
 SECURE_EXECUTION_GUEST = Path("/sys/firmware/uv/prot_virt_guest")
+SWAPS = Path("/proc/swaps")
 THIS_HOSTS_KEYS = Path("/sys/firmware/uv/keys")

@@ -12,7 +12,7 @@ from secex_firstboot.storage import devicemapper
 from secex_firstboot.storage.cryptsetup import CryptSetup, CryptSetupError, close
 
 MIB = 1 << 20
-KEY = bytes(range(64))
+KEY = bytearray(range(64))
 
 needs_tools = pytest.mark.skipif(
     not (shutil.which("cryptsetup") and shutil.which("veritysetup")), reason="needs cryptsetup-bin"
@@ -132,7 +132,7 @@ def test_what_needs_device_mapper_fails_without_a_word_of_the_key(tmp_path):
     device = tmp_path / "device"
     device.touch()
     os.truncate(device, 64 * MIB)
-    key = b"0123456789abcdef" * 4
+    key = bytearray(b"0123456789abcdef" * 4)
     with CryptSetup(device) as handle, pytest.raises(CryptSetupError, match="cannot format") as caught:
         handle.format_luks2(label="crypt_test", sector_size=4096, key=key, journal_bytes=MIB)
     assert "0123456789abcdef" not in str(caught.value) + repr(caught.value.args)

@@ -5,15 +5,18 @@ Its answers are those of dmsetup(8); in the guest the real one creates and remov
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from secex_firstboot.errors import FirstbootError
 from secex_firstboot.process import ToolError
 from secex_firstboot.storage import devicemapper
 from secex_firstboot.storage.devicemapper import Piece, linear_table
 
+CHECK_VOLUME = Path(__file__).parents[1] / "dracut/check-volume.sh"
 DMSETUP = """\
 #!{python}
 import pathlib, sys
@@ -94,3 +97,63 @@ def test_the_targets_of_a_mapping_are_told(dmsetup, table, types):
 def test_asking_for_the_targets_of_no_mapping_is_an_error(dmsetup):
     with pytest.raises(ToolError, match=r"dmsetup failed with exit code 1 .*Device does not exist"):
         devicemapper.target_types("boot")
+
+
+TABLE = (
+    "0 1298432 crypt capi:authenc(hmac(sha256),xts(aes))-random :96:logon:cryptsetup:0e4a-d0 0 254:1 0 "
+    "2 integrity:32:aead sector_size:4096\n"
+)
+MODE = "capi:authenc(hmac(sha256),xts(aes))-random integrity:32:aead sector_size:4096"
+
+
+def test_the_mode_of_a_volume_is_its_cipher_and_how_it_is_read(dmsetup):
+    (dmsetup / "root").write_text(TABLE)
+    assert devicemapper.crypt_mode("root") == MODE
+    (dmsetup / "root").write_text(TABLE.replace("2 integrity", "3 allow_discards integrity"))
+    assert devicemapper.crypt_mode("root") == MODE
+
+
+def test_what_is_no_encrypted_volume_has_no_mode(dmsetup):
+    (dmsetup / "root").write_text("0 1298432 linear 254:1 0\n")
+    with pytest.raises(FirstbootError, match="is not an encrypted volume"):
+        devicemapper.crypt_mode("root")
+
+
+def check_volume(directory: Path) -> subprocess.CompletedProcess[str]:
+    command = ["/bin/sh", CHECK_VOLUME, "root", directory / "root.mode"]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_at_later_boots_the_script_accepts_the_mode_that_first_boot_noted(dmsetup):
+    (dmsetup / "root").write_text(TABLE)
+    (dmsetup / "root.mode").write_text(devicemapper.crypt_mode("root") + "\n")
+    assert check_volume(dmsetup).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        TABLE.replace("capi:authenc(hmac(sha256),xts(aes))-random", "cipher_null-ecb"),
+        TABLE.replace("xts(aes)", "ctr(aes)"),
+        TABLE.replace("2 integrity:32:aead ", "1 "),
+        TABLE.replace("integrity:32:aead", "integrity:32:none"),
+        TABLE.replace("sector_size:4096", "sector_size:512"),
+        TABLE.replace("crypt", "linear"),
+        "0 1298432 linear 254:1 0\n",
+        "",
+    ],
+)
+def test_at_later_boots_the_script_refuses_any_other_mode(dmsetup, table):
+    (dmsetup / "root.mode").write_text(f"{MODE}\n")
+    (dmsetup / "root").write_text(table)
+    refused = check_volume(dmsetup)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("secex-firstboot: the volume root is not as first boot made it")
+
+
+@pytest.mark.parametrize("noted", [None, "", "\n"])
+def test_at_later_boots_the_script_refuses_a_volume_of_which_nothing_was_noted(dmsetup, noted):
+    (dmsetup / "root").write_text(TABLE if noted is None else "")
+    if noted is not None:
+        (dmsetup / "root.mode").write_text(noted)
+    assert check_volume(dmsetup).returncode == 1

@@ -101,6 +101,9 @@ class Machine:
         self.disks[0] = without_hash_trees(self.disk)
 
 
+NO_SWAP = "Filename Type Size Used Priority\n"  # proc(5): a line of headings
+
+
 def put(path: Path, content: str = "") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content)
@@ -133,6 +136,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     mapper = tmp_path / "dev" / "mapper"
     mapper.mkdir(parents=True)
     put(paths.SECURE_EXECUTION_GUEST, "1\n")
+    put(paths.SWAPS, NO_SWAP)
     monkeypatch.setattr(partition_table, "is_sound", lambda disk, block_size: found.table_is_sound)
     found = Machine(tmp_path, [Disk(tmp_path / "dev" / "vda", 400 * MIB, 512, partitions(tmp_path / "dev"))])
 
@@ -227,6 +231,14 @@ def test_a_machine_that_is_no_secure_execution_guest_is_refused(machine, content
         paths.SECURE_EXECUTION_GUEST.write_text(content)
     with pytest.raises(Refusal, match="not an IBM Secure Execution guest"):
         observe(machine, Platform())
+
+
+def test_swap_is_refused_as_long_as_secrets_are_in_memory(machine):
+    put(paths.SWAPS, f"{NO_SWAP}/dev/zram0 partition 524284 0 100\n")
+    with pytest.raises(Refusal, match="swap is on in the initramfs"):
+        observe(machine, Platform())
+    machine.provision()
+    assert observe(machine, Platform(), command_line="").done
 
 
 def test_no_disk_is_refused_as_what_may_still_appear(machine):
@@ -688,19 +700,22 @@ def test_seal_waits_for_commit_point_and_mounts(machine):
 
 def test_the_provisioned_system_gets_keys_detached_headers_and_crypttab(machine, monkeypatch):
     monkeypatch.setattr(paths, "LUKS_KEYS", Path("/etc/luks"))
+    monkeypatch.setattr(devicemapper, "crypt_mode", lambda name: f"aes-of-{name} integrity:32:aead")
     machine.commit()
     assert {str(path): content for path, content in seal.key_files().items()} == {
         "/etc/luks/boot": b"key of boot",
         "/etc/luks/boot.header": b"header of boot",
+        "/etc/luks/boot.mode": b"aes-of-boot integrity:32:aead\n",
         "/etc/luks/root": b"key of root",
         "/etc/luks/root.header": b"header of root",
+        "/etc/luks/root.mode": b"aes-of-root integrity:32:aead\n",
     }
     assert [line.split() for line in seal.crypttab_lines()] == [
         [
             name,
             f"PARTUUID=00000000-0000-4000-8000-00000000000{number}",
             f"/etc/luks/{name}",
-            f"luks,header=/etc/luks/{name}.header,x-initrd.attach,x-systemd.device-timeout=0",
+            f"luks,header=/etc/luks/{name}.header,x-initrd.attach,x-systemd.device-timeout=0,headless=yes",
         ]
         for name, number in (("boot", 3), ("root", 4))
     ]

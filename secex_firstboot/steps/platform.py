@@ -15,6 +15,8 @@ class Platform(Step):
 
     def observe(self, context: Context) -> Status:
         _check_secure_execution()
+        if context.phase is not Phase.PROVISIONED:
+            _check_no_swap()
         found = disk.find_disk()
         if context.phase is Phase.FIRST and not found.has_hash_trees:
             raise DeviceMissing(
@@ -36,4 +38,13 @@ def _check_secure_execution() -> None:
         raise Refusal(
             "this machine is not an IBM Secure Execution guest",
             "start the SE-ready image on an IBM z15 or LinuxONE III or newer, as a Secure Execution guest",
+        )
+
+
+def _check_no_swap() -> None:
+    """Memory that is swapped out, zram's writeback included, lies on the host's disk (proc(5))."""
+    if len(paths.SWAPS.read_text(encoding="utf-8").splitlines()) > 1:
+        raise Refusal(
+            "swap is on in the initramfs, and could take keys to the host's disk",
+            "build the image without swap in its initramfs; turn it on in the provisioned system",
         )

@@ -18,8 +18,8 @@ from secex_firstboot.storage import devicemapper, disk, filesystem, overlay
 _VOLUMES = ("boot", "root")
 CRYPTTAB = Path("/etc/crypttab")
 # Opened in the initramfs, and kept open in the system; without a time limit for the disk to appear, as dracut
-# has none for the root device.
-_OPTIONS = "x-initrd.attach,x-systemd.device-timeout=0"
+# has none for the root device; without asking at the host's console for a passphrase.
+_OPTIONS = "x-initrd.attach,x-systemd.device-timeout=0,headless=yes"
 
 
 class Seal(Step):
@@ -61,12 +61,13 @@ class Seal(Step):
 
 
 def key_files() -> dict[Path, bytes]:
-    """Keys and detached headers, the same in the provisioned system and in its sdboot."""
+    """Keys, detached headers, and what check-volume compares: the same in the system and in its sdboot."""
     files = {}
     for name in _VOLUMES:
         secrets = volume_secrets(name)
         files[paths.LUKS_KEYS / name] = secrets.key.read_bytes()
         files[paths.LUKS_KEYS / f"{name}.header"] = secrets.header.read_bytes()
+        files[paths.LUKS_KEYS / f"{name}.mode"] = devicemapper.crypt_mode(name).encode() + b"\n"
     return files
 
 

@@ -216,6 +216,11 @@ def _check(result: int, action: str) -> None:
         raise CryptSetupError(action, -result, words)
 
 
+def _in_place(key: bytearray) -> ctypes.Array[ctypes.c_char]:
+    """The key where it lies, for the library: no copy stays behind when it is overwritten."""
+    return (ctypes.c_char * len(key)).from_buffer(key)
+
+
 @dataclass(frozen=True)
 class VolumeDescription:
     """What a LUKS2 header says about its volume. Sizes in bytes."""
@@ -280,7 +285,7 @@ class CryptSetup:
         *,
         label: str,
         sector_size: int,
-        key: bytes,
+        key: bytearray,
         journal_bytes: int,
         data_offset: int = DATA_OFFSET,
     ) -> None:
@@ -312,7 +317,10 @@ class CryptSetup:
             action,
         )
         _check(
-            library.crypt_keyslot_add_by_volume_key(handle, CRYPT_ANY_SLOT, None, 0, key, len(key)), action
+            library.crypt_keyslot_add_by_volume_key(
+                handle, CRYPT_ANY_SLOT, None, 0, _in_place(key), len(key)
+            ),
+            action,
         )
 
     def load_luks2(self) -> VolumeDescription:
@@ -339,12 +347,14 @@ class CryptSetup:
             f"save the LUKS2 header of {self._device}",
         )
 
-    def activate(self, name: str, key: bytes, *, no_journal: bool = False, read_only: bool = False) -> Path:
+    def activate(
+        self, name: str, key: bytearray, *, no_journal: bool = False, read_only: bool = False
+    ) -> Path:
         """Open the volume as /dev/mapper/``name`` (and /dev/mapper/``name``_dif below it)."""
         action = f"open the volume {name} on {self._device}"
         flags = no_journal * CRYPT_ACTIVATE_NO_JOURNAL | read_only * CRYPT_ACTIVATE_READONLY
         result = _library().crypt_activate_by_passphrase(
-            self._handle, name.encode(), CRYPT_ANY_SLOT, key, len(key), flags
+            self._handle, name.encode(), CRYPT_ANY_SLOT, _in_place(key), len(key), flags
         )
         if result == -errno.EPERM:
             raise CryptSetupError(action, errno.EPERM, f"the key opens no keyslot {_errors.take()}")

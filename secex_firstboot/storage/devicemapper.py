@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from secex_firstboot.errors import FirstbootError
 from secex_firstboot.process import run
 from secex_firstboot.storage.disk import SECTOR
 
@@ -52,3 +53,12 @@ def target_types(name: str) -> list[str]:
     """The targets of a mapping, e.g. ['crypt'] (dmsetup never prints keys here)."""
     table = run(["dmsetup", "table", name])
     return [line.split()[2] for line in table.splitlines() if len(line.split()) > 2]
+
+
+def crypt_mode(name: str) -> str:
+    """How a dm-crypt mapping reads its device: cipher and options, as check-volume sees them again."""
+    fields = run(["dmsetup", "table", name]).split()
+    if fields[2:3] != ["crypt"]:
+        raise FirstbootError(f"/dev/mapper/{name} is not an encrypted volume", "start again from the image")
+    options = [field for field in fields[9:] if field.startswith(("integrity:", "sector_size:"))]
+    return " ".join([fields[3], *options])

@@ -7,13 +7,13 @@ partition is overwritten, and placing it is a plain copy that can be repeated.
 
 from __future__ import annotations
 
-import secrets
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from secex_firstboot import memory
 from secex_firstboot.errors import FirstbootError
 from secex_firstboot.files import open_private, sync, write_private
 from secex_firstboot.storage import cryptsetup
@@ -55,7 +55,6 @@ class Secrets:
 
 def prepare(files: Secrets, *, label: str, device_size: int, sector_size: int, scratch: Path) -> None:
     """Make new secrets for a volume on ``device_size`` bytes; ``scratch`` is a directory in tmpfs."""
-    key = secrets.token_bytes(KEY_SIZE)
     files.key.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     for path in (files.key, files.header, files.metadata):
         path.unlink(missing_ok=True)
@@ -63,12 +62,12 @@ def prepare(files: Secrets, *, label: str, device_size: int, sector_size: int, s
     try:
         with open_private(image) as stream:
             stream.truncate(device_size)
-        with CryptSetup(image) as volume:
+        with CryptSetup(image) as volume, memory.random_secret(KEY_SIZE) as key:
             volume.format_luks2(label=label, sector_size=sector_size, key=key, journal_bytes=JOURNAL_SIZE)
             volume.backup_header(files.header)
+            write_private(files.key, key)
         files.header.chmod(0o600)
         write_private(files.metadata, zlib.compress(_read_metadata(image, sector_size)))
-        write_private(files.key, key)
     finally:
         image.unlink(missing_ok=True)
 
@@ -99,19 +98,20 @@ def place(files: Secrets, partition: Path) -> None:
 @contextmanager
 def opened(files: Secrets, device: Path, name: str) -> Iterator[Path]:
     """The volume on ``device`` without its journal, for copying; closed at the end of the ``with`` block."""
-    with CryptSetup(device, header=files.header) as volume:
-        volume.load_luks2()
-        try:
-            yield volume.activate(name, files.key.read_bytes(), no_journal=True)
-        finally:
-            cryptsetup.close(name)
+    try:
+        with CryptSetup(device, header=files.header) as volume, memory.secret_file(files.key) as key:
+            volume.load_luks2()
+            path = volume.activate(name, key, no_journal=True)
+        yield path
+    finally:
+        cryptsetup.close(name)
 
 
 def open_volume(files: Secrets, device: Path, name: str) -> Path:
     """Open the volume for good, with the detached header and with its journal."""
-    with CryptSetup(device, header=files.header) as volume:
+    with CryptSetup(device, header=files.header) as volume, memory.secret_file(files.key) as key:
         volume.load_luks2()
-        return volume.activate(name, files.key.read_bytes())
+        return volume.activate(name, key)
 
 
 def write_zeros(device: Path, offset: int, size: int, progress: Callable[[int, int], None]) -> None:

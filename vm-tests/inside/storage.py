@@ -179,7 +179,7 @@ def check_volume(device, sector_size):
         with CryptSetup(device, header=secrets.header) as handle:
             handle.load_luks2()
             try:
-                handle.activate("check", os.urandom(volume.KEY_SIZE))
+                handle.activate("check", bytearray(os.urandom(volume.KEY_SIZE)))
             except FirstbootError as error:
                 return [str(error), mappings()]
         cryptsetup.close("check")

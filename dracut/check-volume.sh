@@ -1,0 +1,24 @@
+#!/bin/sh
+# At later boots, as soon as the volume $1 is open: is it what first boot made? The file $2, from sdboot, says what
+# that was, in a line that secex_firstboot.storage.devicemapper.crypt_mode made: the cipher, and of the options in
+# the mapping's table (Linux: Documentation/admin-guide/device-mapper/dm-crypt.rst) those that change what is read.
+# Without that file, or with another line, this fails, and so does the unit that opened the volume.
+
+mode() {
+    set -f
+    # shellcheck disable=SC2046  # fields: start, size, target, cipher, key, IV offset, device, offset, count, options
+    set -- $(dmsetup table "$1")
+    [ "$3" = crypt ] && [ $# -ge 9 ] || return 1
+    found=$4
+    shift 9
+    for option; do
+        case $option in
+            integrity:* | sector_size:*) found="$found $option" ;;
+        esac
+    done
+    echo "$found"
+}
+
+made=$(cat "$2") && [ -n "$made" ] && found=$(mode "$1") && [ "$found" = "$made" ] && exit 0
+echo "secex-firstboot: the volume $1 is not as first boot made it: the disk or the boot image was changed: go back to a copy of them" >&2
+exit 1

@@ -1,0 +1,47 @@
+"""Keys in this process's memory."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from secex_firstboot import memory
+
+LOCK = """
+from secex_firstboot import memory
+memory.lock()
+later = bytearray(b"x" * (8 << 20))
+print(open("/proc/self/status").read())
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="locking memory needs root")
+def test_the_memory_that_the_agent_takes_later_is_locked_as_well():
+    done = subprocess.run([sys.executable, "-c", LOCK], check=True, capture_output=True, text=True)
+    found = re.search(r"VmLck:\s+(\d+) kB", done.stdout)
+    assert found and int(found[1]) > 8 << 10
+
+
+def test_a_key_is_gone_from_memory_when_it_was_used(tmp_path: Path):
+    path = tmp_path / "key"
+    path.write_bytes(b"a secret")
+    with memory.secret_file(path) as secret:
+        assert secret == b"a secret"
+    assert secret == bytes(8)
+
+
+def test_a_key_is_gone_from_memory_also_after_an_error(tmp_path: Path):
+    with pytest.raises(KeyError), memory.random_secret(64) as secret:
+        assert len(set(secret)) > 8
+        raise KeyError
+    assert secret == bytes(64)
+
+
+def test_no_two_random_keys_are_alike():
+    with memory.random_secret(64) as first, memory.random_secret(64) as second:
+        assert first != second
