@@ -8,8 +8,8 @@ UNITDIR    ?= $(PREFIX)/lib/systemd/system
 SYSCTLDIR  ?= $(PREFIX)/lib/sysctl.d
 MANDIR     ?= $(PREFIX)/share/man
 
-# The only unit outside of the initramfs.
-SYSTEM_UNIT := secex-firstboot-grow.service
+# The units outside of the initramfs.
+SYSTEM_UNITS := secex-firstboot-grow.service secex-firstboot-tidy.service
 
 VENV   := build/venv
 PYTHON := $(VENV)/bin/python
@@ -59,10 +59,10 @@ install: ## Install package, dracut module and units below DESTDIR
 	install -D -m 755 -t "$(DESTDIR)$(DRACUTDIR)/50secex-firstboot" dracut/*.sh
 	install -D -m 644 -t "$(DESTDIR)$(DRACUTDIR)/50secex-firstboot" dracut/trace-imports.py dracut/no-local-login.ign
 	install -D -m 644 -t "$(DESTDIR)$(DRACUTDIR)/50secex-firstboot" \
-	    $(filter-out systemd/$(SYSTEM_UNIT),$(wildcard systemd/*))
-	install -D -m 644 -t "$(DESTDIR)$(UNITDIR)" systemd/$(SYSTEM_UNIT)
+	    $(filter-out $(SYSTEM_UNITS:%=systemd/%),$(wildcard systemd/*))
+	install -D -m 644 -t "$(DESTDIR)$(UNITDIR)" $(SYSTEM_UNITS:%=systemd/%)
 	install -d "$(DESTDIR)$(UNITDIR)/multi-user.target.wants"
-	ln -sfn ../$(SYSTEM_UNIT) "$(DESTDIR)$(UNITDIR)/multi-user.target.wants/"
+	ln -sfn -t "$(DESTDIR)$(UNITDIR)/multi-user.target.wants" $(SYSTEM_UNITS:%=../%)
 	install -D -m 644 systemd/secex-firstboot.sysctl "$(DESTDIR)$(SYSCTLDIR)/90-secex-firstboot.conf"
 	install -D -m 644 -t "$(DESTDIR)$(MANDIR)/man8" docs/secex-firstboot.8
 

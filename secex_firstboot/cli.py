@@ -14,6 +14,7 @@ from secex_firstboot.errors import FirstbootError
 from secex_firstboot.machine import Observation
 from secex_firstboot.preflight import Preflight
 from secex_firstboot.step import Context, Stage, State, kernel_command_line
+from secex_firstboot.steps import seal
 
 _JOURNAL_INTERVAL = 60.0  # seconds between two lines of progress that may take hours
 _EPILOG = """\
@@ -46,6 +47,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     what.add_argument(
         "--grow", action="store_true", help="in the running system: grow root to the end of its volume"
+    )
+    what.add_argument(
+        "--tidy",
+        action="store_true",
+        help="in the running system: remove what a power cut at the end of first boot left behind",
     )
     workstation = parser.add_argument_group("with --dry-run, on a workstation")
     workstation.add_argument("--config", type=Path, metavar="FILE", help="the Ignition config, not encrypted")
@@ -88,6 +94,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.grow:
             grow.in_background(context)
+        elif options.tidy:
+            seal.tidy_in_system(context)
         else:
             memory.lock()
             machine.run(options.stage, context)

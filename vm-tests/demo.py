@@ -64,6 +64,7 @@ def provision(where: Site, network: Network, *, closely: bool) -> dict[str, Any]
         if closely:
             report |= look_closely(guest, where)
             wipe_headers(guest, where)
+            leave_traces(guest, where)
         power_off(guest, where)
     return report
 
@@ -95,6 +96,21 @@ def wipe_headers(guest: Guest, where: Site) -> None:
             raise AssertionError(f"cannot wipe the header of {name}: {done.stderr}")
 
 
+TRACES = ("/mnt/firstboot-record", "/mnt/previous", "/mnt/sdboot.new", "/.secex-firstboot")
+
+
+def leave_traces(guest: Guest, where: Site) -> None:
+    """As a power cut right behind first boot's last switch does."""
+    commands = [
+        "set -e; mount /dev/disk/by-partlabel/se /mnt; rm /etc/luks/sealed",
+        f"mkdir {' '.join(TRACES)}; touch /mnt/previous/record",
+        "umount /mnt",
+    ]
+    done = guest.ssh("; ".join(commands), where.identity)
+    if done.returncode:
+        raise AssertionError(f"cannot leave traces: {done.stderr}")
+
+
 def restart(where: Site, network: Network, *, closely: bool) -> dict[str, Any]:
     """The second boot, without the config disk, on a host that has only the customer's key.
 
@@ -116,10 +132,21 @@ def restart(where: Site, network: Network, *, closely: bool) -> dict[str, Any]:
             }
         }
         if closely:
+            report["traces"] = look_for_traces(guest, where)
             report["console"] = look_for_logins(guest, where)
         else:
             power_off(guest, where)
     return report
+
+
+def look_for_traces(guest: Guest, where: Site) -> str:
+    """Those of TRACES that are there once the service that removes them has ended."""
+    look = f"ls -d /etc/luks/sealed {' '.join(TRACES)} 2> /dev/null"
+    return guest.ssh(
+        "systemctl start secex-firstboot-tidy; "
+        f"mount -o ro /dev/disk/by-partlabel/se /mnt && {look}; umount /mnt",
+        where.identity,
+    ).stdout.strip()
 
 
 def look_for_logins(guest: Guest, where: Site) -> dict[str, Any]:
@@ -188,7 +215,8 @@ def opens_with(sdboot: bytes, where: Site, host: str) -> bool:
 
 
 def holds_keys_only(added: dict[str, bytes]) -> bool:
-    names = {"/etc/crypttab", *(f"/etc/luks/{n}{s}" for n in ("boot", "root") for s in ("", ".header"))}
+    kinds = ("", ".header", ".mode")
+    names = {"/etc/crypttab", *(f"/etc/luks/{name}{kind}" for name in ("boot", "root") for kind in kinds)}
     return set(added) == names and not any(b"PGP PRIVATE KEY" in content for content in added.values())
 
 

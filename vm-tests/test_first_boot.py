@@ -73,6 +73,10 @@ def test_the_provisioned_system_has_no_local_login(report: dict[str, object]) ->
     }
 
 
+def test_what_a_power_cut_at_the_end_left_is_gone_once_the_system_has_started(report: dict[str, str]) -> None:
+    assert report["traces"] == "/etc/luks/sealed"
+
+
 def test_the_module_stays_small(report: dict[str, int]) -> None:
     assert 0 < report["bytes added to the initramfs"] <= 20 << 20
 

@@ -30,13 +30,17 @@ _START_SIZE = 1 << 20  # bytes of the disk that zipl sees
 def settle(se: Path, disk: Disk) -> None:
     """Finish or take back a switch that was cut short, and remove an image that never became bootable."""
     previous = se / _PREVIOUS
-    if previous.exists():
-        if _read(previous / _RECORD, disk.block_size) == _read_record(disk):
-            for name in (IMAGE, BOOT_MAP):
-                _restore(previous / name, se / name)
-            sync(se)
-        _remove(previous)
-    _remove(se / f"{_PREVIOUS}.new")
+    if previous.exists() and _read(previous / _RECORD, disk.block_size) == _read_record(disk):
+        for name in (IMAGE, BOOT_MAP):
+            _restore(previous / name, se / name)
+        sync(se)
+    tidy(se)
+
+
+def tidy(se: Path) -> None:
+    """Remove everything but the image that boots: the one before it, and one that never became bootable."""
+    for name in (_PREVIOUS, f"{_PREVIOUS}.new"):
+        _remove(se / name)
     for leftover in se.glob(f"{NEW_IMAGE}*"):
         leftover.unlink()
     sync(se)

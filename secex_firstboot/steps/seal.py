@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from secex_firstboot import grow, paths, record
+from secex_firstboot.errors import Refusal
 from secex_firstboot.files import sync, write_private
 from secex_firstboot.ignition.crypttab import merge_crypttab
 from secex_firstboot.sdboot import boot_entry, boot_record
@@ -52,12 +53,28 @@ class Seal(Step):
             boot_record.settle(se, found)
             build_sdboot(context, entry, se, command_line=system_command_line(entry.options), overlay=added)
             boot_record.install(se, found, paths.RUNTIME)
-            write_private(paths.SYSROOT / paths.SEALED.relative_to("/"), b"")
-            sync(paths.SYSROOT / paths.LUKS_KEYS.relative_to("/"))
-            record.remove(se)
-        overlay.remove(paths.SYSROOT)
+            tidy(se, paths.SYSROOT)
         shutil.rmtree(paths.STATE)
         paths.IGNITION_USER_CONFIG.unlink(missing_ok=True)
+
+
+def tidy_in_system(context: Context) -> None:
+    """In the running system, after a power cut behind the last switch: secex-firstboot-tidy.service."""
+    if context.phase is not Phase.PROVISIONED:
+        raise Refusal("this system was not set up by secex-firstboot", "there is nothing to tidy here")
+    with se_mounted(disk.find_disk()) as se:
+        tidy(se, Path("/"))
+    context.say("nothing of first boot is left on the disk")
+
+
+def tidy(se: Path, root: Path) -> None:
+    """Remove what only first boot needed. The mark comes last: without it, the system does this again."""
+    boot_record.tidy(se)
+    record.remove(se)
+    sync(se)
+    overlay.remove(root)
+    write_private(root / paths.SEALED.relative_to("/"), b"")
+    sync(root / paths.LUKS_KEYS.relative_to("/"))
 
 
 def key_files() -> dict[Path, bytes]:
