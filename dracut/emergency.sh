@@ -15,7 +15,6 @@ main() {
     failed=$(failed_units)
     failed=${failed% }
     reason=$(last_error)
-    [ -n "$reason" ] || reason=$(out_of_memory)
     advice=$(advice)
     stop_units
     unmount
@@ -36,22 +35,23 @@ failed_units() {
     done
 }
 
-# The agent's error, which is one line, and on the console already; or why a volume does not open.
+# The agent's error, which is one line, and on the console already; or why a volume does not open; or what the
+# kernel says of a program that took the last memory, and was ended before it could say so itself.
 last_error() {
     timeout 20 journalctl --sync
-    agents=$(logged --identifier=secex-firstboot --priority=info | sed -n 's/^secex-firstboot: //p' | sed '$!d')
-    echo "${agents:-$(logged --unit='systemd-cryptsetup@*' --priority=err | sed '$!d')}"
+    found=$(logged --identifier=secex-firstboot --priority=info | sed -n 's/^secex-firstboot: //p' | sed '$!d')
+    [ -n "$found" ] || found=$(logged --unit='systemd-cryptsetup@*' --priority=err | sed '$!d')
+    [ -n "$found" ] || found=$(out_of_memory)
+    echo "$found"
+}
+
+out_of_memory() {
+    cure='the guest has too little memory, the kernel ended \1: give it more'
+    logged --dmesg | sed -n "s/^Out of memory: Killed process [0-9]* (\([^)]*\)).*/$cure/p" | sed '$!d'
 }
 
 logged() {
     timeout 20 journalctl --quiet --boot --output=cat "$@"
-}
-
-# The kernel ends a program that takes the last memory before it can say so.
-out_of_memory() {
-    cure='the guest has too little memory, the kernel ended \1: give it more'
-    timeout 20 journalctl --quiet --boot --dmesg --output=cat |
-        sed -n "s/^Out of memory: Killed process [0-9]* (\([^)]*\)).*/$cure/p" | sed '$!d'
 }
 
 advice() {
