@@ -1,10 +1,11 @@
-"""How the tests in guests share two processors, and what their power cuts came to."""
+"""How the tests in guests share two processors, and what tampering and power cuts came to."""
 
 from __future__ import annotations
 
 import os
 import secrets
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 
@@ -26,17 +27,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """How often the power was cut, where, and how many of these guests ended provisioned."""
-    cuts: Counter[str] = Counter()
-    provisioned: Counter[str] = Counter()
-    for outcome in ("passed", "failed"):
-        for report in terminalreporter.getreports(outcome):
-            for name, value in report.user_properties if report.when == "call" else []:
-                if name == "power cut":
-                    cuts[value] += 1
-                    provisioned[value] += outcome == "passed"
+    tampering = [value for value, _ in _noted(terminalreporter, "tampering")]
+    if tampering:
+        terminalreporter.section("what the host changed, and how it ended")
+        for line in sorted(tampering):
+            terminalreporter.line(line)
+    cuts = list(_noted(terminalreporter, "power cut"))
     if cuts:
         terminalreporter.section(f"power cuts, POWER_CUT_SEED={os.environ['POWER_CUT_SEED']}")
-        for cut, number in sorted(cuts.items()):
-            terminalreporter.line(f"{provisioned[cut]:4} of {number:4} ended provisioned: {cut}")
-        terminalreporter.line(f"{provisioned.total():4} of {cuts.total():4} in all")
+        number = Counter(cut for cut, _ in cuts)
+        provisioned = Counter(cut for cut, passed in cuts if passed)
+        for cut in sorted(number):
+            terminalreporter.line(f"{provisioned[cut]:4} of {number[cut]:4} ended provisioned: {cut}")
+        terminalreporter.line(f"{provisioned.total():4} of {number.total():4} in all")
+
+
+def _noted(terminalreporter: pytest.TerminalReporter, name: str) -> Iterator[tuple[str, bool]]:
+    """What tests have recorded under this name, and whether they passed."""
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            for key, value in report.user_properties if report.when == "call" else []:
+                if key == name:
+                    yield str(value), outcome == "passed"

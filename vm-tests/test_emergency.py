@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
-from harness import debian, firstboot
+from harness import debian, firstboot, started
 from harness.firstboot import Site
-from harness.guest import Direct, Disk, Guest
+from harness.guest import Direct, Disk, Guest, Saved
 from harness.se_image import OFFLINE, OPTIONS
+from harness.started import Started
 
 from secex_firstboot.sdboot.initramfs import Entry, File, write_archive
 from secex_firstboot.steps import STEPS
 
 TIMEOUT = 900.0
-DISK_GIB = 1
+DISK_SIZE = 1 << 30  # bytes
 SHELL = "secex.emergency=shell"
 SHELL_OPENS = "Press Enter for system maintenance"  # sulogin(8)
 SECRET = File(b"secex-test-secret")
@@ -91,35 +95,50 @@ def test_by_default_the_power_goes_off(way: str, tmp_path: Path) -> None:
         assert "secex-test:" not in guest.console
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+@dataclass(frozen=True)
+class Machine:
     """A disk whose guests open a shell after a failure, and fail where a further disk says."""
+
+    where: Site
+    kept: list[Started] = field(default_factory=list)
+
+    @property
+    def disk(self) -> Path:
+        return self.where.directory / "disk.raw"
+
+    def start(self, fail: str) -> Guest:
+        log = self.where.directory / f"console-{fail}.log"
+        guest = partial(self._guest, log, Disk(self.where.directory / "note", f"fail-{fail}", format="raw"))
+        return guest(saved=started.find_or_keep(self.disk, self.kept, guest(), self.where.directory))
+
+    def _guest(self, log: Path, note: Disk, saved: Saved | None = None) -> Guest:
+        config = Disk(self.where.config_disk, "ignition_crypted", format="raw")
+        return Guest(
+            disks=[Disk(self.disk, "system", format="raw"), config, note],
+            host_keys=[self.where.hosts[name].key for name in ("universal", "customer-1")],
+            console_log=log,
+            saved=saved,
+        )
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     recipe = replace(OFFLINE, options=f"{OFFLINE.options} {SHELL} secex-test.fail")
     directory = tmp_path_factory.mktemp("emergency")
     with firstboot.make_site(directory, recipe, configure=firstboot.files_config) as (where, _):
-        firstboot.enlarge(where.image, where.disk, DISK_GIB)
-        yield where
-
-
-def start(where: Site, log: Path, *more: Disk) -> Guest:
-    config = Disk(where.config_disk, "ignition_crypted", format="raw")
-    return Guest(
-        disks=[Disk(where.disk, "system"), config, *more],
-        host_keys=[where.hosts[name].key for name in ("universal", "customer-1")],
-        console_log=log,
-    )
+        made = Machine(where)
+        subprocess.run(["qemu-img", "convert", "-O", "raw", where.image, made.disk], check=True)
+        os.truncate(made.disk, DISK_SIZE)
+        (directory / "note").write_bytes(bytes(512))
+        yield made
 
 
 @pytest.mark.parametrize("step", [step.name for step in STEPS])
 def test_a_first_boot_that_fails_after_a_step_leaves_no_secret_and_goes_on_at_the_next_start(
-    step: str, site: Site
+    step: str, machine: Machine
 ) -> None:
     """One disk for all steps, in their order: each start has to get one step further than the one before."""
-    directory = site.directory
-    note = directory / "note"
-    note.write_bytes(bytes(512))
-    name = step.replace(" ", "-")
-    with start(site, directory / f"console-{name}.log", Disk(note, f"fail-{name}", format="raw")) as guest:
+    with machine.start(fail=step.replace(" ", "-")) as guest:
         guest.wait_for(f"why: +the test lets {step} fail", TIMEOUT)
         found = guest.wait_for(r"secex-test: (\d+) left, of (\d+) secrets", TIMEOUT)
         assert found[1] == "0"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -19,6 +19,7 @@ from typing import Literal
 
 import pytest
 from harness import firstboot, powercut, recorded
+from harness.guest import Network
 from harness.powercut import Loss
 from harness.recorded import PARTS, ROOT, FirstBoot
 
@@ -121,7 +122,12 @@ def first_boot(tmp_path_factory: pytest.TempPathFactory) -> FirstBoot:
     return recorded.first_boot(tmp_path_factory)
 
 
-@pytest.mark.early
+@pytest.fixture(scope="session")
+def network(first_boot: FirstBoot) -> Iterator[Network]:
+    with firstboot.services(first_boot.served) as network:
+        yield network
+
+
 @pytest.mark.single
 def test_the_first_boot_whose_power_is_cut_wrote_in_every_step(first_boot: FirstBoot) -> None:
     assert all(begin < end for begin, end in (first_boot.spans[step] for step in STEPS))
@@ -130,7 +136,11 @@ def test_the_first_boot_whose_power_is_cut_wrote_in_every_step(first_boot: First
 @pytest.mark.single
 @pytest.mark.parametrize("case", drawn(NUMBER) or CASES, ids=str)
 def test_a_start_after_the_cut_ends_fully_provisioned(
-    case: Case, first_boot: FirstBoot, tmp_path: Path, record_property: Callable[[str, object], None]
+    case: Case,
+    first_boot: FirstBoot,
+    network: Network,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
     random = Random(f"{SEED} {case}")  # noqa: S311
     disk = tmp_path / "disk.raw"
@@ -138,8 +148,8 @@ def test_a_start_after_the_cut_ends_fully_provisioned(
         record_property("power cut", f"{cut.step}, {cut.loss} lost")
     make(case.first, first_boot, disk, random)
     for again in case.more:
-        disk = cut_again(again, first_boot, disk, random)
-    with first_boot.start(disk, tmp_path / "goes-on.log") as guest:
+        disk = cut_again(again, first_boot, network, disk, random)
+    with first_boot.start(disk, tmp_path / "goes-on.log", network) as guest:
         found = firstboot.wait_for_manifest(guest)
         guest.kill()
     goes_on = "] encrypt root: " in guest.console  # otherwise it started from the final sdboot
@@ -149,7 +159,7 @@ def test_a_start_after_the_cut_ends_fully_provisioned(
     assert left_on_se(disk) >= {"sdboot", "bootmap"}
     if goes_on:
         assert left_on_se(disk) == {"sdboot", "bootmap", "lost+found"}
-        with first_boot.start(disk, tmp_path / "starts.log") as guest:
+        with first_boot.start(disk, tmp_path / "starts.log", network) as guest:
             guest.wait_for(r"Linux version", 300)
             assert "ignition.firstboot" not in guest.wait_for(r"Kernel command line: (.*)", 60)[1]
             guest.kill()
@@ -167,12 +177,12 @@ def make(cut: Cut, first_boot: FirstBoot, disk: Path, random: Random) -> None:
     first_boot.recording.cut(first_boot.events[:at], disk, loss=cut.loss, seed=random.getrandbits(32))
 
 
-def cut_again(again: Again, first_boot: FirstBoot, disk: Path, random: Random) -> Path:
+def cut_again(again: Again, first_boot: FirstBoot, network: Network, disk: Path, random: Random) -> Path:
     """Start on this disk, cut the power there, and return the disk that this leaves."""
     left = disk.with_name(f"{disk.stem}-again.raw")
     with powercut.recorded(disk) as (served, recording):
         log = disk.with_name(f"{disk.stem}.console.log")
-        with first_boot.start(disk, log, served) as guest:
+        with first_boot.start(disk, log, network, served) as guest:
             found = guest.wait_for(rf"{again.line}|{firstboot.FAILED}", firstboot.FIRST_BOOT_TIMEOUT)
             assert re.match(again.line, found[0])
             guest.kill()

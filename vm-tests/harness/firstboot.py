@@ -135,11 +135,18 @@ def serve(where: Site, configure: Callable[[Owner], Served]) -> Iterator[Network
     ssh_key = where.identity.with_suffix(".pub").read_text().strip()
     served = configure(Owner(where.hosts, where.chain, ssh_key))
     se_image.encrypt_config(served.config, where.public_key, where.config_disk)
+    with services(served) as network:
+        yield network
+
+
+@contextmanager
+def services(served: Served) -> Iterator[Network]:
+    """A network on which the guest finds what the config's URLs lead to, inside the ``with`` block."""
     with ExitStack() as servers:
-        services = {80: servers.enter_context(site.web_server(served.http))}
+        ports = {80: servers.enter_context(site.web_server(served.http))}
         if served.tls:
-            services[443] = servers.enter_context(site.web_server(served.https, served.tls))
-        yield Network(services)
+            ports[443] = servers.enter_context(site.web_server(served.https, served.tls))
+        yield Network(ports)
 
 
 def enlarge(image: Path, disk: Path, gib: int) -> None:

@@ -165,7 +165,7 @@ class Guest:
         saved: Saved | None = None,
     ) -> None:
         self._disks, self._direct, self._memory_mib, self._network = disks, direct, memory_mib, network
-        self._host_keys, self._cpus, self._saved = None if saved else host_keys, cpus, saved
+        self._host_keys, self._cpus, self.saved = None if saved else host_keys, cpus, saved
         self._console_log, self._on_line = console_log, on_line
         self._resources = ExitStack()
         self._changed = threading.Condition()
@@ -304,8 +304,8 @@ class Guest:
         self._in_thread("console", self._read_console)
         self.monitor = Monitor(self._socket(directory / "qmp"), self._record_event)
         self._resources.callback(self.monitor.close)
-        if self._saved:
-            self._migrate("migrate-incoming", f"exec:cat {shlex.quote(str(self._saved.devices))}")
+        if self.saved:
+            self._migrate("migrate-incoming", f"exec:cat {shlex.quote(str(self.saved.devices))}")
             self.resume()
         if self.ultravisor:
             stub = self._resources.enter_context(GdbStub(self._socket(directory / "gdb")))
@@ -327,8 +327,8 @@ class Guest:
         """A descriptor of the guest's RAM, for QEMU to inherit; the ultravisor maps it for itself."""
         self._memory_fd = os.memfd_create("guest-ram")
         self._resources.callback(os.close, self._memory_fd)
-        if self._saved:
-            self._copy_memory(self._saved.memory, f"/dev/fd/{self._memory_fd}")
+        if self.saved:
+            self._copy_memory(self.saved.memory, f"/dev/fd/{self._memory_fd}")
         os.ftruncate(self._memory_fd, self._memory_mib * _MIB)
         if self._host_keys is not None:
             memory = self._resources.enter_context(mmap(self._memory_fd, self._memory_mib * _MIB))
@@ -361,7 +361,7 @@ class Guest:
             "-device", "virtio-rng-ccw,devno=fe.0.1001",
             # A guest that has ended waits for us to see how, and then to quit it.
             "-action", "shutdown=pause,panic=pause",
-            *(["-incoming", "defer"] if self._saved else []),
+            *(["-incoming", "defer"] if self.saved else []),
             *self._ultravisor_options(directory), *self._boot_options(), *self._disk_options(),
             *self._network_options(),
         ]  # fmt: skip

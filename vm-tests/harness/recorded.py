@@ -3,29 +3,66 @@
 from __future__ import annotations
 
 import os
-import pickle
 import re
-import shutil
+import secrets
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import debian, firstboot, powercut, started
-from harness.guest import Disk, Guest, Saved
+from harness import firstboot, once, powercut, site, started
+from harness.firstboot import Owner, Served
+from harness.guest import SERVICES_ADDRESS, Disk, Guest, Network, Saved
 from harness.powercut import Event, Loss, Recording
-from harness.se_image import OFFLINE, SMALL
+from harness.se_image import SMALL
 from harness.site import Host
 from harness.started import Started
 
 ROOT = SMALL.root_content or ()
 PARTS = (*ROOT, "./boot")
+USER_FILE = "./etc/user-file"
 _DISK_SIZE = 1 << 30
 
 Span = tuple[int, int]
+Manifest = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Markers:
+    """Words of the config that only the guest, and the server they are for, may see."""
+
+    file: str = field(default_factory=lambda: f"marker-in-a-file-{secrets.token_hex(16)}")
+    query: str = field(default_factory=lambda: f"marker-in-a-query-{secrets.token_hex(16)}")
+    header: str = field(default_factory=lambda: f"marker-in-a-header-{secrets.token_hex(16)}")
+
+    def config(self, owner: Owner) -> Served:
+        """One document inline, one from a server over https that wants to see two markers."""
+        tls = site.make_tls(SERVICES_ADDRESS)
+        path = f"/customer-2.crt?token={self.query}"
+        fetched = site.host_key_file(owner.hosts["customer-2"], url=f"https://{SERVICES_ADDRESS}{path}")
+        fetched["contents"]["httpHeaders"] = [{"name": "Authorization", "value": f"Bearer {self.header}"}]
+        certificates = owner.chain.certificates() | owner.chain.crls()
+        proof = {name: content for name, content in certificates.items() if name != "root.crt"}
+        user_file = {"path": USER_FILE[1:], "contents": {"source": site.data_url(self.file.encode())}}
+        config = {
+            "ignition": {
+                "version": "3.3.0",
+                "security": {"tls": {"certificateAuthorities": [{"source": site.data_url(tls.authority)}]}},
+            },
+            "storage": {
+                "files": [
+                    user_file,
+                    site.host_key_file(owner.hosts["customer-1"]),
+                    fetched,
+                    *site.certificate_files(proof),
+                ]
+            },
+        }
+        return Served(config, https={path: owner.hosts["customer-2"].document.read_bytes()}, tls=tls)
 
 
 @dataclass(frozen=True)
@@ -36,10 +73,22 @@ class Machine:
     hosts: dict[str, Host]
     config_disk: Path
 
-    def start(self, disk: Disk, log: Path, saved: Saved | None = None, **options: Any) -> Guest:
+    def start(
+        self,
+        disk: Disk,
+        log: Path,
+        network: Network,
+        *,
+        saved: Saved | None = None,
+        config_disk: Path | None = None,
+        others: Sequence[Disk] = (),
+        **options: Any,
+    ) -> Guest:
+        """Beside the console's ``log`` comes what goes over the network."""
         return Guest(
-            disks=[disk, Disk(self.config_disk, "ignition_crypted", format="raw")],
+            disks=[disk, Disk(config_disk or self.config_disk, "ignition_crypted", format="raw"), *others],
             host_keys=[self.hosts[name].key for name in ("universal", "customer-1")],
+            network=replace(network, capture=log.with_suffix(".pcap")),
             console_log=log,
             memory_mib=1024,
             saved=saved,
@@ -52,14 +101,22 @@ class FirstBoot:
     """``spans`` are the events of each step: from, to. ``provisioned`` lists every file it ended with."""
 
     where: Machine
+    public_key: Path
+    served: Served
+    markers: Markers
     recording: Recording
     spans: dict[str, Span]
-    provisioned: dict[str, dict[str, Any]]
-    kept: list[Started]
+    provisioned: Manifest
+    image: Started
+    personalised: Started
 
     @cached_property
     def events(self) -> list[Event]:
         return self.recording.events()
+
+    @property
+    def log(self) -> Path:
+        return self.where.directory / "first-boot.log"
 
     def switch(self, step: str) -> int:
         """How many events there are when the step has just written the boot record."""
@@ -67,47 +124,58 @@ class FirstBoot:
         writes = [at for at in range(begin, end) if not self.events[at].flush]
         return max(at for at in writes if self.events[at].position == 0) + 1
 
-    def start(self, file: Path, log: Path, disk: Disk | None = None) -> Guest:
+    def start(self, file: Path, log: Path, network: Network, disk: Disk | None = None) -> Guest:
         """On the raw ``file``, or the disk that it is behind."""
         disk = disk or Disk(file, "system", format="raw")
-        return self.where.start(disk, log, started.find(file, self.kept))
+        return self.where.start(disk, log, network, saved=started.find(file, [self.image, self.personalised]))
 
 
 def first_boot(factory: pytest.TempPathFactory) -> FirstBoot:
-    """The record of this test run; the first process that asks makes it."""
-    base = factory.getbasetemp()
-    directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "recorded"
-    made = directory / "made"
-    with debian.locked("recorded"):
-        if not made.exists():
-            shutil.rmtree(directory, ignore_errors=True)  # of one that failed
-            made.write_bytes(pickle.dumps(_record(directory)))
-    found = pickle.loads(made.read_bytes())  # noqa: S301 - our own
-    assert isinstance(found, FirstBoot)
-    return found
+    """The record of this test run."""
+    return once.made(factory, "recorded", _record)
 
 
 def _record(directory: Path) -> FirstBoot:
-    with firstboot.make_site(directory, OFFLINE, configure=firstboot.files_config) as (site, _):
-        where = Machine(directory, site.hosts, site.config_disk)  # nothing has to be served
+    markers = Markers()
+    configured: list[Served] = []
+
+    def configure(owner: Owner) -> Served:
+        configured.append(markers.config(owner))
+        return configured[0]
+
     disk, committed = directory / "disk.raw", directory / "committed.raw"
-    subprocess.run(["qemu-img", "convert", "-O", "raw", site.image, disk], check=True)
-    os.truncate(disk, _DISK_SIZE)
-    with powercut.recorded(disk) as (served, recording):
-        image = started.keep(disk, where.start(served, directory / "image.log"), directory / "image")
-        marks, provisioned = _run(where, served, recording, image)
-    built = firstboot.manifest_of(site.tree, PARTS)
-    assert firstboot.differences(built, provisioned, only=PARTS)["unexplained"] == []
-    spans = _spans(recording, marks)
-    recording.cut(recording.events()[: spans["personalise"][1]], committed, loss=Loss.NOTHING, seed=0)
-    starting = where.start(Disk(committed, "system", format="raw"), directory / "personalised.log")
-    personalised = started.keep(committed, starting, directory / "personalised")
-    return FirstBoot(where, recording, spans, provisioned, [image, personalised])
+    with firstboot.make_site(directory, SMALL, configure=configure) as (made, network):
+        where = Machine(directory, made.hosts, made.config_disk)
+        subprocess.run(["qemu-img", "convert", "-O", "raw", made.image, disk], check=True)
+        os.truncate(disk, _DISK_SIZE)
+        with powercut.recorded(disk) as (served, recording):
+            starting = where.start(served, directory / "image.log", network)
+            image = started.keep(disk, starting, directory / "image")
+            marks, provisioned = _run(where, served, network, recording, image)
+        built = firstboot.manifest_of(made.tree, PARTS)
+        assert firstboot.differences(built, provisioned, only=PARTS)["unexplained"] == []
+        spans = _spans(recording, marks)
+        recording.cut(recording.events()[: spans["personalise"][1]], committed, loss=Loss.NOTHING, seed=0)
+        starting = where.start(
+            Disk(committed, "system", format="raw"), directory / "personalised.log", network
+        )
+        personalised = started.keep(committed, starting, directory / "personalised")
+    return FirstBoot(
+        where=where,
+        public_key=made.public_key,
+        served=configured[0],
+        markers=markers,
+        recording=recording,
+        spans=spans,
+        provisioned=provisioned,
+        image=image,
+        personalised=personalised,
+    )
 
 
 def _run(
-    where: Machine, disk: Disk, recording: Recording, image: Started
-) -> tuple[dict[str, list[int]], dict[str, dict[str, Any]]]:
+    where: Machine, disk: Disk, network: Network, recording: Recording, image: Started
+) -> tuple[dict[str, list[int]], Manifest]:
     """The sizes of the log when the agent said something of a step, and what the guest ended with."""
     marks: dict[str, list[int]] = {}
 
@@ -115,7 +183,8 @@ def _run(
         if found := re.search(r"secex-firstboot\[\d+\]: \[\d+/\d+\] ([a-z ]+): ", line):
             marks.setdefault(found[1], []).append(recording.log.stat().st_size)
 
-    with where.start(disk, where.directory / "first-boot.log", image.saved, on_line=mark) as guest:
+    log = where.directory / "first-boot.log"
+    with where.start(disk, log, network, saved=image.saved, on_line=mark) as guest:
         provisioned = firstboot.wait_for_manifest(guest)
         guest.kill()
     return marks, provisioned

@@ -115,10 +115,10 @@ class Builder:
         root = (
             sum(_tree_size(self.tree / part) for part in content) if content else _tree_size(self.tree) - boot
         )
-        log, least = (64 * MIB, 300 * MIB) if self.recipe.root_file_system == "xfs" else (32 * MIB, 0)
+        log, least = (64 * MIB, 300 * MIB) if self.recipe.root_file_system == "xfs" else (8 * MIB, 0)
         return {
-            "boot": _mib(boot * 1.05 + 16 * MIB),
-            "root": max(least, _mib(root * 1.1 + log + 16 * MIB)),
+            "boot": _mib(boot * 1.05 + 8 * MIB),
+            "root": max(least, _mib(root * 1.1 + log + 8 * MIB)),
         }
 
     def _partition(self, sizes: dict[str, int]) -> dict[str, Region]:

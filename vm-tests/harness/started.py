@@ -17,7 +17,7 @@ from harness import firstboot
 from harness.guest import Guest, Saved
 from secex_firstboot.sdboot import boot_record
 
-_BEFORE_UDEV = "Starting .*dracut-pre-udev"  # the guest has no driver for its disks until then
+BEFORE_UDEV = "Starting .*dracut-pre-udev"  # the guest has no driver for its disks until then
 _BOOT_RECORD = 440  # bytes; the rest of this sector is a partition table, which grows with root
 _BLOCK = 4096  # bytes, of the file system se
 
@@ -33,19 +33,39 @@ class Started:
     digest: str
 
 
-def keep(disk: Path, starting: AbstractContextManager[Guest], directory: Path) -> Started:
-    """Start a guest on the raw file ``disk``, or a server over it, and keep it in ``directory``."""
+def keep(
+    disk: Path,
+    starting: AbstractContextManager[Guest],
+    directory: Path,
+    *,
+    until: str = BEFORE_UDEV,
+    also_read: tuple[Span, ...] = (),
+) -> Started:
+    """Start a guest on the raw file ``disk``, or a server over it, and keep it in ``directory``.
+
+    ``until``: what it says then; ``also_read``: what it has read by then beside what the firmware has.
+    """
     directory.mkdir()
-    read = _read_by_firmware(disk)
+    read = (*_read_by_firmware(disk), *also_read)
     digest = _digest(disk, read)
     with starting as guest:
-        guest.wait_for(_BEFORE_UDEV, firstboot.BOOT_TIMEOUT)
+        guest.wait_for(until, firstboot.BOOT_TIMEOUT)
         return Started(guest.save(directory), read, digest)
 
 
 def find(disk: Path, kept: Iterable[Started]) -> Saved | None:
     """The kept guest that the firmware would start from this disk, if there is one."""
     return next((each.saved for each in kept if _digest(disk, each.read) == each.digest), None)
+
+
+def find_or_keep(
+    disk: Path, kept: list[Started], starting: AbstractContextManager[Guest], directory: Path
+) -> Saved:
+    """The kept guest that the firmware would start from this disk; the first time it does start one."""
+    if not (saved := find(disk, kept)):
+        kept.append(keep(disk, starting, directory / f"kept-{len(kept)}"))
+        saved = kept[-1].saved
+    return saved
 
 
 def _read_by_firmware(disk: Path) -> tuple[Span, ...]:

@@ -1,0 +1,425 @@
+"""A host that tampers: the disk of one first boot at chosen moments, changed, and how a guest ends on it.
+
+The disks come from a record of the first boot (see harness.powercut), so that preparing one costs a copy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import struct
+import subprocess
+import tempfile
+import zlib
+from base64 import b64decode
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from harness import debian, firstboot, se_image, started, ultravisor
+from harness.guest import Disk, Guest, GuestError, Network, Saved
+from harness.powercut import Loss
+from harness.recorded import PARTS, ROOT, FirstBoot, Manifest
+from harness.se_image import SMALL
+from harness.started import Started
+from secex_firstboot.plan import Plan
+from secex_firstboot.record import Record
+from secex_firstboot.sdboot import boot_record
+from secex_firstboot.storage import volume
+from secex_firstboot.storage.cryptsetup import DATA_OFFSET
+from secex_firstboot.storage.integrity import Layout
+
+BLOCK = 4096  # bytes; of the file systems, the hash trees and dm-integrity
+SECTOR = 512
+HAS_THE_TIME = "./etc/.ignition-result.json"
+BOUND = 900.0  # seconds; for a guest that hangs, measures nothing
+START_BOUND = 60.0  # seconds until a guest that starts nothing is left; others show Linux after three
+
+
+class Moment(StrEnum):
+    """When the host gets hold of the disk."""
+
+    IMAGE = "image"
+    COMMITTED = "committed"  # just after the commit point
+    BOOT_HALF = "boot half encrypted"
+    ROOT_HALF = "root half encrypted"
+    BEFORE_SEAL = "before seal"
+    PROVISIONED = "provisioned"
+
+
+# The step during which the power goes, and at what share of its writes.
+_CUTS = {
+    Moment.COMMITTED: ("personalise", 1.0),
+    Moment.BOOT_HALF: ("encrypt boot", 0.5),
+    Moment.ROOT_HALF: ("encrypt root", 0.6),
+    Moment.BEFORE_SEAL: ("seal", 0.0),
+}
+
+
+# What a guest says when it is kept for others to go on from, and has not read yet what the cases change.
+_KEPT_AT = {
+    Moment.ROOT_HALF: r"Starting .*secex-firstboot\.service",
+    Moment.PROVISIONED: started.BEFORE_UDEV,
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A recorded first boot, the raw disk at each moment of it, and guests to go on from."""
+
+    first_boot: FirstBoot
+    disks: dict[Moment, Path]
+    kept: dict[Moment, Started]
+
+    @property
+    def tree(self) -> Path:
+        return debian.build()
+
+    def host_key(self, moment: Moment) -> ultravisor.HostKey:
+        """Of a host that starts the disk's sdboot."""
+        return self.first_boot.where.hosts["universal" if moment is Moment.IMAGE else "customer-1"].key
+
+    def sdboot(self, moment: Moment) -> bytes:
+        with tempfile.TemporaryDirectory() as work:
+            output = Path(work, "sdboot")
+            debugfs(self.disks[moment], "se", f"dump /{boot_record.IMAGE} {output}")
+            return output.read_bytes()
+
+    def overlay(self, moment: Moment) -> dict[str, bytes]:
+        """What the ramdisk of the sdboot holds beyond the initramfs of /boot."""
+        ramdisk = ultravisor.unpack(self.sdboot(moment), self.host_key(moment)).ramdisk
+        with tempfile.TemporaryDirectory() as work:
+            return firstboot.overlay_files(ramdisk, debian.initramfs(self.tree), Path(work))
+
+    @cached_property
+    def plan(self) -> Plan:
+        return Plan.model_validate_json(self.overlay(Moment.COMMITTED)["/etc/secex-firstboot/plan.json"])
+
+
+def prepare(directory: Path, first_boot: FirstBoot) -> Target:
+    """Make the disks, and start the guests that others go on from."""
+    disks = _disks(directory, first_boot)
+    kept = {Moment.IMAGE: first_boot.image}
+    for moment, says in _KEPT_AT.items():
+        disk = disks[moment]
+        system = Disk(disk, "system", format="raw", snapshot=True)
+        starting = first_boot.where.start(system, directory / f"{moment}.log", Network())
+        partition_tables = ((0, se_image.MIB), (disk.stat().st_size - se_image.MIB, se_image.MIB))
+        kept[moment] = started.keep(
+            disk, starting, directory / f"kept {moment}", until=says, also_read=partition_tables
+        )
+    return Target(first_boot, disks, kept)
+
+
+def _disks(directory: Path, first_boot: FirstBoot) -> dict[Moment, Path]:
+    recording, events = first_boot.recording, first_boot.events
+    disks = {Moment.IMAGE: recording.before}
+    for moment in Moment:
+        disk = disks.setdefault(moment, directory / f"{moment.replace(' ', '-')}.raw")
+        if moment is Moment.IMAGE:
+            continue
+        at = len(events)
+        if cut := _CUTS.get(moment):
+            begin, end = first_boot.spans[cut[0]]
+            at = begin + round(cut[1] * (end - begin))
+        recording.cut(events[:at], disk, loss=Loss.NOTHING, seed=0)
+        start = firstboot.partition_start(disk, "se")
+        # So that the kernel does not undo, from the journal, what the host changes in files.
+        replay = ["e2fsck", "-y", "-E", "journal_only", f"{disk}?offset={start}"]
+        subprocess.run(replay, check=False, capture_output=True)
+    return disks
+
+
+def what_differs(first_boot: FirstBoot, found: Manifest) -> list[str]:
+    """Paths that are not as first boot left them. At later boots /boot is mounted after the initramfs."""
+    goes_on = "./boot/loader" in found
+    wrong = firstboot.differences(first_boot.provisioned, found, PARTS if goes_on else ROOT)
+    return [path for path in wrong["unexplained"] + wrong["Ignition"] if path != HAS_THE_TIME]
+
+
+# --- how it ends -------------------------------------------------------------------------------------------
+
+
+class End(StrEnum):
+    NO_START = "nothing was started"
+    ULTRAVISOR = "refused by the ultravisor"
+    REFUSED = "refused in the guest"
+    CORRECT = "correct"
+    LINUX = "LINUX FROM A CHANGED IMAGE"
+    CHANGED = "CHANGED CONTENT"
+
+
+@dataclass(frozen=True)
+class Ending:
+    end: End
+    detail: str = ""
+    reason: ultravisor.Reason | None = None
+
+    def __str__(self) -> str:
+        return f"{self.end}: {self.detail}" if self.detail else self.end
+
+
+_REFUSED = (
+    r"secex-firstboot: (?P<agent>.+)|OSError: (?P<read>.+)|(?P<switch>Failed to switch root.*)"
+    r"|(?P<unit>Failed to (?:start|mount) .*(?:print-manifest|sysroot).*)"
+)
+_MANIFEST = r"MANIFEST BEGIN\n"
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def watch(target: Target, guest: Guest, *, linux: bool) -> Ending:
+    """Wait until it is known how this ends; unless ``linux``, a kernel that starts is an end, too."""
+    try:
+        if not guest.saved:
+            guest.wait_for("Linux version", BOUND if linux else START_BOUND)
+            if not linux:
+                return Ending(End.LINUX)
+        found = guest.wait_for(f"{_MANIFEST}|{_REFUSED}", BOUND)
+    except GuestError:
+        return _ended(guest)
+    if found[0].startswith("MANIFEST"):
+        return _compare(target, guest)
+    return Ending(End.REFUSED, _why(guest, next(filter(None, found.groupdict().values()))))
+
+
+def _compare(target: Target, guest: Guest) -> Ending:
+    text = guest.wait_for(r"([A-Za-z0-9+/=\n]+)MANIFEST END", BOUND)[1]
+    wrong = what_differs(
+        target.first_boot, firstboot.load_manifest(zlib.decompress(b64decode(text)).decode())
+    )
+    return Ending(End.CHANGED, " ".join(wrong)) if wrong else Ending(End.CORRECT)
+
+
+def _why(guest: Guest, words: str) -> str:
+    """The agent's line, or what the emergency's explanation says."""
+    if not words.startswith("this guest cannot start"):
+        return _COLOURS.sub("", words).strip()
+    found = guest.wait_for(r"what failed: +(.*)\n(?:why: +(.*)\n)?", BOUND)
+    return "; ".join(filter(None, found.groups()))
+
+
+def _ended(guest: Guest) -> Ending:
+    if refusal := guest.refusal:
+        detail = f"{refusal.reason.name} {refusal.rc:#06x}/{refusal.rrc:#06x}"
+        return Ending(End.ULTRAVISOR, detail, refusal.reason)
+    if guest.saved or "Linux version" in guest.console:
+        if guest.end is None:
+            raise guest.error("neither started nor gave up")
+        return Ending(End.REFUSED, guest.end)
+    return Ending(End.NO_START, f"{guest.end or 'hangs'}: {guest.console.strip()[-60:]}")
+
+
+# --- what the host does ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Host:
+    """Works on ``disk`` and ``config_disk``, copies of its own; ``others`` are further disks to attach."""
+
+    target: Target
+    moment: Moment
+    directory: Path
+    others: list[Disk] = field(default_factory=list)
+
+    @property
+    def saved(self) -> Saved | None:
+        """A guest to go on from, unless what it has read or what is attached to it is another."""
+        kept = self.target.kept.get(self.moment)
+        return started.find(self.disk, [kept]) if kept and not self.others else None
+
+    @property
+    def disk(self) -> Path:
+        return self.directory / "disk.raw"
+
+    @property
+    def config_disk(self) -> Path:
+        return self.directory / "config.asc"
+
+    # --- bytes ---
+
+    def flip(self, position: int, bit: int = 1) -> None:
+        (value,) = self.read(position, 1)
+        self.write(position, bytes([value ^ bit]))
+
+    def read(self, position: int, size: int) -> bytes:
+        with self.disk.open("rb") as stream:
+            stream.seek(position)
+            return stream.read(size)
+
+    def write(self, position: int, content: bytes) -> None:
+        with self.disk.open("r+b") as stream:
+            stream.seek(position)
+            stream.write(content)
+
+    # --- partitions, files on se ---
+
+    def partition(self, name: str) -> int:
+        return firstboot.partition_start(self.disk, name)
+
+    def se_file(self, name: str, offset: int) -> int:
+        """Where byte ``offset`` of a file on ``se`` lies on the disk."""
+        return block_of(self.disk, "se", f"/{name}", offset)
+
+    def on_se(self, *commands: str) -> None:
+        """Change the file system ``se``, with debugfs(8)."""
+        debugfs(self.disk, "se", *commands, write=True)
+
+    def put_back_se(self, moment: Moment, *, table: bool = False) -> None:
+        """Partition ``se`` and the boot record as they were; with ``table`` also the partition table."""
+        head = se_image.MIB if table else SECTOR
+        start, size = self.partition("se"), SMALL.se_size * se_image.MIB
+        with self.target.disks[moment].open("rb") as old:
+            for position, length in ((0, head), (start, size)):
+                old.seek(position)
+                self.write(position, old.read(length))
+
+    def rewrite_table(self, change: dict[str, str]) -> None:
+        """Replace texts, all at once, in what ``sfdisk --dump`` says of the disk."""
+        dump = subprocess.run(["sfdisk", "--dump", self.disk], check=True, capture_output=True, text=True)
+        pattern = "|".join(map(re.escape, change))
+        script = re.sub(pattern, lambda found: change[found[0]], dump.stdout)
+        subprocess.run(
+            ["sfdisk", "--quiet", "--no-reread", "--force", self.disk], input=script, text=True, check=True
+        )
+
+    # --- the volumes ---
+
+    def flip_sdboot(self, part: str, bit: int = 1) -> None:
+        content = self.target.sdboot(self.moment)
+        at = sdboot_parts(content, self.target.host_key(self.moment))[part]
+        self.flip(self.se_file(boot_record.IMAGE, at), bit)
+
+    def target(self, name: str, place: str, offset: int = 0) -> int:
+        """Where a place of the encrypted volume lies on the disk; ``offset`` is a byte of the volume."""
+        layout = layout_of(self.target.plan, name)
+        places = {
+            "header": 0,
+            "superblock": layout.data_offset,
+            "journal": layout.data_offset + BLOCK,
+            "tags": layout.tags_address(offset)
+            + offset % layout.interleave // layout.sector_size * layout.tag_size,
+            "data": layout.data_address(offset),
+        }
+        return self.partition(name) + places[place]
+
+    @property
+    def copied_from(self) -> int:
+        """From this byte of root on, the target has it; what is below is still to be read."""
+        content = self.read(self.se_file("firstboot-record", 0), BLOCK)
+        return Record.model_validate_json(content[32:].split(b"\0", 1)[0]).root.copied_from or 0
+
+    def used(self, name: str, low: int = 0, high: int | None = None) -> int:
+        """A byte of the source, between two others, that is some file's content."""
+        part = getattr(self.target.plan, name)
+        image = self.target.disks[Moment.IMAGE]
+        for path in _large_files(self.target.first_boot.provisioned, name):
+            for block in blocks(image, name, path):
+                if low <= block * BLOCK < (high or part.source_size):
+                    return block * BLOCK + 100
+        raise AssertionError("no file lies there")
+
+
+def _large_files(manifest: dict[str, dict[str, Any]], name: str) -> list[str]:
+    size = {
+        path: entry["size"]
+        for path, entry in manifest.items()
+        if "size" in entry and path.startswith("./boot/") == (name == "boot")
+    }
+    by_size = sorted(size, key=lambda path: -size[path])[:200]
+    return [path.removeprefix("./boot" if name == "boot" else ".") for path in by_size]
+
+
+def layout_of(plan: Plan, name: str) -> Layout:
+    sector_size = (plan.boot if name == "boot" else plan.root).sector_size
+    return Layout.planned(sector_size=sector_size, journal_bytes=volume.JOURNAL_SIZE, data_offset=DATA_OFFSET)
+
+
+def debugfs(disk: Path, partition: str, *commands: str, write: bool = False) -> str:
+    start = firstboot.partition_start(disk, partition)
+    return subprocess.run(
+        ["debugfs", *(["-w"] if write else []), "-f", "-", f"{disk}?offset={start}"],
+        input="\n".join(commands),
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+
+
+def blocks(disk: Path, partition: str, path: str) -> list[int]:
+    """The blocks of a file in an ext4 file system of 4096-byte blocks, in order."""
+    shown = debugfs(disk, partition, f'blocks "{path}"').splitlines()
+    return [int(word) for line in shown if not line.startswith("debugfs") for word in line.split()]
+
+
+def block_of(disk: Path, partition: str, path: str, offset: int) -> int:
+    block = blocks(disk, partition, path)[offset // BLOCK]
+    return firstboot.partition_start(disk, partition) + block * BLOCK + offset % BLOCK
+
+
+def sdboot_parts(content: bytes, key: ultravisor.HostKey) -> dict[str, int]:
+    """Where each part of an sdboot lies in the file; see the tables of secex_firstboot.sdboot.image."""
+    place = ultravisor.find_place(bytearray(content))
+    components = ultravisor.start(bytearray(content), [key]).components
+    ipib, header = place.ipib_address, place.header_address
+    (slots,) = struct.unpack_from(">Q", content, header + 32)
+    slot = content.index(ultravisor.host_key_hash(key), header + 416)
+    area = header + 416 + 80 * slots
+    entry = ipib + 136  # tweak prefix, address, length of the kernel
+    return {
+        "stage3a: entry": ultravisor.ENTRY_ADDRESS,
+        "stage3a: arguments": _stage3a_arguments(content, ipib) + 7,
+        "IPIB: length": ipib + 2,
+        "IPIB: type": ipib + 12,
+        "IPIB: tweak": entry + 7,
+        "IPIB: address": entry + 8 + 6,
+        "IPIB: size": entry + 16 + 6,
+        "header: magic": header,
+        "header: version": header + 11,
+        "header: size": header + 15,
+        "header: IV": header + 16,
+        "header: key slots": header + 39,
+        "header: encrypted area size": header + 47,
+        "header: pages": header + 55,
+        "header: flag 34": header + 56 + 34 // 8,
+        "header: flag 0": header + 56,
+        "header: customer key": header + 64 + 79,
+        "header: page digest": header + 224,
+        "header: address digest": header + 288,
+        "header: tweak digest": header + 352,
+        "key slot: hash": slot,
+        "key slot: wrapped key": slot + 32,
+        "key slot: tag": slot + 64,
+        "encrypted area": area,
+        "tag": header + place.header_size - 1,
+        "kernel": components[0].address + components[0].length // 2,
+        "command line": components[1].address,
+        "ramdisk": components[2].address + components[2].length // 2,
+        "stage3b": components[3].address,
+    }
+
+
+def _stage3a_arguments(content: bytes, ipib: int) -> int:
+    """The last 24 bytes of stage3a; they say how far from themselves the IPIB and the header lie."""
+    for at in range(ipib - 24, ipib - BLOCK - 24, -8):
+        header_offset, _, ipib_offset = struct.unpack_from(">QQQ", content, at)
+        if (at + header_offset, at + ipib_offset) == (ipib + BLOCK, ipib):
+            return at
+    raise AssertionError("stage3a has no arguments")
+
+
+def rewrite_luks_header(header: bytes, old: bytes, new: bytes) -> bytes:
+    """A LUKS2 header (both copies) with other metadata and right checksums, as anybody can make it.
+
+    LUKS2 On-Disk Format Specification 1.1, 2.1: size at 8, checksum (SHA-256) at 448, JSON from 4096 on.
+    """
+    assert len(old) == len(new)
+    (size,) = struct.unpack_from(">Q", header, 8)
+    copies = []
+    for at in (0, size):
+        copy = bytearray(header[at : at + size].replace(old, new))
+        copy[448:512] = bytes(64)
+        copy[448:480] = hashlib.sha256(copy).digest()
+        copies.append(bytes(copy))
+    return b"".join(copies) + header[2 * size :]
