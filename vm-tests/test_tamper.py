@@ -62,7 +62,7 @@ def flip_file(name: str) -> Change:
 
 
 def flip_encrypted_file(name: str) -> Change:
-    return lambda host: host.flip(host.target(name, "data", host.used(name)))
+    return lambda host: host.flip(host.in_volume(name, "data", host.used(name)))
 
 
 def flip_file_to_copy(host: Host) -> None:
@@ -72,15 +72,15 @@ def flip_file_to_copy(host: Host) -> None:
 
 
 def flip_copied_file(host: Host) -> None:
-    host.flip(host.target("root", "data", host.used("root", host.copied_from)))
+    host.flip(host.in_volume("root", "data", host.used("root", host.copied_from)))
 
 
 def flip_target(name: str, place: str, offset: int = 0) -> Change:
-    return lambda host: host.flip(host.target(name, place) + offset)
+    return lambda host: host.flip(host.in_volume(name, place) + offset)
 
 
 def zero_target(name: str, place: str, size: int) -> Change:
-    return lambda host: host.write(host.target(name, place), bytes(size))
+    return lambda host: host.write(host.in_volume(name, place), bytes(size))
 
 
 def flip_saved(which: str, offset: int) -> Change:
@@ -135,18 +135,18 @@ def put_back(moment: Moment, *, table: bool = False) -> Change:
 
 def zero_headers(host: Host) -> None:
     for name in ("boot", "root"):
-        host.write(host.target(name, "header"), bytes(1 << 20))
+        host.write(host.in_volume(name, "header"), bytes(1 << 20))
 
 
 def cipher_null(host: Host) -> None:
     for name in ("boot", "root"):
-        header = host.read(host.target(name, "header"), 1 << 16)
+        header = host.read(host.in_volume(name, "header"), 1 << 16)
         changed = tamper.rewrite_luks_header(header, b"aes-xts-plain64", b"cipher_null-ecb")
-        host.write(host.target(name, "header"), changed)
+        host.write(host.in_volume(name, "header"), changed)
 
 
 def header_of_boot(host: Host) -> None:
-    host.write(host.target("root", "header"), host.read(host.target("boot", "header"), 1 << 20))
+    host.write(host.in_volume("root", "header"), host.read(host.in_volume("boot", "header"), 1 << 20))
 
 
 def swap_in_table(*fields: str) -> Change:

@@ -53,7 +53,7 @@ class Moment(StrEnum):
 _CUTS = {
     Moment.COMMITTED: ("personalise", 1.0),
     Moment.BOOT_HALF: ("encrypt boot", 0.5),
-    Moment.ROOT_HALF: ("encrypt root", 0.6),
+    Moment.ROOT_HALF: ("encrypt root", 0.4),
     Moment.BEFORE_SEAL: ("seal", 0.0),
 }
 
@@ -291,7 +291,7 @@ class Host:
         at = sdboot_parts(content, self.target.host_key(self.moment))[part]
         self.flip(self.se_file(boot_record.IMAGE, at), bit)
 
-    def target(self, name: str, place: str, offset: int = 0) -> int:
+    def in_volume(self, name: str, place: str, offset: int = 0) -> int:
         """Where a place of the encrypted volume lies on the disk; ``offset`` is a byte of the volume."""
         layout = layout_of(self.target.plan, name)
         places = {
