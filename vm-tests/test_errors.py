@@ -159,6 +159,7 @@ TROUBLES = [
         "root cannot be read", r"cannot read byte \d+ while copying: Input/output", bad_sector=read_on_root
     ),
     Trouble("se is full", "cannot be made: No space left on device: make sure", surroundings=with_se_full),
+    Trouble("zipl fails", r"zipl failed with exit code 1 \(the test lets zipl fail\)", serial="no-zipl-seal"),
 ]
 
 
