@@ -70,7 +70,6 @@ class Case:
 # Every step that writes, and the moments between them. Most of a guest's time goes into its start and into
 # the final sdboot, so several cuts share that. `make soak` draws more.
 CASES = [
-    Case(Cut("personalise", "switch", Loss.EVERYTHING)),
     Case(
         Cut("personalise", "switch", Loss.EARLIER),
         (
@@ -79,19 +78,13 @@ CASES = [
         ),
     ),
     Case(
-        Cut("partition", 0.5, Loss.SOME),
+        Cut("encrypt boot", 0.0, Loss.EVERYTHING),
         (
             Again("encrypt boot", r": encrypt boot: \d+ of", Loss.SOME),
             Again("mount", r"\] mount: ", Loss.EVERYTHING),
         ),
     ),
-    Case(
-        Cut("encrypt boot", 0.0, Loss.EVERYTHING),
-        (Again("encrypt root", r"\] encrypt root: ", Loss.EARLIER),),
-    ),
-    Case(Cut("encrypt root", 0.98, Loss.SOME)),
     Case(Cut("files", "anywhere", Loss.SOME)),
-    Case(Cut("seal", "switch", Loss.EVERYTHING)),
     Case(Cut("seal", "switch", Loss.EARLIER)),
 ]
 AGAIN = (

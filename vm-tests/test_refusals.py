@@ -5,17 +5,17 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from harness import firstboot
 from harness.firstboot import Site
 from harness.guest import Network
-from harness.se_image import OPTIONS, Recipe
+from harness.se_image import OPTIONS, SMALL, Recipe
 
 MIB = 1 << 20
-RECIPE = Recipe()
+RECIPE = SMALL
 TIMEOUT = 900.0
 
 
@@ -73,7 +73,7 @@ CASES = [
     Case(
         "no Secure Execution guest",
         "this machine is not an IBM Secure Execution guest: start the SE-ready image on an IBM z15",
-        recipe=Recipe(options=f"{OPTIONS} secex-test.no-uv"),
+        recipe=replace(SMALL, options=f"{OPTIONS} secex-test.no-uv"),
     ),
     Case(
         "a missing partition",
@@ -83,7 +83,7 @@ CASES = [
     Case(
         "a disk too small",
         r"/dev/vd[ab] is too small by \d+ MiB: power off and enlarge the image: qemu-img resize IMAGE \+\d+M",
-        recipe=Recipe(slack=1),
+        recipe=replace(SMALL, slack=1),
         grow_mib=0,
     ),
     Case(
@@ -99,7 +99,7 @@ CASES = [
     Case(
         "a file system of another kind",
         "the file system of root is neither ext4 nor xfs: build the image with one of them",
-        recipe=Recipe(root_file_system=None),
+        recipe=replace(SMALL, root_file_system=None),
     ),
 ]
 
@@ -132,7 +132,7 @@ def test_wrong_ground_is_refused_with_the_cure_and_nothing_is_touched(
 
 
 def test_the_image_does_not_start_on_a_host_it_was_not_built_for(images: Images, tmp_path: Path) -> None:
-    where, _ = images.site(Recipe())
+    where, _ = images.site(RECIPE)
     keys = [where.hosts["customer-1"].key]
     log = tmp_path / "console.log"
     with firstboot.start(where, None, disk=where.image, host_keys=keys, log=log) as guest:

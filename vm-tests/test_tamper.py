@@ -89,7 +89,6 @@ def flip_saved(which: str, offset: int) -> Change:
     def change(host: Host) -> None:
         plan = host.target.plan
         spans = {
-            "boot head": plan.boot.saved_head,
             "root head": plan.root.saved_head,
             "root tree": plan.root.saved_tree,
         }
@@ -348,12 +347,9 @@ VERITY = [
     Case("the hash tree's root block, root", IMAGE, flip_partition("roothash", BLOCK + 8), REFUSED),
     Case("boot, first block", IMAGE, flip_partition("boot", 1024 + 0x78), REFUSED),
     Case("boot, a file in the middle", IMAGE, flip_file("boot"), REFUSED),
-    Case("a leaf of the hash tree, boot", COMMITTED, lambda host: host.flip(
-        host.partition("root") + host.target.plan.boot.tree.offset + 4 * BLOCK), REFUSED, UNREADABLE),
 ]  # fmt: skip
 
 HALF_WAY = [
-    Case("saved head of boot", BOOT_HALF, flip_saved("boot head", 1024 + 0x78), REFUSED, UNREADABLE),
     Case("saved head of root", ROOT_HALF, flip_saved("root head", 1024 + 0x78), REFUSED, UNREADABLE),
     Case("saved hash tree", ROOT_HALF, flip_saved("root tree", BLOCK + 8), REFUSED, UNREADABLE),
     Case("progress record, a bit", ROOT_HALF, flip_record, REFUSED, "not written by this first boot"),
@@ -376,7 +372,6 @@ AFTERWARDS = [
     Case("tags zeroed", PROVISIONED, zero_target("root", "tags", 16 << 10), REFUSED),
     Case("root, a file", PROVISIONED, flip_encrypted_file("root"), REFUSED, UNREADABLE),
     Case("boot and root exchanged in the table", PROVISIONED, swap_in_table("start", "size"), REFUSED),
-    Case("names of boot and root exchanged", PROVISIONED, swap_in_table("name"), (End.CORRECT,)),
     Case("starts of boot and root exchanged", PROVISIONED, swap_contents, REFUSED),
     Case("the image's sdboot put back", PROVISIONED, put_back(IMAGE), REFUSED, "provisioned before"),
     Case("also its partition table", PROVISIONED, put_back(IMAGE, table=True), REFUSED),
