@@ -13,6 +13,7 @@ import pytest
 os.environ.setdefault("POWER_CUT_SEED", str(secrets.randbits(32)))
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The tests of a file stay together, as they share what is costly to make, unless they are ``single``.
 
