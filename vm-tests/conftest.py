@@ -6,25 +6,35 @@ import os
 import secrets
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
+
+SHARING = ("test_power_cut.py", "test_tamper.py")
 
 # Before there are processes that inherit it.
 os.environ.setdefault("POWER_CUT_SEED", str(secrets.randbits(32)))
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests of a file stay together, as they share what is costly to make, unless they are ``single``.
-
-    What is ``early`` comes first, and what is ``single`` last, so that both processes end at the same time.
+class ByCost(LoadScopeScheduling):  # type: ignore[misc]
+    """The tests of a file stay together, as they share what is costly to make; but for those that share it
+    with all processes, see harness.once.
     """
-    for item in items:
-        if not item.get_closest_marker("single"):
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
-    items.sort(
-        key=lambda item: (not item.get_closest_marker("early"), bool(item.get_closest_marker("single")))
-    )
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        return nodeid if Path(file).name in SHARING else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return ByCost(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What others wait for comes first, and what may run anywhere last: so both processes end together."""
+    items.sort(key=lambda item: (not item.get_closest_marker("early"), item.path.name in SHARING))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -121,12 +121,10 @@ def network(first_boot: FirstBoot) -> Iterator[Network]:
         yield network
 
 
-@pytest.mark.single
 def test_the_first_boot_whose_power_is_cut_wrote_in_every_step(first_boot: FirstBoot) -> None:
     assert all(begin < end for begin, end in (first_boot.spans[step] for step in STEPS))
 
 
-@pytest.mark.single
 @pytest.mark.parametrize("case", drawn(NUMBER) or CASES, ids=str)
 def test_a_start_after_the_cut_ends_fully_provisioned(
     case: Case,

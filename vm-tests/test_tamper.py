@@ -387,7 +387,6 @@ AFTERWARDS = [
 CASES = [*SDBOOT, *CONFIG, *VERITY, *HALF_WAY, *AFTERWARDS]
 
 
-@pytest.mark.single
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_what_the_host_changes_is_refused_or_without_effect(
     case: Case,
@@ -442,7 +441,6 @@ def scanner(target: Target, tmp_path_factory: pytest.TempPathFactory) -> Scanner
 
 
 @pytest.mark.early
-@pytest.mark.single
 def test_first_boot_lets_no_secret_out(target: Target, scanner: Scanner) -> None:
     """Not to the disk, not even for a moment; not to the console or the network."""
     assert scanner.found_in_file(target.disks[PROVISIONED]) == []
