@@ -28,6 +28,7 @@ class ByCost(LoadScopeScheduling):  # type: ignore[misc]
         return nodeid if Path(file).name in SHARING else file
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
     return ByCost(config, log)
 
