@@ -53,7 +53,7 @@ class Moment(StrEnum):
 _CUTS = {
     Moment.COMMITTED: ("personalise", 1.0),
     Moment.BOOT_HALF: ("encrypt boot", 0.5),
-    Moment.ROOT_HALF: ("encrypt root", 0.4),
+    Moment.ROOT_HALF: ("encrypt root", 0.3),
     Moment.BEFORE_SEAL: ("seal", 0.0),
 }
 
