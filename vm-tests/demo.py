@@ -103,7 +103,8 @@ def leave_traces(guest: Guest, where: Site) -> None:
     """As a power cut right behind first boot's last switch does."""
     commands = [
         "set -e; mount /dev/disk/by-partlabel/se /mnt; rm /etc/luks/sealed",
-        "mkdir /.secex-firstboot /mnt/previous; touch /mnt/previous/record /mnt/firstboot-record /mnt/sdboot.new",
+        "mkdir /.secex-firstboot /mnt/previous",
+        "touch /mnt/previous/record /mnt/firstboot-record /mnt/sdboot.new",
         "umount /mnt",
     ]
     done = guest.ssh("; ".join(commands), where.identity)
