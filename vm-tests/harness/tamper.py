@@ -208,7 +208,8 @@ def _ended(guest: Guest) -> Ending:
         if guest.end is None:
             raise guest.error("neither started nor gave up")
         return Ending(End.REFUSED, guest.end)
-    return Ending(End.NO_START, f"{guest.end or 'hangs'}: {guest.console.strip()[-60:]}")
+    words = " ".join(guest.console.split())
+    return Ending(End.NO_START, f"{guest.end or 'hangs'}: {words[-60:]}")
 
 
 # --- what the host does ------------------------------------------------------------------------------------
