@@ -10,12 +10,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import firstboot, recorded
+from harness.guest import Network
+from harness.recorded import FirstBoot
 from xdist.scheduler import LoadScopeScheduling
 
 SHARING = ("test_power_cut.py", "test_tamper.py")
 
 # Before there are processes that inherit it.
 os.environ.setdefault("POWER_CUT_SEED", str(secrets.randbits(32)))
+
+
+@pytest.fixture(scope="session")
+def first_boot(tmp_path_factory: pytest.TempPathFactory) -> FirstBoot:
+    return recorded.first_boot(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def network(first_boot: FirstBoot) -> Iterator[Network]:
+    """On which the recorded config's URLs lead somewhere."""
+    with firstboot.services(first_boot.served) as network:
+        yield network
 
 
 class ByCost(LoadScopeScheduling):  # type: ignore[misc]

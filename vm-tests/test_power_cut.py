@@ -11,14 +11,14 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Literal
 
 import pytest
-from harness import firstboot, powercut, recorded
+from harness import firstboot, powercut
 from harness.guest import Network
 from harness.powercut import Loss
 from harness.recorded import PARTS, ROOT, FirstBoot
@@ -108,17 +108,6 @@ def drawn(number: int) -> list[Case]:
         chosen = sorted(random.sample(later, wanted), key=later.index)
         cases.append(Case(first, tuple(Again(*each, random.choice(list(Loss))) for each in chosen)))
     return cases
-
-
-@pytest.fixture(scope="session")
-def first_boot(tmp_path_factory: pytest.TempPathFactory) -> FirstBoot:
-    return recorded.first_boot(tmp_path_factory)
-
-
-@pytest.fixture(scope="session")
-def network(first_boot: FirstBoot) -> Iterator[Network]:
-    with firstboot.services(first_boot.served) as network:
-        yield network
 
 
 def test_the_first_boot_whose_power_is_cut_wrote_in_every_step(first_boot: FirstBoot) -> None:

@@ -14,12 +14,13 @@ import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import debian, firstboot, once, recorded, se_image, secrets_scan, tamper, ultravisor
+from harness import debian, firstboot, once, se_image, secrets_scan, tamper, ultravisor
 from harness.guest import Disk, Network
+from harness.recorded import FirstBoot
 from harness.secrets_scan import Scanner
 from harness.tamper import BLOCK, SECTOR, End, Ending, Host, Moment, Target
 from harness.ultravisor import Reason
@@ -34,15 +35,8 @@ Change = Callable[[Host], None]
 
 
 @pytest.fixture(scope="session")
-def target(tmp_path_factory: pytest.TempPathFactory) -> Target:
-    first_boot = recorded.first_boot(tmp_path_factory)
+def target(tmp_path_factory: pytest.TempPathFactory, first_boot: FirstBoot) -> Target:
     return once.made(tmp_path_factory, "tamper", lambda directory: tamper.prepare(directory, first_boot))
-
-
-@pytest.fixture(scope="session")
-def network(target: Target) -> Iterator[Network]:
-    with firstboot.services(target.first_boot.served) as network:
-        yield network
 
 
 # --- changes -----------------------------------------------------------------------------------------------
@@ -112,10 +106,6 @@ def put_back_record(host: Host) -> None:
     host.on_se("rm /firstboot-record", f"write {old} firstboot-record")
 
 
-def record_with_another_key(host: Host) -> None:
-    host.write(host.se_file("firstboot-record", 0), os.urandom(32))
-
-
 def flip_boot_map(host: Host) -> None:
     """In the number of the first block of sdboot, which is where its block pointers have it."""
     image = tamper.blocks(host.disk, "se", f"/{boot_record.IMAGE}")[0] * BLOCK + host.partition("se")
@@ -130,11 +120,6 @@ def flip_boot_map(host: Host) -> None:
 
 def put_back(moment: Moment, *, table: bool = False) -> Change:
     return lambda host: host.put_back_se(moment, table=table)
-
-
-def zero_headers(host: Host) -> None:
-    for name in ("boot", "root"):
-        host.write(host.in_volume(name, "header"), bytes(1 << 20))
 
 
 def cipher_null(host: Host) -> None:
