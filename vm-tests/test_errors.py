@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from harness import firstboot, site, started
 from harness.firstboot import Owner, Served, Site
-from harness.guest import SERVICES_ADDRESS, Disk, Guest, Network
+from harness.guest import SERVICES_ADDRESS, Disk, Guest, Network, Saved
 from harness.se_image import MIB, SMALL
 from harness.started import Started
 
@@ -51,13 +51,13 @@ class Machine:
 
     def start(self, trouble: Trouble, log: Path) -> Guest:
         """Without firmware where another guest has started from the same sdboot, and kept the moment."""
-        if not trouble.memory_mib and not started.find(self.disk, self.kept):
-            kept = self.where.directory / f"started-{len(self.kept)}"
-            starting = self._guest(Trouble("none"), kept.with_suffix(".log"))
-            self.kept.append(started.keep(self.disk, starting, kept))
-        return self._guest(trouble, log)
+        saved = None
+        if not trouble.memory_mib:
+            starting = self._guest(Trouble("none"), log)
+            saved = started.find_or_keep(self.disk, self.kept, starting, self.where.directory)
+        return self._guest(trouble, log, saved)
 
-    def _guest(self, trouble: Trouble, log: Path) -> Guest:
+    def _guest(self, trouble: Trouble, log: Path, saved: Saved | None = None) -> Guest:
         note = self.where.directory / "note"
         note.write_bytes(bytes(SECTOR))
         bad = trouble.bad_sector
@@ -72,7 +72,7 @@ class Machine:
             network=trouble.network or self.network,
             console_log=log,
             memory_mib=trouble.memory_mib or 1024,
-            saved=None if trouble.memory_mib else started.find(self.disk, self.kept),
+            saved=saved,
         )
 
     def _rules(self, kind: str, sector: int) -> Path:
