@@ -17,7 +17,7 @@ FUZZ_SECONDS ?= 60
 N      ?= 20
 VM     := PYTHONPATH=vm-tests $(PYTHON)
 # Two guests at a time; which tests stay together, and in what order they start: vm-tests/conftest.py.
-GUESTS := -n 2 --dist loadgroup --no-loadscope-reorder
+GUESTS := -n 2 --no-loadscope-reorder
 
 .PHONY: help demo check check-unit fuzz check-vm soak lint bench install setup clean
 help: ## Say what there is

@@ -40,6 +40,7 @@ failed_units() {
 last_error() {
     timeout 20 journalctl --sync
     found=$(logged --identifier=secex-firstboot --priority=info | sed -n 's/^secex-firstboot: //p' | sed '$!d')
+    [ -n "$found" ] || found=$(logged --identifier=systemd-cryptsetup --priority=err | sed '$!d')
     [ -n "$found" ] || found=$(logged --unit='systemd-cryptsetup@*' --priority=err | sed '$!d')
     [ -n "$found" ] || found=$(out_of_memory)
     echo "$found"

@@ -7,7 +7,6 @@ target/s390x/gdbstub.c (the core registers are PSW mask, PSW address, then the g
 from __future__ import annotations
 
 import socket
-from pathlib import Path
 from types import TracebackType
 
 _TIMEOUT = 30.0  # seconds for the answer to anything but "continue"
@@ -24,11 +23,10 @@ class StubError(Exception):
 class GdbStub:
     """A connection to QEMU's gdbstub. The guest is stopped from the moment it stands."""
 
-    def __init__(self, path: Path) -> None:
-        self._socket = socket.socket(socket.AF_UNIX)
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
         self._socket.settimeout(_TIMEOUT)
         self._buffer = bytearray()
-        self._socket.connect(str(path))
         # Until the stub has been asked for its description it does not answer "p" and "P".
         self._request("qXfer:features:read:target.xml:0,ffb")
 

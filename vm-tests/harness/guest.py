@@ -17,9 +17,9 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from codecs import getincrementaldecoder
@@ -30,6 +30,8 @@ from mmap import mmap
 from pathlib import Path
 from types import TracebackType
 
+from qemu.qmp import ConnectError
+
 from harness import relay, ultravisor
 from harness.gdbstub import GENERAL, PSW_ADDRESS, PSW_MASK, GdbStub, StubError
 from harness.monitor import Event, Monitor
@@ -37,7 +39,7 @@ from harness.monitor import Event, Monitor
 QEMU = "qemu-system-s390x"
 SERVICES_ADDRESS = "10.0.2.100"  # where the guest finds the host's services; the network is 10.0.2.0/24
 
-_START_TIMEOUT = 30.0  # seconds until QEMU listens on its sockets
+_MIGRATION_TIMEOUT = 30.0  # seconds to write or read the state of the devices
 _LAST_LINES = 40  # of the console, in an error
 _MIB = 1 << 20
 _RETRY_INTERVAL = 1.0  # seconds between attempts of ssh
@@ -298,17 +300,19 @@ class Guest:
 
     def _launch(self) -> None:
         """Each resource is given back in reverse order: first QEMU ends, then its threads, then its files."""
-        directory = Path(self._resources.enter_context(tempfile.TemporaryDirectory(prefix="guest-")))
         self._make_memory()
-        self._start_qemu(directory)
+        monitor, debugger = self._start_qemu()
         self._in_thread("console", self._read_console)
-        self.monitor = Monitor(self._socket(directory / "qmp"), self._record_event)
-        self._resources.callback(self.monitor.close)
+        try:
+            self.monitor = Monitor(monitor, self._record_event)
+            self._resources.callback(self.monitor.close)
+            stub = self._resources.enter_context(GdbStub(debugger)) if self.ultravisor else None
+        except (ConnectError, StubError) as error:
+            raise self.error("did not start") from error
         if self.saved:
             self._migrate("migrate-incoming", f"exec:cat {shlex.quote(str(self.saved.devices))}")
             self.resume()
-        if self.ultravisor:
-            stub = self._resources.enter_context(GdbStub(self._socket(directory / "gdb")))
+        if stub:
             self._in_thread("ultravisor", lambda: self._serve_ultravisor(stub))
         self._resources.callback(self._stop_qemu)
 
@@ -317,7 +321,7 @@ class Guest:
         capabilities = [{"capability": "x-ignore-shared", "state": True}]
         self.monitor.execute("migrate-set-capabilities", capabilities=capabilities)
         self.monitor.execute(command, uri=uri)
-        deadline = time.monotonic() + _START_TIMEOUT
+        deadline = time.monotonic() + _MIGRATION_TIMEOUT
         while (status := self.monitor.execute("query-migrate").get("status")) != "completed":
             if status == "failed" or time.monotonic() > deadline:
                 raise self.error("could not be saved, or go on from there")
@@ -337,16 +341,20 @@ class Guest:
     def _copy_memory(self, source: Path | str, target: Path | str) -> None:
         subprocess.run(["cp", "--sparse=always", source, target], check=True, pass_fds=[self._memory_fd])
 
-    def _start_qemu(self, directory: Path) -> None:
-        log = self._resources.enter_context((directory / "qemu.log").open("w+"))
-        self._qemu_log = log
-        self._process = subprocess.Popen(
-            self._command(directory),
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, pass_fds=[self._memory_fd],
-        )  # fmt: skip
+    def _start_qemu(self) -> tuple[socket.socket, socket.socket]:
+        """Returns our ends of its monitor and of its gdbstub."""
+        self._qemu_log = self._resources.enter_context(os.fdopen(os.memfd_create("qemu-log"), "w+"))
+        monitor, debugger = socket.socketpair(), socket.socketpair()
+        theirs = [monitor[1].fileno(), debugger[1].fileno()]
+        with monitor[1], debugger[1]:
+            self._process = subprocess.Popen(
+                self._command(*theirs), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                stderr=self._qemu_log, pass_fds=[self._memory_fd, *theirs],
+            )  # fmt: skip
         self._resources.callback(self._stop_qemu)
+        return self._resources.enter_context(monitor[0]), self._resources.enter_context(debugger[0])
 
-    def _command(self, directory: Path) -> list[str]:
+    def _command(self, monitor: int, debugger: int) -> list[str]:
         return [
             # QEMU ends with the test, however that ends.
             "setpriv", "--pdeathsig=KILL", QEMU, "-nodefaults", "-no-user-config", "-display", "none",
@@ -356,18 +364,19 @@ class Guest:
             "-m", f"{self._memory_mib}M", "-smp", str(self._cpus),
             "-object", f"memory-backend-file,id=ram,share=on,size={self._memory_mib}M,"
             f"mem-path=/dev/fd/{self._memory_fd}",
-            "-qmp", f"unix:{directory}/qmp,server=on,wait=off",
+            "-chardev", f"socket,id=monitor,fd={monitor}", "-mon", "chardev=monitor,mode=control",
+            "-chardev", f"socket,id=debugger,fd={debugger}",
             "-chardev", "stdio,id=console,signal=off", "-device", "sclpconsole,chardev=console",
             "-device", "virtio-rng-ccw,devno=fe.0.1001",
             # A guest that has ended waits for us to see how, and then to quit it.
             "-action", "shutdown=pause,panic=pause",
             *(["-incoming", "defer"] if self.saved else []),
-            *self._ultravisor_options(directory), *self._boot_options(), *self._disk_options(),
+            *self._ultravisor_options(), *self._boot_options(), *self._disk_options(),
             *self._network_options(),
         ]  # fmt: skip
 
-    def _ultravisor_options(self, directory: Path) -> list[str]:
-        return ["-S", "-gdb", f"unix:{directory}/gdb,server=on,wait=off"] if self.ultravisor else []
+    def _ultravisor_options(self) -> list[str]:
+        return ["-S", "-gdb", "chardev:debugger"] if self.ultravisor else []
 
     def _boot_options(self) -> list[str]:
         if not self._direct:
@@ -407,15 +416,6 @@ class Guest:
             "-netdev", ",".join(["user,id=net,ipv6=off,restrict=on", *forwards]), *capture,
             "-device", "virtio-net-ccw,netdev=net,devno=fe.0.1000",
         ]  # fmt: skip
-
-    def _socket(self, path: Path) -> Path:
-        """Wait until QEMU listens there."""
-        deadline = time.monotonic() + _START_TIMEOUT
-        while not path.exists():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise self.error("did not start")
-            time.sleep(0.01)
-        return path
 
     def _ssh_port(self) -> int:
         table = self.monitor.execute("human-monitor-command", **{"command-line": "info usernet"})

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from qemu.qmp import EventListener, QMPClient, QMPError
@@ -16,15 +16,18 @@ Event = dict[str, Any]
 
 
 class Monitor:
-    """A connection to QMP whose events are collected from the start, also while nobody waits for one."""
+    """A connection to QMP whose events are collected from the start, also while nobody waits for one.
 
-    def __init__(self, path: Path, on_event: Callable[[Event], None]) -> None:
+    Raises qemu.qmp.ConnectError if nobody answers at the other end.
+    """
+
+    def __init__(self, connection: socket.socket, on_event: Callable[[Event], None]) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="qmp", daemon=True)
         self._thread.start()
         self._client = QMPClient("guest")
         self._on_event = on_event
-        self._await(self._connect(path))
+        self._await(self._connect(connection))
 
     def execute(self, command: str, **arguments: object) -> Any:
         """Run a command and return its answer; raises QMPError."""
@@ -38,11 +41,11 @@ class Monitor:
             self._thread.join()
             self._loop.close()
 
-    async def _connect(self, path: Path) -> None:
+    async def _connect(self, connection: socket.socket) -> None:
         listener = EventListener()
         self._client.register_listener(listener)
         self._collector = asyncio.create_task(self._collect(listener))
-        await self._client.connect(str(path))
+        await self._client.connect(connection)
 
     async def _collect(self, listener: EventListener) -> None:
         while True:

@@ -103,15 +103,16 @@ def recorded(disk: Path, serial: str = "system") -> Iterator[tuple[Disk, Recordi
     before, log = disk.with_suffix(".before"), disk.with_suffix(".log")
     subprocess.run(["cp", "--sparse=always", disk, before], check=True)
     with tempfile.TemporaryDirectory(prefix="nbd-") as directory:
-        socket = Path(directory, "socket")
+        socket, listening = Path(directory, "socket"), Path(directory, "pid")
         server = subprocess.Popen(
             [
-                *("setpriv", "--pdeathsig=KILL", "nbdkit", "--foreground", "--unix", socket),
+                *("setpriv", "--pdeathsig=KILL", "nbdkit", "--foreground"),
+                *("--unix", socket, "--pidfile", listening),
                 *("python", _SERVER, f"file={disk}", f"log={log}"),
             ]
         )
         try:
-            _wait_for(socket, server)
+            _wait_for(listening, server)
             yield (
                 Disk(f"nbd+unix:///?socket={socket}", serial, format="raw", cache="writeback"),
                 Recording(before, log),
@@ -121,9 +122,10 @@ def recorded(disk: Path, serial: str = "system") -> Iterator[tuple[Disk, Recordi
             server.wait()
 
 
-def _wait_for(socket: Path, server: subprocess.Popen[bytes]) -> None:
+def _wait_for(listening: Path, server: subprocess.Popen[bytes]) -> None:
+    """nbdkit(1) writes its process's number there once it accepts connections."""
     deadline = time.monotonic() + _START_TIMEOUT
-    while not socket.exists():
+    while not listening.exists():
         if server.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError("nbdkit did not start")
         time.sleep(0.01)
