@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Again:
-    """Of the start after a cut: as soon as the agent says ``line`` of a step."""
+    """Of the start after a cut: soon after the agent has said ``line`` of a step, QEMU is killed."""
 
     step: str
     line: str
@@ -67,21 +68,31 @@ class Case:
         return " ".join(map(str, self.cuts))
 
 
-# Every step that writes, and the moments between them. Most of a guest's time goes into its start and into
+# Every step that writes, and every moment between two. Most of a guest's time goes into its start and into
 # the final sdboot, so several cuts share that. `make soak` draws more.
 CASES = [
     Case(
-        Cut("personalise", "switch", Loss.EARLIER),
+        Cut("personalise", 0.5, Loss.SOME),
         (
             Again("partition", r"\] partition: remove", Loss.EVERYTHING),
-            Again("encrypt root", r": encrypt root: \d+ of", Loss.SOME),
+            Again("encrypt boot", r": encrypt boot: \d+ of", Loss.SOME),
+            Again("encrypt root", r": encrypt root: \d+ of", Loss.EARLIER),
+            Again("mount", r"\] mount: ", Loss.EVERYTHING),
+        ),
+    ),
+    Case(
+        Cut("personalise", "switch", Loss.EARLIER),
+        (
+            Again("encrypt root", r"\] encrypt root: ", Loss.NOTHING),
+            Again("files", r"\] files: ", Loss.SOME),
+            Again("seal", r": build sdboot: \d+ of", Loss.EVERYTHING),
         ),
     ),
     Case(
         Cut("encrypt boot", 0.0, Loss.EVERYTHING),
         (
-            Again("encrypt boot", r": encrypt boot: \d+ of", Loss.SOME),
-            Again("mount", r"\] mount: ", Loss.EVERYTHING),
+            Again("encrypt root", r": encrypt root: \d+ of", Loss.EVERYTHING),
+            Again("seal", r"\] seal: ", Loss.SOME),
         ),
     ),
     Case(Cut("files", "anywhere", Loss.SOME)),
@@ -95,19 +106,26 @@ AGAIN = (
     ("files", r"\] files: "),
     ("seal", r": build sdboot: \d+ of"),
 )
+MOST_IN_A_ROW = 5
+MOST_SECONDS_LATER = 3.0  # than the line
 
 
 def drawn(number: int) -> list[Case]:
-    """As many cuts as asked, up to three of one guest."""
+    """As many cuts as asked, several of them of one guest."""
     random = Random(SEED)  # noqa: S311
     cases: list[Case] = []
     while (left := number - sum(len(case.cuts) for case in cases)) > 0:
         first = Cut(random.choice(STEPS), random.random(), random.choice(list(Loss)))
         later = [each for each in AGAIN if STEPS.index(each[0]) > STEPS.index(first.step)]
-        wanted = min(random.randrange(3), len(later), left - 1)
+        wanted = min(random.randrange(MOST_IN_A_ROW), len(later), left - 1)
         chosen = sorted(random.sample(later, wanted), key=later.index)
         cases.append(Case(first, tuple(Again(*each, random.choice(list(Loss))) for each in chosen)))
     return cases
+
+
+def test_before_personalise_a_cut_finds_the_disk_untouched(first_boot: FirstBoot) -> None:
+    begin, _ = first_boot.spans[STEPS[0]]
+    assert [event for event in first_boot.events[:begin] if not event.flush] == []
 
 
 def test_the_first_boot_whose_power_is_cut_wrote_in_every_step(first_boot: FirstBoot) -> None:
@@ -165,6 +183,7 @@ def cut_again(again: Again, first_boot: FirstBoot, network: Network, disk: Path,
         with first_boot.start(disk, log, network, served) as guest:
             found = guest.wait_for(rf"{again.line}|{firstboot.FAILED}", firstboot.FIRST_BOOT_TIMEOUT)
             assert re.match(again.line, found[0])
+            time.sleep(random.uniform(0, MOST_SECONDS_LATER))
             guest.kill()
     recording.cut(recording.events(), left, loss=again.loss, seed=random.getrandbits(32))
     for file in (disk, recording.before, recording.log):
