@@ -49,6 +49,7 @@ def run(stage: Stage, context: Context) -> None:
             report.save(paths.REPORT)
     if stage is Stage.SEAL:
         report.save(paths.SYSROOT / paths.SYSTEM_REPORT.relative_to("/"))
+        context.say(f"first boot is complete: {report.summary}")
 
 
 def _warner(context: Context, report: Report) -> Callable[[str], None]:

@@ -25,6 +25,13 @@ class Report(BaseModel):
     steps: list[StepReport] = []
     warnings: list[str] = []
 
+    @property
+    def summary(self) -> str:
+        seconds = sum(step.seconds for step in self.steps)
+        return (
+            f"{seconds:.0f} s in its steps, peak memory {self.peak_memory_mib} of {self.total_memory_mib} MiB"
+        )
+
     @classmethod
     def load(cls) -> Report:
         if paths.REPORT.exists():

@@ -178,12 +178,15 @@ def test_the_report_is_written_also_when_a_step_fails(monkeypatch, context):
     assert [step.name for step in Report.load().steps] == ["a"]
 
 
-def test_a_sealed_system_keeps_the_report(monkeypatch, context, runtime):
+def test_a_sealed_system_keeps_the_report_and_says_its_summary(monkeypatch, context, runtime, said):
     with_steps(monkeypatch, Fake("a"), Fake("b", Stage.SEAL))
     kept = runtime.parent / "sysroot" / paths.SYSTEM_REPORT.relative_to("/")
     machine.run(Stage.PROVISION, context)
     assert not kept.exists()
+    assert not any("complete" in line for line in said)
     machine.run(Stage.SEAL, context)
+    assert said[-1] == f"first boot is complete: {Report.load().summary}"
+    assert "peak memory" in said[-1]
     assert kept.read_bytes() == paths.REPORT.read_bytes()
     assert [step.name for step in Report.load().steps] == ["a", "b"]
 

@@ -1,56 +1,191 @@
-"""``make bench``: figures that anyone can take again, measured in a guest, compared within one run."""
+"""``make bench``: figures that anyone can take again, measured in guests, compared within one run."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from harness import debian, inside
-from harness.guest import Disk
+from harness import debian, firstboot, inside, ultravisor
+from harness.firstboot import Site
+from harness.guest import Disk, Network
+from harness.se_image import MIB, SECTOR, Recipe
 
-MIB = 1 << 20
-SIZE = 96 * MIB
+OUTPUT = debian.REPOSITORY / "build" / "bench"
+COPIED = 96 * MIB
+DISKS = (4, 16, 64, 256, 4)  # GiB; the first again at the end, for the machine's noise
+LARGE_ROOT = replace(Recipe(), root_at_least=2048)
+_COMPLETE = r"first boot is complete: .*peak memory (\d+) of \d+ MiB"
+_STEP = r"\] {}: done in ([\d.]+) s"
+
+
+@dataclass(frozen=True)
+class Row:
+    """``seconds`` from power-on, of these ``root_seconds`` for the volume root; bytes written to the disk."""
+
+    what: str
+    seconds: float
+    root_seconds: float
+    written: int
+    file_size: int
+    peak_memory: int  # MiB
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what:<26}{self.seconds:>9.0f}{self.root_seconds:>9.0f}{self.written / MIB:>13.0f}"
+            f"{self.file_size / MIB:>13.0f}{self.peak_memory:>13}"
+        )
+
+
+HEAD = f"{'':<26}{'all, s':>9}{'root, s':>9}{'written, MiB':>13}{'qcow2, MiB':>13}{'memory, MiB':>13}"
 
 
 def main() -> int:
-    output = debian.REPOSITORY / "build" / "bench"
-    output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output) as work:
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    rows = measure_disks()
+    speed = measure_speed()
+    added = debian.added_to_initramfs()
+    result = {"first boots": [vars(row) for row in rows], **speed, "bytes added to the initramfs": added}
+    (OUTPUT / "report.json").write_text(json.dumps(result, indent=2) + "\n")
+    print_disks(rows)
+    print_speed(speed)
+    print(f"secex-firstboot adds {added / MIB:.1f} MiB to the initramfs")
+    return 0
+
+
+# --- first boot, by the size of the disk -------------------------------------------------------------------
+
+
+def measure_disks() -> list[Row]:
+    rows = []
+    with tempfile.TemporaryDirectory(dir=OUTPUT) as work:
+        with firstboot.make_site(Path(work, "site"), Recipe()) as (where, network):
+            rows += [first_boot(where, network, gib) for gib in DISKS]
+            rows.append(usual_way(where, DISKS[0]))
+        with firstboot.make_site(Path(work, "large"), LARGE_ROOT) as (where, network):
+            rows.append(first_boot(where, network, DISKS[0], note=", root of 2 GiB"))
+    return rows
+
+
+def first_boot(where: Site, network: Network, gib: int, note: str = "") -> Row:
+    debian.say(f"first boot on a disk of {gib} GiB{note}")
+    firstboot.enlarge(where.image, where.disk, gib)
+    started = time.monotonic()
+    with firstboot.start(
+        where, network, host_keys=[where.hosts["universal"].key], log=OUTPUT / f"console-{gib}.log"
+    ) as guest:
+        found = guest.wait_for(rf"{_COMPLETE}|{firstboot.FAILED}", firstboot.FIRST_BOOT_TIMEOUT)
+        if not found[1]:
+            raise guest.error("gave up")
+        seconds = time.monotonic() - started
+        written = guest.written()[0]
+        guest.kill()
+    root = re.search(_STEP.format("encrypt root"), guest.console)
+    assert root
+    return said(
+        Row(f"{gib} GiB{note}", seconds, float(root[1]), written, real_size(where.disk), int(found[1]))
+    )
+
+
+def usual_way(where: Site, gib: int) -> Row:
+    """Root alone, on a disk of its own that is as large as root becomes on one of ``gib`` GiB."""
+    debian.say(f"the usual way for root, on a disk of {gib} GiB")
+    target, root_hash = where.directory / "target.qcow2", where.directory / "hash"
+    raw = where.directory / "image.raw"
+    subprocess.run(["qemu-img", "convert", "-O", "raw", where.image, raw], check=True)
+    size = (gib << 30) - firstboot.partition_start(raw, "root")
+    raw.unlink()
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", target, str(size)], check=True)
+    sdboot = firstboot.read_sdboot(where.image, where.directory)
+    command_line = ultravisor.unpack(sdboot, where.hosts["universal"].key).command_line
+    found = re.search(r"rootfs\.roothash=([0-9a-f]{64})", command_line)
+    assert found
+    root_hash.write_text(found[1].ljust(SECTOR, "\0"))
+    disks = [
+        Disk(target, "target"),
+        Disk(where.image, "system", snapshot=True),
+        Disk(root_hash, "hash", format="raw"),
+    ]
+    script = debian.REPOSITORY / "vm-tests/inside/usual_way.py"
+    result = inside.run(script, disks=disks, log=OUTPUT / "console-usual-way.log")
+    print("  " + ", ".join(f"{what} {seconds:.0f} s" for what, seconds in result["seconds"].items()))
+    seconds = sum(result["seconds"].values())
+    return said(
+        Row(
+            f"{gib} GiB, the usual way",
+            float("nan"),
+            seconds,
+            result["written"][0],
+            real_size(target),
+            result["peak memory"],
+        )
+    )
+
+
+def said(row: Row) -> Row:
+    print(HEAD, row, sep="\n", flush=True)
+    return row
+
+
+def real_size(file: Path) -> int:
+    """Bytes that the file takes on the host."""
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+        return os.fstat(stream.fileno()).st_blocks * SECTOR
+
+
+def print_disks(rows: list[Row]) -> None:
+    first = rows[0]
+    print(f"\n{HEAD}", *rows, sep="\n")
+    print(
+        f"seconds and bytes written, as multiples of the first row; the last row is the same disk again:"
+    )
+    for row in rows[1 : len(DISKS)]:
+        print(f"  {row.what:<10}{row.seconds / first.seconds:>6.2f}{row.written / first.written:>6.2f}")
+
+
+# --- the parts that take long ------------------------------------------------------------------------------
+
+
+def measure_speed() -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(dir=OUTPUT) as work:
         disks = make_disks(Path(work))
         script = debian.REPOSITORY / "vm-tests/inside/bench.py"
-        result = inside.run(script, disks=disks, log=output / "console.log", memory_mib=2048)
-    result["bytes added to the initramfs"] = debian.added_to_initramfs()
-    (output / "report.json").write_text(json.dumps(result, indent=2) + "\n")
-    rows = result["rows"]
-    ratios = [row["copy"] / row["dd"] for row in rows]
-    print(f"{'round':<8}{'copy, s':>10}{'dd, s':>10}{'ratio':>8}   ({result['MiB']} MiB each)")
-    for number, (row, ratio) in enumerate(zip(rows, ratios, strict=True), start=1):
-        print(f"{number:<8}{row['copy']:>10.1f}{row['dd']:>10.1f}{ratio:>8.2f}")
-    print(f"copy through dm-verity into LUKS2 takes {statistics.median(ratios):.2f} times as long as dd")
-    print(f"  alone to the same volume (median; from {min(ratios):.2f} to {max(ratios):.2f})")
-    print(f"the built-in builder makes a 100 MiB image in {result['build seconds']:.1f} s")
-    print(f"secex-firstboot adds {result['bytes added to the initramfs'] / MIB:.1f} MiB to the initramfs")
-    return 0
+        return inside.run(script, disks=disks, log=OUTPUT / "console.log", memory_mib=2048)
 
 
 def make_disks(work: Path) -> list[Disk]:
     """Random content, its hash tree, the root hash, and an empty target."""
     files = {name: work / name for name in ("source", "tree", "hash", "target")}
     with files["source"].open("wb") as stream:
-        for _ in range(SIZE // MIB):
+        for _ in range(COPIED // MIB):
             stream.write(os.urandom(MIB))
-    for name, size in (("tree", 4 * MIB), ("target", SIZE + 64 * MIB)):
+    for name, size in (("tree", 4 * MIB), ("target", COPIED + 64 * MIB)):
         with files[name].open("wb") as stream:
             stream.truncate(size)
     command: list[str | Path] = ["veritysetup", "format", files["source"], files["tree"]]
     made = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    files["hash"].write_text(made.split("Root hash:")[1].split()[0].ljust(512, "\0"))
+    files["hash"].write_text(made.split("Root hash:")[1].split()[0].ljust(SECTOR, "\0"))
     return [Disk(path, name, format="raw") for name, path in files.items()]
+
+
+def print_speed(result: dict[str, Any]) -> None:
+    rows = result["rows"]
+    ratios = [row["copy"] / row["dd"] for row in rows]
+    print(f"\n{'round':<8}{'copy, s':>10}{'dd, s':>10}{'ratio':>8}   ({result['MiB']} MiB each)")
+    for number, (row, ratio) in enumerate(zip(rows, ratios, strict=True), start=1):
+        print(f"{number:<8}{row['copy']:>10.1f}{row['dd']:>10.1f}{ratio:>8.2f}")
+    print(f"copy through dm-verity into LUKS2 takes {statistics.median(ratios):.2f} times as long as dd")
+    print(f"  alone to the same volume (median; from {min(ratios):.2f} to {max(ratios):.2f})")
+    print(f"the built-in builder makes a 100 MiB image in {result['build seconds']:.1f} s")
 
 
 if __name__ == "__main__":

@@ -282,6 +282,11 @@ class Guest:
     def resume(self) -> None:
         self.monitor.execute("cont")
 
+    def written(self) -> list[int]:
+        """Bytes the guest has written to each of its disks until now."""
+        devices = {each["device"]: each["stats"] for each in self.monitor.execute("query-blockstats")}
+        return [devices[f"disk{number}"]["wr_bytes"] for number in range(1, len(self._disks) + 1)]
+
     def save(self, directory: Path) -> Saved:
         """Stop for good, so that other guests go on from here."""
         saved = Saved(directory / "memory", directory / "devices")

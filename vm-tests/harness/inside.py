@@ -16,6 +16,8 @@ from harness import debian
 from harness.guest import Direct, Disk, Guest
 from secex_firstboot.sdboot.initramfs import File, joined, write_archive
 
+_TIMEOUT = 3600.0  # seconds; bounds a guest that hangs, measures nothing
+
 _SERVICE = """\
 [Unit]
 Description=Test: a script inside the guest
@@ -36,7 +38,9 @@ TTYPath=/dev/console
 
 
 def run(script: Path, *, disks: Sequence[Disk] = (), log: Path, memory_mib: int = 1024) -> dict[str, Any]:
-    """The script's result; raises GuestError with the console's last lines if there is none."""
+    """The script's result, and how much was written to each disk; raises GuestError with the console's last
+    lines if there is no result.
+    """
     tree = debian.build()
     kernel = debian.kernel(tree)
     with tempfile.TemporaryDirectory() as directory:
@@ -54,8 +58,9 @@ def run(script: Path, *, disks: Sequence[Disk] = (), log: Path, memory_mib: int 
             kernel, initrd, "console=ttysclp0 quiet rd.systemd.unit=secex-test-script.service root=none"
         )
         with Guest(disks=disks, direct=direct, memory_mib=memory_mib, console_log=log) as guest:
-            result = guest.wait_for(r"RESULT (\{.*\})\r?\n", 1500)[1]
+            result = guest.wait_for(r"RESULT (\{.*\})\r?\n", _TIMEOUT)[1]
+            written = guest.written()
             guest.wait(120)
     answer = json.loads(result)
     assert isinstance(answer, dict)
-    return answer
+    return answer | {"written": written}

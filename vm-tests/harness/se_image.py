@@ -39,6 +39,7 @@ class Recipe:
     headroom: int = 64
     root_file_system: str | None = "xfs"  # None: zeros, under a valid hash tree
     root_content: tuple[str, ...] | None = None  # of the tree, instead of everything
+    root_at_least: int = 0  # the root file system
     boot_slack: int | None = None  # room for encrypting in partition boot; None: as much as is needed
 
 
@@ -118,7 +119,7 @@ class Builder:
         log, least = (64 * MIB, 300 * MIB) if self.recipe.root_file_system == "xfs" else (8 * MIB, 0)
         return {
             "boot": _mib(boot * 1.05 + 8 * MIB),
-            "root": max(least, _mib(root * 1.1 + log + 8 * MIB)),
+            "root": max(least, self.recipe.root_at_least * MIB, _mib(root * 1.1 + log + 8 * MIB)),
         }
 
     def _partition(self, sizes: dict[str, int]) -> dict[str, Region]:
