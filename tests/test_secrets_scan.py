@@ -59,6 +59,22 @@ def test_a_secret_anywhere_in_a_sparse_file_is_found(position: int, tmp_path: Pa
     assert Scanner({"key": SECRET}).found_in_file(file) == ["key"]
 
 
+@pytest.mark.parametrize("position", [0, (1 << 20) - 7, (8 << 20) + 3, (16 << 20) - 64])
+def test_of_two_disks_what_has_changed_is_looked_through(position: int, tmp_path: Path) -> None:
+    before, disk = tmp_path / "before", tmp_path / "disk"
+    for path in (before, disk):
+        with path.open("wb") as stream:
+            stream.truncate(16 << 20)
+            stream.seek(5 << 20)
+            stream.write(SECRET)
+    scanner = Scanner({"key": SECRET})
+    assert scanner.found_in_changes(disk, before) == []
+    with disk.open("r+b") as stream:
+        stream.seek(position)
+        stream.write(SECRET.hex().encode()[:64])
+    assert scanner.found_in_changes(disk, before) == ["key"]
+
+
 def test_nothing_is_found_in_an_empty_file(tmp_path: Path) -> None:
     (tmp_path / "log").touch()
     assert Scanner({"key": SECRET}).found_in_file(tmp_path / "log") == []

@@ -145,9 +145,7 @@ def real_size(file: Path) -> int:
 def print_disks(rows: list[Row]) -> None:
     first = rows[0]
     print(f"\n{HEAD}", *rows, sep="\n")
-    print(
-        f"seconds and bytes written, as multiples of the first row; the last row is the same disk again:"
-    )
+    print("seconds and bytes written, as multiples of the first row; the last row is the same disk again:")
     for row in rows[1 : len(DISKS)]:
         print(f"  {row.what:<10}{row.seconds / first.seconds:>6.2f}{row.written / first.written:>6.2f}")
 

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 PART = 32  # bytes
+_LONGEST = 2 * PART  # bytes; in hexadecimal
+_CHUNK = 1 << 20  # bytes
 _LEAST = 12  # bytes; shorter ones would be found by chance
 
 
@@ -59,6 +61,22 @@ class Scanner:
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 for start, end in _extents(stream.fileno()):
                     names.update(self.found(content, start, end))
+        return sorted(names)
+
+    def found_in_changes(self, path: Path, before: Path) -> list[str]:
+        """The same for what has changed in a raw disk since it was ``before``, which is as large."""
+        names: set[str] = set()
+        with (
+            path.open("rb") as stream,
+            before.open("rb") as other,
+            mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
+            mmap.mmap(other.fileno(), 0, access=mmap.ACCESS_READ) as old,
+        ):
+            for extent in (*_extents(stream.fileno()), *_extents(other.fileno())):
+                for at in range(*extent, _CHUNK):
+                    end = min(at + _CHUNK, extent[1])
+                    if content[at:end] != old[at:end]:
+                        names.update(self.found(content, max(0, at - _LONGEST), end + _LONGEST))
         return sorted(names)
 
 
