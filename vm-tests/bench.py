@@ -77,7 +77,7 @@ def measure_disks() -> list[Row]:
 
 def first_boot(where: Site, network: Network, gib: int, note: str = "") -> Row:
     debian.say(f"first boot on a disk of {gib} GiB{note}")
-    firstboot.enlarge(where.image, where.disk, gib)
+    firstboot.enlarge(where.image, where.disk, gib << 10)
     started = time.monotonic()
     with firstboot.start(
         where, network, host_keys=[where.hosts["universal"].key], log=OUTPUT / f"console-{gib}.log"

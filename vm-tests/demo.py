@@ -21,7 +21,9 @@ from harness.guest import Guest, Network
 from harness.se_image import OPTIONS, Recipe
 
 OUTPUT = debian.REPOSITORY / "build" / "demo"
-DISK_GIB = 4
+DISK_SIZE = 4096  # MiB
+_GROWING = OPTIONS.replace(" secex.grow=off", "")
+_GROWING_DISK_SIZE = 1280  # MiB; beyond the headroom a minute's work
 _SHOWN = re.compile(r"secex-firstboot\[|ignition|cryptsetup|login:|zipl|FAILED|reboot:", re.IGNORECASE)
 
 
@@ -32,12 +34,15 @@ def main() -> int:
 
 
 def run(output: Path, *, closely: bool) -> dict[str, Any]:
-    """The whole story, below ``output``. ``closely``: look at every file, too,
-    which takes minutes, and restart without the LUKS2 headers on the disk.
+    """The whole story, below ``output``. ``closely``: look at every file, too, which takes minutes, restart
+    without the LUKS2 headers on the disk, and let root grow to the end of a smaller disk.
     """
-    recipe = Recipe(options=f"{OPTIONS} secex-test.manifest secex-test.dry-run") if closely else Recipe()
+    recipe, size = Recipe(), DISK_SIZE
+    if closely:
+        recipe = Recipe(options=f"{_GROWING} secex-test.manifest secex-test.dry-run")
+        size = _GROWING_DISK_SIZE
     with firstboot.make_site(output, recipe) as (where, network):
-        firstboot.enlarge(where.image, where.disk, DISK_GIB)
+        firstboot.enlarge(where.image, where.disk, size)
         report = provision(where, network, closely=closely)
         report |= restart(where, network, closely=closely)
         report["proof"] = prove(where, report)
@@ -115,7 +120,7 @@ def leave_traces(guest: Guest, where: Site) -> None:
 def restart(where: Site, network: Network, *, closely: bool) -> dict[str, Any]:
     """The second boot, without the config disk, on a host that has only the customer's key.
 
-    ``closely``: look for a way to log in on the console, too.
+    ``closely``: wait until root has grown, and look for a way to log in on the console, too.
     """
     debian.say("second boot, on host customer-1, which cannot open the SE-ready image")
     log = where.directory / "console-2.log"
@@ -134,6 +139,7 @@ def restart(where: Site, network: Network, *, closely: bool) -> dict[str, Any]:
         }
         if closely:
             report["traces"] = look_for_traces(guest, where)
+            report["growth"] = look_at_growth(guest, where)
             report["console"] = look_for_logins(guest, where)
         else:
             power_off(guest, where)
@@ -148,6 +154,23 @@ def look_for_traces(guest: Guest, where: Site) -> str:
         f"mount -o ro /dev/disk/by-partlabel/se /mnt && {look}; umount /mnt",
         where.identity,
     ).stdout.strip()
+
+
+def look_at_growth(guest: Guest, where: Site) -> dict[str, str]:
+    """Of the service that grows root, which was cut off in the first boot, once it has nothing left to do."""
+
+    def shell(command: str) -> str:
+        return guest.ssh(command, where.identity, timeout=firstboot.BOOT_TIMEOUT).stdout.strip()
+
+    unit = "secex-firstboot-grow.service"
+    shell(f"systemctl start {unit}; while systemctl is-active --quiet {unit}; do sleep 1; done")
+    return {
+        "state": shell(f"systemctl show --property=ActiveState --value {unit}"),
+        "journal": shell(f"journalctl --boot --output=cat --unit={unit}"),
+        "noted": shell("cat /var/lib/secex-firstboot/grown"),
+        "file system": shell("findmnt --noheadings --bytes --output SIZE /"),
+        "volume": shell("blockdev --getsize64 /dev/mapper/root"),
+    }
 
 
 def look_for_logins(guest: Guest, where: Site) -> dict[str, Any]:

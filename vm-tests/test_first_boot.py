@@ -77,6 +77,14 @@ def test_what_a_power_cut_at_the_end_left_is_gone_once_the_system_has_started(re
     assert report["traces"] == "/etc/luks/sealed"
 
 
+def test_in_the_running_system_root_grows_to_the_end_of_its_volume(report: dict[str, dict[str, str]]) -> None:
+    growth = report["growth"]
+    assert growth["state"] == "inactive"  # and not "failed"
+    assert "all that it can use" in growth["journal"]
+    assert "nothing left to grow" in growth["noted"]
+    assert int(growth["volume"]) * 0.9 < int(growth["file system"]) <= int(growth["volume"])
+
+
 def test_the_module_stays_small(report: dict[str, int]) -> None:
     assert 0 < report["bytes added to the initramfs"] <= 20 << 20
 

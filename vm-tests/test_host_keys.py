@@ -43,7 +43,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
         where,
         _,
     ):
-        firstboot.enlarge(where.image, where.disk, 1)
+        firstboot.enlarge(where.image, where.disk, 1024)
         yield Made(where, site.make_tls(SERVICES_ADDRESS))
 
 

@@ -149,10 +149,10 @@ def services(served: Served) -> Iterator[Network]:
         yield Network(ports)
 
 
-def enlarge(image: Path, disk: Path, gib: int) -> None:
+def enlarge(image: Path, disk: Path, mib: int) -> None:
     """A copy of ``image`` as a user makes it: ``qemu-img convert`` and ``qemu-img resize``."""
     subprocess.run(["qemu-img", "convert", "-O", "qcow2", image, disk], check=True)
-    subprocess.run(["qemu-img", "resize", "-q", disk, f"{gib}G"], check=True)
+    subprocess.run(["qemu-img", "resize", "-q", disk, f"{mib}M"], check=True)
 
 
 def start(
