@@ -112,7 +112,7 @@ class Machine:
         return guest(saved=started.find_or_keep(self.disk, self.kept, guest(), self.where.directory))
 
     def _guest(self, log: Path, note: Disk, saved: Saved | None = None) -> Guest:
-        config = Disk(self.where.config_disk, "ignition_crypted", format="raw")
+        config = Disk(self.where.config_disk, "ignition_crypted", format="raw", read_only=True)
         return Guest(
             disks=[Disk(self.disk, "system", format="raw"), config, note],
             host_keys=[self.where.hosts[name].key for name in ("universal", "customer-1")],

@@ -65,7 +65,7 @@ class Machine:
         return Guest(
             disks=[
                 Disk(path, "system", format="raw"),
-                Disk(self.where.config_disk, "ignition_crypted", format="raw"),
+                Disk(self.where.config_disk, "ignition_crypted", format="raw", read_only=True),
                 Disk(note, trouble.serial, format="raw"),
             ],
             host_keys=[self.where.hosts[name].key for name in HOSTS],

@@ -6,7 +6,7 @@ import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from harness.firstboot import Owner, Served, Site
 from harness.guest import SERVICES_ADDRESS, Guest
 from harness.se_image import SMALL
 
+# Also the one whose root has blocks smaller than dm-integrity's usual sectors.
+RECIPE = replace(SMALL, root_block_size=1024)
 PARTS = (*(SMALL.root_content or ()), "./boot")
 URL = f"http://{SERVICES_ADDRESS}"
 SECURE_URL = f"https://{SERVICES_ADDRESS}"
@@ -38,7 +40,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
     )
     directory = tmp_path_factory.mktemp("host-keys")
     with firstboot.make_site(
-        directory, SMALL, chain=chain, document={"crl_urls": CRL_URLS["signing-key"]}
+        directory, RECIPE, chain=chain, document={"crl_urls": CRL_URLS["signing-key"]}
     ) as (
         where,
         _,
@@ -91,6 +93,8 @@ def test_a_merged_config_over_https_with_its_own_ca_and_crls_fetched(made: Made,
         guest.kill()
     assert "host key ibm-z-hostkey-customer-2: SHA-256" in guest.console
     assert "customer-2 from 10.0.2.100: attempt 1 of" in guest.console
+    assert "WARNING: root gets integrity sectors of 512 bytes" in guest.console
+    assert "WARNING: boot gets" not in guest.console
     assert found["./etc/user-file"]["size"] == len("from the user\n")
     assert firstboot.differences(built, found, only=PARTS)["unexplained"] == []
     sdboot = firstboot.read_sdboot(disk, tmp_path)

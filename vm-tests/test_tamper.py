@@ -185,7 +185,7 @@ NAMESAKES = ((1, "se"), (4, "boot"), (3, "root"))
 
 def attach_second_config(host: Host) -> None:
     shutil.copy(host.config_disk, host.directory / "second.asc")
-    host.others.append(Disk(host.directory / "second.asc", "ignition_crypted", format="raw"))
+    host.others.append(Disk(host.directory / "second.asc", "ignition_crypted", format="raw", read_only=True))
 
 
 def sdboot_of_another_machine(host: Host) -> None:

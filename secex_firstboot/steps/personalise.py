@@ -121,6 +121,11 @@ def _check_room(se: Path, entry: BootEntry) -> None:
 def _prepare_volumes(context: Context, plan: Plan, found: disk.Disk) -> None:
     sizes = {"boot": found.partitions["boot"].size, "root": plan.root_partition_size}
     for each in plan.volumes:
+        if each.sector_size == 512:
+            context.warn(
+                f"{each.name} gets integrity sectors of 512 bytes, as its file system reads less than 4096: "
+                "the tags take 6.3 % of the volume instead of 0.8 %"
+            )
         context.say(f"making keys and LUKS2 header of {each.name}")
         volume.prepare(
             volume_secrets(each.name),

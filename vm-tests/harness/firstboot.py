@@ -169,7 +169,7 @@ def start(
 ) -> Guest:
     disks = [Disk(disk or where.disk, "system")]
     if with_config:
-        disks.append(Disk(where.config_disk, "ignition_crypted", format="raw"))
+        disks.append(Disk(where.config_disk, "ignition_crypted", format="raw", read_only=True))
     return Guest(
         disks=disks,
         host_keys=host_keys,

@@ -52,6 +52,7 @@ class GuestError(Exception):
 @dataclass(frozen=True)
 class Disk:
     """A virtio disk, a file or the URL of a server; with ``snapshot`` what the guest writes is dropped.
+    A file that guests share has to be ``read_only``: QEMU locks it.
 
     ``cache`` is QEMU's: "unsafe" lets the host's page cache do the syncing, and what the guest has written
     survives QEMU; "writeback" passes each flush on.
@@ -62,6 +63,7 @@ class Disk:
     format: str = "qcow2"
     snapshot: bool = False
     cache: str = "unsafe"
+    read_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -304,7 +306,7 @@ class Guest:
     # --- QEMU ---
 
     def _launch(self) -> None:
-        """Each resource is given back in reverse order: first QEMU ends, then its threads, then its files."""
+        """Each resource is given back in reverse order: QEMU ends before its threads, then go its files."""
         self._make_memory()
         monitor, debugger = self._start_qemu()
         self._in_thread("console", self._read_console)
@@ -319,7 +321,6 @@ class Guest:
             self.resume()
         if stub:
             self._in_thread("ultravisor", lambda: self._serve_ultravisor(stub))
-        self._resources.callback(self._stop_qemu)
 
     def _migrate(self, command: str, uri: str) -> None:
         """Write or read the state of the devices; the RAM, which is a file, is left out."""
@@ -397,10 +398,10 @@ class Guest:
         """Without a pinned device number virtio-ccw disks come in random order."""
         options = []
         for number, disk in enumerate(self._disks, start=1):
-            snapshot = "on" if disk.snapshot else "off"
+            snapshot, read_only = ("on" if wanted else "off" for wanted in (disk.snapshot, disk.read_only))
             options += [
                 "-drive", f"if=none,id=disk{number},file={_quoted(disk.path)},format={disk.format},"
-                f"snapshot={snapshot},cache={disk.cache},discard=unmap",
+                f"snapshot={snapshot},readonly={read_only},cache={disk.cache},discard=unmap",
                 "-device", f"virtio-blk-ccw,drive=disk{number},serial={disk.serial},devno=fe.0.{number:04x}"
                 + (",bootindex=1" if number == 1 else ""),
             ]  # fmt: skip
@@ -448,6 +449,7 @@ class Guest:
         thread = threading.Thread(target=guarded, name=name, daemon=True)
         thread.start()
         self._resources.callback(thread.join)
+        self._resources.callback(self._stop_qemu)
         if name == "console":
             self._console_reader = thread
 

@@ -86,7 +86,11 @@ class Machine:
     ) -> Guest:
         """Beside the console's ``log`` comes what goes over the network."""
         return Guest(
-            disks=[disk, Disk(config_disk or self.config_disk, "ignition_crypted", format="raw"), *others],
+            disks=[
+                disk,
+                Disk(config_disk or self.config_disk, "ignition_crypted", format="raw", read_only=True),
+                *others,
+            ],
             host_keys=[self.hosts[name].key for name in ("universal", "customer-1")],
             network=replace(network, capture=log.with_suffix(".pcap")),
             console_log=log,

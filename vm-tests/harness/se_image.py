@@ -38,6 +38,7 @@ class Recipe:
     options: str = OPTIONS
     headroom: int = 64
     root_file_system: str | None = "xfs"  # None: zeros, under a valid hash tree
+    root_block_size: int = 4096  # bytes; of ext4
     root_content: tuple[str, ...] | None = None  # of the tree, instead of everything
     root_at_least: int = 0  # the root file system
     boot_slack: int | None = None  # room for encrypting in partition boot; None: as much as is needed
@@ -85,8 +86,10 @@ class Builder:
         # One at a time: losetup --find may give two processes the same device, and zipl needs the tree.
         with debian.locked("image"):
             hashes = {
-                "boot": self._make_volume("boot", "ext4", sizes["boot"]),
-                "root": self._make_volume("root", self.recipe.root_file_system, sizes["root"]),
+                "boot": self._make_volume("boot", "ext4", sizes["boot"], 4096),
+                "root": self._make_volume(
+                    "root", self.recipe.root_file_system, sizes["root"], self.recipe.root_block_size
+                ),
             }
             added: dict[str, Entry] = {
                 "/usr/lib/coreos/ignition.asc": File(private_key.read_bytes()),
@@ -143,14 +146,14 @@ class Builder:
         subprocess.run(["sfdisk", "--quiet", self.raw], input="\n".join(script), text=True, check=True)
         return regions
 
-    def _make_volume(self, name: str, type: str | None, size: int) -> str:
+    def _make_volume(self, name: str, type: str | None, size: int, block_size: int) -> str:
         """Fill one file system and make its hash tree; returns the root hash."""
         with self._loop(name) as device:
             if type == "xfs":
                 options = ["-q", "-s", "size=4096", "-d", f"size={size}", "-L", name]
             else:
-                options = ["-q", "-b", "4096", "-L", name]
-            blocks = [str(size // 4096)] if type == "ext4" else []
+                options = ["-q", "-b", str(block_size), "-L", name]
+            blocks = [str(size // block_size)] if type == "ext4" else []
             if type:
                 subprocess.run([f"mkfs.{type}", *options, device, *blocks], check=True)
                 self._fill(name, device)

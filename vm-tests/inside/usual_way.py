@@ -20,9 +20,10 @@ CIPHER = ["--cipher=aes-xts-plain64", "--integrity=hmac-sha256", "--sector-size=
 DERIVATION = ["--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000"]
 
 
-def run(*command):
+def run(*command, root="/"):
+    """As in chroot(1), which the initramfs does not have."""
     print("+", *command, flush=True)
-    subprocess.run(command, check=True)
+    subprocess.run(command, check=True, preexec_fn=lambda: os.chroot(root), cwd=root)
 
 
 def from_root(root, *command, mnt=None):
@@ -31,7 +32,7 @@ def from_root(root, *command, mnt=None):
     for source, name in places.items():
         run("mount", "--bind", source, root / name)
     try:
-        run("chroot", root, *command)
+        run(*command, root=root)
     finally:
         for name in places.values():
             run("umount", root / name)
