@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness import debian, firstboot, inside, ultravisor
+from harness import debian, firstboot, inside, raw_disk, ultravisor
 from harness.firstboot import Site
 from harness.guest import Disk, Network
 from harness.se_image import MIB, SECTOR, Recipe
@@ -100,8 +100,8 @@ def usual_way(where: Site, gib: int) -> Row:
     debian.say(f"the usual way for root, on a disk of {gib} GiB")
     target, root_hash = where.directory / "target.qcow2", where.directory / "hash"
     raw = where.directory / "image.raw"
-    subprocess.run(["qemu-img", "convert", "-O", "raw", where.image, raw], check=True)
-    size = (gib << 30) - firstboot.partition_start(raw, "root")
+    raw_disk.make(where.image, raw, gib << 30)
+    size = (gib << 30) - raw_disk.partition_start(raw, "root")
     raw.unlink()
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", target, str(size)], check=True)
     sdboot = firstboot.read_sdboot(where.image, where.directory)

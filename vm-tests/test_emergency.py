@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -12,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from harness import debian, firstboot, started
+from harness import debian, firstboot, raw_disk, started
 from harness.firstboot import Site
 from harness.guest import Direct, Disk, Guest, Saved
 from harness.se_image import OFFLINE, OPTIONS
@@ -127,8 +125,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     directory = tmp_path_factory.mktemp("emergency")
     with firstboot.make_site(directory, recipe, configure=firstboot.files_config) as (where, _):
         made = Machine(where)
-        subprocess.run(["qemu-img", "convert", "-O", "raw", where.image, made.disk], check=True)
-        os.truncate(made.disk, DISK_SIZE)
+        raw_disk.make(where.image, made.disk, DISK_SIZE)
         (directory / "note").write_bytes(bytes(512))
         yield made
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
-from harness import firstboot, site, started
+from harness import firstboot, raw_disk, site, started
 from harness.firstboot import Owner, Served, Site
 from harness.guest import SERVICES_ADDRESS, Disk, Guest, Network, Saved
 from harness.se_image import MIB, SMALL
@@ -89,22 +88,20 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     directory = tmp_path_factory.mktemp("errors")
     with firstboot.make_site(directory, RECIPE, configure=config) as (where, network):
         made = Machine(where, network)
-        subprocess.run(["qemu-img", "convert", "-O", "raw", where.image, made.disk], check=True)
-        with made.disk.open("r+b") as stream:
-            stream.truncate(1 << 30)
+        raw_disk.make(where.image, made.disk, 1 << 30)
         yield made
 
 
 def written_on_boot(disk: Path) -> tuple[str, int]:
     """In the middle of what the encrypted volume has as data."""
     layout = Layout.planned(sector_size=4096, journal_bytes=volume.JOURNAL_SIZE, data_offset=DATA_OFFSET)
-    address = firstboot.partition_start(disk, "boot") + layout.data_address(32 * MIB)
+    address = raw_disk.partition_start(disk, "boot") + layout.data_address(32 * MIB)
     return "write", address // SECTOR
 
 
 def read_on_root(disk: Path) -> tuple[str, int]:
     """In the middle of the source."""
-    return "read", (firstboot.partition_start(disk, "root") + 40 * MIB) // SECTOR
+    return "read", (raw_disk.partition_start(disk, "root") + 40 * MIB) // SECTOR
 
 
 @contextmanager
@@ -120,13 +117,10 @@ def with_se_full(disk: Path) -> Iterator[None]:
         _debugfs(disk, "rm filler")
 
 
-def _debugfs(disk: Path, request: str) -> str:
+def _debugfs(disk: Path, command: str) -> str:
     """What was cut off from ``se`` without unmounting is taken over from the journal first."""
-    place = f"{disk}?offset={firstboot.partition_start(disk, 'se')}"
-    subprocess.run(["e2fsck", "-y", "-E", "journal_only", place], check=False, capture_output=True)
-    return subprocess.run(
-        ["debugfs", "-w", "-R", request, place], check=True, capture_output=True, text=True
-    ).stdout
+    raw_disk.replay_journal(disk, "se")
+    return raw_disk.debugfs(disk, "se", command, write=True)
 
 
 @dataclass(frozen=True)

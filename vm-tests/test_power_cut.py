@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from random import Random
 from typing import Literal
 
 import pytest
-from harness import firstboot, powercut
+from harness import firstboot, powercut, raw_disk
 from harness.guest import Network
 from harness.powercut import Loss
 from harness.recorded import PARTS, ROOT, FirstBoot
@@ -192,10 +191,5 @@ def cut_again(again: Again, first_boot: FirstBoot, network: Network, disk: Path,
 
 
 def left_on_se(disk: Path) -> set[str]:
-    listing = subprocess.run(
-        ["debugfs", "-R", "ls -p /", f"{disk}?offset={firstboot.partition_start(disk, 'se')}"],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-    return {line.split("/")[5] for line in listing.splitlines() if line} - {".", ".."}
+    answer = raw_disk.debugfs(disk, "se", "ls -p /").splitlines()
+    return {line.split("/")[5] for line in answer if line.startswith("/")} - {".", ".."}

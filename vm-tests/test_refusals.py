@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from harness import firstboot
+from harness import firstboot, raw_disk
 from harness.firstboot import Site
 from harness.guest import Network
 from harness.se_image import OPTIONS, SMALL, Recipe
@@ -50,7 +50,7 @@ def without_partition_root(disk: Path) -> None:
 
 def with_a_flipped_bit_in_root(disk: Path) -> None:
     """In the first block of root, which the hash tree covers."""
-    start = firstboot.partition_start(disk, "root")
+    start = raw_disk.partition_start(disk, "root")
     with disk.open("r+b") as stream:
         stream.seek(start + 100)
         byte = stream.read(1)[0]

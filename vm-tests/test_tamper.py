@@ -18,11 +18,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import debian, firstboot, once, se_image, secrets_scan, tamper, ultravisor
+from harness import debian, once, raw_disk, se_image, secrets_scan, tamper, ultravisor
 from harness.guest import Disk, Network
+from harness.raw_disk import BLOCK
 from harness.recorded import FirstBoot
 from harness.secrets_scan import Scanner
-from harness.tamper import BLOCK, SECTOR, End, Ending, Host, Moment, Target
+from harness.tamper import SECTOR, End, Ending, Host, Moment, Target
 from harness.ultravisor import Reason
 
 from secex_firstboot.hostkeys import document
@@ -102,15 +103,15 @@ def delete_record(host: Host) -> None:
 def put_back_record(host: Host) -> None:
     """That of an earlier moment of the same first boot."""
     old = host.directory / "record"
-    tamper.debugfs(host.target.disks[BOOT_HALF], "se", f"dump /firstboot-record {old}")
+    raw_disk.debugfs(host.target.disks[BOOT_HALF], "se", f"dump /firstboot-record {old}")
     host.on_se("rm /firstboot-record", f"write {old} firstboot-record")
 
 
 def flip_boot_map(host: Host) -> None:
     """In the number of the first block of sdboot, which is where its block pointers have it."""
-    image = tamper.blocks(host.disk, "se", f"/{boot_record.IMAGE}")[0] * BLOCK + host.partition("se")
+    image = raw_disk.blocks(host.disk, "se", f"/{boot_record.IMAGE}")[0] * BLOCK + host.partition("se")
     number = struct.pack(">Q", image // SECTOR)
-    for block in tamper.blocks(host.disk, "se", f"/{boot_record.BOOT_MAP}"):
+    for block in raw_disk.blocks(host.disk, "se", f"/{boot_record.BOOT_MAP}"):
         at = host.partition("se") + block * BLOCK
         if (found := host.read(at, BLOCK).find(number)) >= 0:
             host.flip(at + found + 6)
@@ -174,7 +175,7 @@ def attach_namesakes(host: Host) -> None:
         Path(tree, "etc").mkdir()
         Path(tree, "etc/user-file").write_text("from the host")
         for _, name in NAMESAKES[1:]:
-            start = firstboot.partition_start(disk, name)
+            start = raw_disk.partition_start(disk, name)
             options = ["-q", "-F", "-L", name, "-d", tree, "-E", f"offset={start}"]
             subprocess.run(["mkfs.ext4", *options, disk, "16m"], check=True, capture_output=True)
     host.others.append(Disk(disk, "second", format="raw"))
@@ -228,7 +229,7 @@ def rebuild_sdboot(host: Host, files: dict[str, bytes], name: str = "customer-1"
             ),
         )
     content = sdboot.read_bytes()
-    blocks = tamper.blocks(host.disk, "se", f"/{boot_record.IMAGE}")
+    blocks = raw_disk.blocks(host.disk, "se", f"/{boot_record.IMAGE}")
     assert len(content) <= len(blocks) * BLOCK
     se = host.partition("se")
     for number, block in enumerate(blocks):

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harness import debian, pki, se_image, site, ultravisor
+from harness import debian, pki, raw_disk, se_image, site, ultravisor
 from harness.guest import SERVICES_ADDRESS, Disk, Guest, Network
 from harness.pki import Chain
 from harness.se_image import Builder, Recipe
@@ -249,25 +249,12 @@ def partitions(lsblk: dict[str, Any]) -> list[str]:
     ]
 
 
-def partition_start(raw: Path, name: str) -> int:
-    """Where the partition with this GPT name begins in a raw image, in bytes."""
-    done = subprocess.run(["sfdisk", "--json", raw], check=True, capture_output=True, text=True)
-    table = json.loads(done.stdout)["partitiontable"]
-    start = next(part["start"] for part in table["partitions"] if part.get("name") == name)
-    return int(start) * int(table["sectorsize"])
-
-
 def read_sdboot(disk: Path, work: Path) -> bytes:
     """The ``sdboot`` file of a powered-off disk."""
     raw = work / "disk.raw"
     subprocess.run(["qemu-img", "convert", "-O", "raw", disk, raw], check=True)
-    start = partition_start(raw, "se")
     output = work / "sdboot"
-    subprocess.run(
-        ["debugfs", "-R", f"dump /sdboot {output}", f"{raw}?offset={start}"],
-        check=True,
-        capture_output=True,
-    )
+    raw_disk.debugfs(raw, "se", f"dump /sdboot {output}")
     raw.unlink()
     return output.read_bytes()
 

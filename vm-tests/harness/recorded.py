@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from harness import firstboot, once, powercut, site, started
+from harness import firstboot, once, powercut, raw_disk, site, started
 from harness.firstboot import Owner, Served
 from harness.guest import SERVICES_ADDRESS, Disk, Guest, Network, Saved
 from harness.powercut import Event, Loss, Recording
@@ -150,8 +148,7 @@ def _record(directory: Path) -> FirstBoot:
     disk, committed = directory / "disk.raw", directory / "committed.raw"
     with firstboot.make_site(directory, SMALL, configure=configure) as (made, network):
         where = Machine(directory, made.hosts, made.config_disk)
-        subprocess.run(["qemu-img", "convert", "-O", "raw", made.image, disk], check=True)
-        os.truncate(disk, _DISK_SIZE)
+        raw_disk.make(made.image, disk, _DISK_SIZE)
         with powercut.recorded(disk) as (served, recording):
             starting = where.start(served, directory / "image.log", network)
             image = started.keep(disk, starting, directory / "image")

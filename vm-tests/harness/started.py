@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import firstboot
+from harness import firstboot, raw_disk
 from harness.guest import Guest, Saved
+from harness.raw_disk import BLOCK
 from secex_firstboot.sdboot import boot_record
 
 BEFORE_UDEV = "Starting .*dracut-pre-udev"  # the guest has no driver for its disks until then
 _BOOT_RECORD = 440  # bytes; the rest of this sector is a partition table, which grows with root
-_BLOCK = 4096  # bytes, of the file system se
 
 Span = tuple[int, int]
 
@@ -70,17 +69,10 @@ def find_or_keep(
 
 def _read_by_firmware(disk: Path) -> tuple[Span, ...]:
     """Boot record, boot map and sdboot, in bytes."""
-    start = firstboot.partition_start(disk, "se")
-    shown = subprocess.run(
-        ["debugfs", "-f", "-", f"{disk}?offset={start}"],
-        input="".join(f"blocks /{name}\n" for name in (boot_record.BOOT_MAP, boot_record.IMAGE)),
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-    lines = [line for line in shown.splitlines() if not line.startswith("debugfs")]
-    blocks = [int(word) for line in lines for word in line.split()]
-    return (0, _BOOT_RECORD), *((start + block * _BLOCK, _BLOCK) for block in blocks if block)
+    start = raw_disk.partition_start(disk, "se")
+    files = (boot_record.BOOT_MAP, boot_record.IMAGE)
+    blocks = [block for name in files for block in raw_disk.blocks(disk, "se", f"/{name}")]
+    return (0, _BOOT_RECORD), *((start + block * BLOCK, BLOCK) for block in blocks if block)
 
 
 def _digest(disk: Path, spans: Iterable[Span]) -> str:

@@ -18,9 +18,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness import debian, firstboot, se_image, started, ultravisor
+from harness import debian, firstboot, raw_disk, se_image, started, ultravisor
 from harness.guest import Disk, Guest, GuestError, Network, Saved
 from harness.powercut import Loss
+from harness.raw_disk import BLOCK
 from harness.recorded import PARTS, ROOT, FirstBoot, Manifest
 from harness.se_image import SMALL
 from harness.started import Started
@@ -31,7 +32,6 @@ from secex_firstboot.storage import volume
 from secex_firstboot.storage.cryptsetup import DATA_OFFSET
 from secex_firstboot.storage.integrity import Layout
 
-BLOCK = 4096  # bytes; of the file systems, the hash trees and dm-integrity
 SECTOR = 512
 HAS_THE_TIME = "./etc/.ignition-result.json"
 BOUND = 900.0  # seconds; for a guest that hangs, measures nothing
@@ -84,7 +84,7 @@ class Target:
     def sdboot(self, moment: Moment) -> bytes:
         with tempfile.TemporaryDirectory() as work:
             output = Path(work, "sdboot")
-            debugfs(self.disks[moment], "se", f"dump /{boot_record.IMAGE} {output}")
+            raw_disk.debugfs(self.disks[moment], "se", f"dump /{boot_record.IMAGE} {output}")
             return output.read_bytes()
 
     def overlay(self, moment: Moment) -> dict[str, bytes]:
@@ -125,10 +125,7 @@ def _disks(directory: Path, first_boot: FirstBoot) -> dict[Moment, Path]:
             begin, end = first_boot.spans[cut[0]]
             at = begin + round(cut[1] * (end - begin))
         recording.cut(events[:at], disk, loss=Loss.NOTHING, seed=0)
-        start = firstboot.partition_start(disk, "se")
-        # So that the kernel does not undo, from the journal, what the host changes in files.
-        replay = ["e2fsck", "-y", "-E", "journal_only", f"{disk}?offset={start}"]
-        subprocess.run(replay, check=False, capture_output=True)
+        raw_disk.replay_journal(disk, "se")
     return disks
 
 
@@ -257,15 +254,15 @@ class Host:
     # --- partitions, files on se ---
 
     def partition(self, name: str) -> int:
-        return firstboot.partition_start(self.disk, name)
+        return raw_disk.partition_start(self.disk, name)
 
     def se_file(self, name: str, offset: int) -> int:
         """Where byte ``offset`` of a file on ``se`` lies on the disk."""
-        return block_of(self.disk, "se", f"/{name}", offset)
+        return raw_disk.address(self.disk, "se", f"/{name}", offset)
 
     def on_se(self, *commands: str) -> None:
         """Change the file system ``se``, with debugfs(8)."""
-        debugfs(self.disk, "se", *commands, write=True)
+        raw_disk.debugfs(self.disk, "se", *commands, write=True)
 
     def put_back_se(self, moment: Moment, *, table: bool = False) -> None:
         """Partition ``se`` and the boot record as they were; with ``table`` also the partition table."""
@@ -316,7 +313,7 @@ class Host:
         part = getattr(self.target.plan, name)
         image = self.target.disks[Moment.IMAGE]
         for path in _large_files(self.target.first_boot.provisioned, name):
-            for block in blocks(image, name, path):
+            for block in raw_disk.blocks(image, name, path):
                 if low <= block * BLOCK < (high or part.source_size):
                     return block * BLOCK + 100
         raise AssertionError("no file lies there")
@@ -335,28 +332,6 @@ def _large_files(manifest: dict[str, dict[str, Any]], name: str) -> list[str]:
 def layout_of(plan: Plan, name: str) -> Layout:
     sector_size = (plan.boot if name == "boot" else plan.root).sector_size
     return Layout.planned(sector_size=sector_size, journal_bytes=volume.JOURNAL_SIZE, data_offset=DATA_OFFSET)
-
-
-def debugfs(disk: Path, partition: str, *commands: str, write: bool = False) -> str:
-    start = firstboot.partition_start(disk, partition)
-    return subprocess.run(
-        ["debugfs", *(["-w"] if write else []), "-f", "-", f"{disk}?offset={start}"],
-        input="\n".join(commands),
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-
-
-def blocks(disk: Path, partition: str, path: str) -> list[int]:
-    """The blocks of a file in an ext4 file system of 4096-byte blocks, in order."""
-    shown = debugfs(disk, partition, f'blocks "{path}"').splitlines()
-    return [int(word) for line in shown if not line.startswith("debugfs") for word in line.split()]
-
-
-def block_of(disk: Path, partition: str, path: str, offset: int) -> int:
-    block = blocks(disk, partition, path)[offset // BLOCK]
-    return firstboot.partition_start(disk, partition) + block * BLOCK + offset % BLOCK
 
 
 def sdboot_parts(content: bytes, key: ultravisor.HostKey) -> dict[str, int]:

@@ -1,0 +1,57 @@
+"""Raw disk images, looked at and changed from outside: partitions by name, ext4 file systems in them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+BLOCK = 4096  # bytes, of every ext4 file system that is looked at
+
+
+def make(image: Path, disk: Path, size: int) -> None:
+    """A raw copy of an image, made larger; ``size`` in bytes."""
+    subprocess.run(["qemu-img", "convert", "-O", "raw", image, disk], check=True)
+    os.truncate(disk, size)
+
+
+def partition_start(disk: Path, name: str) -> int:
+    """Where the partition with this GPT name begins, in bytes."""
+    done = subprocess.run(["sfdisk", "--json", disk], check=True, capture_output=True, text=True)
+    table = json.loads(done.stdout)["partitiontable"]
+    start = next(part["start"] for part in table["partitions"] if part.get("name") == name)
+    return int(start) * int(table["sectorsize"])
+
+
+def debugfs(disk: Path, partition: str, *commands: str, write: bool = False) -> str:
+    """What debugfs(8) answers, each command after its prompt."""
+    return subprocess.run(
+        ["debugfs", *(["-w"] if write else []), "-f", "-", _place(disk, partition)],
+        input="\n".join(commands),
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+
+
+def replay_journal(disk: Path, partition: str) -> None:
+    """So that the kernel does not undo, from the journal, what is then changed from outside."""
+    command = ["e2fsck", "-y", "-E", "journal_only", _place(disk, partition)]
+    subprocess.run(command, check=False, capture_output=True)
+
+
+def blocks(disk: Path, partition: str, path: str) -> list[int]:
+    """The blocks of a file, in order; 0 is a hole."""
+    answer = debugfs(disk, partition, f'blocks "{path}"').splitlines()
+    return [int(word) for line in answer if not line.startswith("debugfs") for word in line.split()]
+
+
+def address(disk: Path, partition: str, path: str, offset: int) -> int:
+    """Where byte ``offset`` of a file lies on the disk."""
+    block = blocks(disk, partition, path)[offset // BLOCK]
+    return partition_start(disk, partition) + block * BLOCK + offset % BLOCK
+
+
+def _place(disk: Path, partition: str) -> str:
+    return f"{disk}?offset={partition_start(disk, partition)}"
