@@ -29,18 +29,21 @@ _STEP = r"\] {}: done in ([\d.]+) s"
 
 @dataclass(frozen=True)
 class Row:
-    """``seconds`` from power-on, of these ``root_seconds`` for the volume root; bytes written to the disk."""
+    """``seconds`` from power-on to the end of first boot, ``root_seconds`` of these for volume root; bytes
+    written to the disk, and bytes of its file on the host.
+    """
 
     what: str
-    seconds: float
+    seconds: float  # 0 where only root was provisioned
     root_seconds: float
     written: int
     file_size: int
     peak_memory: int  # MiB
 
     def __str__(self) -> str:
+        seconds = f"{self.seconds:.0f}" if self.seconds else ""
         return (
-            f"{self.what:<26}{self.seconds:>9.0f}{self.root_seconds:>9.0f}{self.written / MIB:>13.0f}"
+            f"{self.what:<26}{seconds:>9}{self.root_seconds:>9.0f}{self.written / MIB:>13.0f}"
             f"{self.file_size / MIB:>13.0f}{self.peak_memory:>13}"
         )
 
@@ -121,7 +124,7 @@ def usual_way(where: Site, gib: int) -> Row:
     return said(
         Row(
             f"{gib} GiB, the usual way",
-            float("nan"),
+            0,
             seconds,
             result["written"][0],
             real_size(target),

@@ -10,10 +10,10 @@ import struct
 
 API_VERSION = 2
 HEADER = struct.Struct(">cQQ")
-_files = {}
+_files: dict[str, int] = {}
 
 
-def config(key, value):
+def config(key: str, value: str) -> None:
     if key == "file":
         _files[key] = os.open(value, os.O_RDWR)
     elif key == "log":
@@ -22,23 +22,23 @@ def config(key, value):
         raise RuntimeError(f"unknown parameter {key}")
 
 
-def open(readonly):
+def open(readonly: bool) -> object:
     return builtins.object()
 
 
-def get_size(handle):
+def get_size(handle: object) -> int:
     return os.fstat(_files["file"]).st_size
 
 
-def pread(handle, buffer, position, flags):
+def pread(handle: object, buffer: bytearray, position: int, flags: int) -> None:
     buffer[:] = os.pread(_files["file"], len(buffer), position)
 
 
-def pwrite(handle, buffer, position, flags):
+def pwrite(handle: object, buffer: bytearray, position: int, flags: int) -> None:
     content = bytes(buffer)
     os.write(_files["log"], HEADER.pack(b"W", position, len(content)) + content)
     os.pwrite(_files["file"], content, position)
 
 
-def flush(handle, flags):
+def flush(handle: object, flags: int) -> None:
     os.write(_files["log"], HEADER.pack(b"F", 0, 0))
