@@ -14,7 +14,10 @@ def open_private(path: Path) -> BinaryIO:
 
 
 def write_private(path: Path, content: bytes | bytearray) -> None:
-    """Write ``content`` to ``path``, mode 0600; a new directory above has 0700. Never half written."""
+    """Write ``content`` to ``path``, mode 0600; a new directory above has 0700.
+
+    Never half written; on stable storage, name and all, when this returns.
+    """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     new = path.with_name(f"{path.name}.new")
     with open_private(new) as stream:
@@ -22,6 +25,7 @@ def write_private(path: Path, content: bytes | bytearray) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     new.replace(path)
+    sync(path.parent)
 
 
 def sync(path: Path) -> None:

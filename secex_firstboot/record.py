@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel, Field, ValidationError
 
 from secex_firstboot.errors import FirstbootError
-from secex_firstboot.files import sync, write_private
+from secex_firstboot.files import write_private
 
 _NAME = "firstboot-record"
 _LIMIT = 4096  # bytes
@@ -35,6 +35,13 @@ class VolumeRecord(BaseModel):
     progress: Progress = Progress.UNTOUCHED
     copied_from: int | None = Field(default=None, ge=0)
     """Every source byte at or above this offset is in the target, on stable storage."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the target holds all of the source, so that it can have been mounted since."""
+        if self.progress is Progress.PLACED:
+            return self.copied_from == 0
+        return self.progress in (Progress.COPIED, Progress.ZEROED, Progress.FINISHED)
 
 
 class Record(BaseModel):
@@ -70,7 +77,6 @@ def save(se: Path, key: bytes, record: Record) -> None:
     """Replace the record; when this returns, a crash finds the new one."""
     body = record.model_dump_json().encode()
     write_private(se / _NAME, _tag(key, body) + body)
-    sync(se)
 
 
 def remove(se: Path) -> None:

@@ -148,3 +148,23 @@ def test_after_a_cut_at_any_moment_one_of_the_two_boots_and_the_next_try_ends_we
     assert outcomes[-1] == b"new"
     assert outcomes == sorted(outcomes, reverse=True)  # once switched, never back
     assert boots(se, disk) == b"new"
+
+
+def test_a_partition_table_that_has_grown_does_not_hide_which_image_boots(se, disk, tmp_path, monkeypatch):
+    def cut(*_: object) -> None:
+        raise PowerCut
+
+    with monkeypatch.context() as patched, pytest.raises(PowerCut):
+        patched.setattr(boot_record, "_write_record", cut)
+        switch(se, disk, tmp_path)
+    with disk.device.open("r+b") as stream:
+        stream.seek(446)
+        stream.write(b"the size of a larger disk")
+    boot_record.settle(se, disk)
+    assert boots(se, disk) == b"old" == (se / "sdboot").read_bytes()
+
+
+def test_what_a_killed_zipl_leaves_is_removed(se, disk):
+    (se / "bootmap_temp.AbCdEf").write_bytes(b"half")
+    boot_record.settle(se, disk)
+    assert sorted(path.name for path in se.iterdir()) == ["bootmap", "sdboot"]

@@ -141,6 +141,23 @@ def test_ext4_grows_and_keeps_its_files(tmp_path):
     assert subprocess.run(argv, capture_output=True, check=True).stdout == b"content"
 
 
+@needs_ext4
+def test_an_ext4_whose_growth_was_cut_short_grows(tmp_path):
+    """The power fails when resize2fs has written all but the superblock, with one more descriptor block."""
+    device = made(tmp_path / "fs", 64, "mkfs.ext4", "-q", "-b", "1024")
+    superblock = device.read_bytes()[1024:2048]
+    os.truncate(device, 300 * MIB)
+    filesystem.grow(device, identify(device, "root"), 300 * MIB, tmp_path / "scratch")
+    with device.open("r+b") as stream:
+        stream.seek(1024)
+        stream.write(superblock)
+    preen = subprocess.run(["e2fsck", "-fp", device], check=False, capture_output=True)
+    assert preen.returncode == 4  # so this is the case that it does not mend by itself
+    filesystem.grow(device, identify(device, "root"), 300 * MIB, tmp_path / "scratch")
+    assert identify(device, "root").size == 300 * MIB
+    subprocess.run(["e2fsck", "-fn", device], check=True, capture_output=True)
+
+
 @needs_root
 @needs_xfs
 @pytest.mark.parametrize("sector", [512, 4096])

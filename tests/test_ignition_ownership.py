@@ -31,6 +31,10 @@ def check(**storage: Any) -> None:
     ownership.check(parse(text.encode()), set(SYSTEM.values()), NUMBERS.get)
 
 
+def luks(name: str, **more: object) -> dict[str, object]:
+    return {"name": name, "device": "/dev/vdb", "wipeVolume": True} | more
+
+
 def refused(**storage: Any) -> str:
     with pytest.raises(Refusal) as refusal:
         check(**storage)
@@ -66,7 +70,7 @@ def test_other_disks_are_the_configs() -> None:
     check(
         disks=[{"device": "/dev/disk/by-id/virtio-data", "partitions": [{"number": 1, "label": "data"}]}],
         raid=[{"name": "md", "level": "raid1", "devices": ["/dev/vdb", "/dev/vdc"]}],
-        luks=[{"name": "data", "label": "data", "device": "/dev/disk/by-partlabel/data"}],
+        luks=[luks("data", label="data", device="/dev/disk/by-partlabel/data")],
         filesystems=[
             {"device": "/dev/mapper/data", "format": "xfs", "path": "/var", "label": "var"},
             {"device": "/dev/disk/by-id/dm-name-data", "format": "swap"},
@@ -87,17 +91,39 @@ def test_the_labels_of_our_partitions_are_refused_on_other_disks(label: str) -> 
 def test_the_labels_of_our_file_systems_and_volumes_are_refused(label: str) -> None:
     filesystem = {"device": "/dev/vdb", "format": "xfs", "label": label}
     assert refused(filesystems=[filesystem]) == "storage.filesystems[0].label"
-    assert refused(luks=[{"name": "data", "device": "/dev/vdb", "label": label}]) == "storage.luks[0].label"
+    assert refused(luks=[luks("data", label=label)]) == "storage.luks[0].label"
 
 
 @pytest.mark.parametrize("name", ["boot", "root", "boot_dif", "root_dif", "root_verity", "root.header"])
 def test_the_names_of_our_volumes_are_refused(name: str) -> None:
-    assert refused(luks=[{"name": name, "device": "/dev/vdb"}]) == "storage.luks[0].name"
+    assert refused(luks=[luks(name)]) == "storage.luks[0].name"
 
 
 @pytest.mark.parametrize("name", ["data", "rootless", "bootstrap", "data_root"])
 def test_other_names_of_volumes_are_accepted(name: str) -> None:
-    check(luks=[{"name": name, "device": "/dev/vdb"}])
+    check(luks=[luks(name)])
+
+
+# As Ignition leaves them in a merged config: structures that say nothing are there, too.
+EMPTY = {"keyFile": {"verification": {}}, "clevis": {"custom": {}, "tang": []}}
+KEY_FILE = {"keyFile": {"source": "data:,secret"}}
+
+
+@pytest.mark.parametrize(
+    "made_again", [{"wipeVolume": True} | EMPTY, EMPTY | KEY_FILE, {"wipeVolume": False} | KEY_FILE]
+)
+def test_a_volume_that_a_second_try_can_make_again_is_accepted(made_again: dict[str, object]) -> None:
+    check(luks=[{"name": "data", "device": "/dev/vdb"} | made_again])
+
+
+@pytest.mark.parametrize(
+    "made_once",
+    [{}, EMPTY, {"wipeVolume": False}, KEY_FILE | {"clevis": {"tang": [{"url": "http://x"}]}}],
+)
+def test_a_volume_that_a_second_try_could_not_make_is_refused(made_once: dict[str, object]) -> None:
+    assert refused(luks=[luks("a"), {"name": "data", "device": "/dev/vdb"} | made_once]) == (
+        "storage.luks[1].wipeVolume"
+    )
 
 
 OURS = [
@@ -113,9 +139,12 @@ OURS = [
     "/usr/lib/secex-firstboot/x",
     "/lib/secex-firstboot/x",
     "/var/lib/secex-firstboot/report.json",
+    "/boot",
+    "/boot/extra",
+    "/etc/../boot",
     "/boot/loader/entries/mine.conf",
 ]
-ABOVE_OURS = ["/", "/etc", "/boot", "/boot/loader", "/usr", "/usr/lib", "/etc/../boot"]
+ABOVE_OURS = ["/", "/etc", "/usr", "/usr/lib", "/usr/../etc"]
 
 
 @pytest.mark.parametrize("path", OURS)
@@ -142,7 +171,7 @@ def test_var_may_be_a_volume_but_not_a_link() -> None:
 
 
 def test_the_mode_of_a_directory_above_ours_is_the_configs() -> None:
-    check(directories=[{"path": "/etc", "mode": 493}, {"path": "/boot", "mode": 448}])
+    check(directories=[{"path": "/etc", "mode": 493}])
 
 
 @pytest.mark.parametrize(
@@ -153,7 +182,7 @@ def test_the_mode_of_a_directory_above_ours_is_the_configs() -> None:
         "/etc/crypttab.d/x",
         "/etc/secex-firstboot.conf",
         "/etc/se-hostkeys/ibm-z-hostkey-a",
-        "/boot/extra",
+        "/boots",
         "/var/lib/luks",
         "/srv/etc/luks/x",
         "/etc/luks/../hosts",

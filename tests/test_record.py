@@ -36,6 +36,22 @@ def test_without_a_record_nothing_has_happened(tmp_path):
     assert fresh.root.copied_from is None
 
 
+@pytest.mark.parametrize(
+    ("progress", "copied_from", "complete"),
+    [
+        (Progress.UNTOUCHED, None, False),
+        (Progress.SAVED, None, False),
+        (Progress.PLACED, 4096, False),
+        (Progress.PLACED, 0, True),
+        (Progress.COPIED, None, True),
+        (Progress.ZEROED, None, True),
+        (Progress.FINISHED, None, True),
+    ],
+)
+def test_a_target_with_all_of_the_source_may_be_in_use(progress, copied_from, complete):
+    assert VolumeRecord(progress=progress, copied_from=copied_from).is_complete is complete
+
+
 def test_each_volume_has_its_own_progress():
     assert HALF_WAY.of("boot").progress is Progress.FINISHED
     assert HALF_WAY.of("root").progress is Progress.PLACED

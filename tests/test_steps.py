@@ -38,7 +38,7 @@ NO_LOCAL_LOGIN = Path(__file__).parents[1] / "dracut/no-local-login.ign"
 VECTORS = Path(__file__).parent / "vectors" / "se-image"
 HASHES = {"boot": "b0" * 32, "root": "0f" * 32}
 ARGUMENTS = f"bootfs.roothash={HASHES['boot']} rootfs.roothash={HASHES['root']}"
-FIRST_BOOT = f"console=ttysclp0 ignition.firstboot {ARGUMENTS}"
+FIRST_BOOT = f"root=/dev/mapper/root init_on_free=1 systemd.gpt_auto=0 ignition.firstboot {ARGUMENTS}"
 SOURCES = {"boot": 32 * MIB, "root": 64 * MIB}
 CONFIG = '{"ignition": {"version": "3.3.0"}, "storage": {"files": [%s]}}'
 HOST_KEY = '{"path": "/etc/se-hostkeys/ibm-z-hostkey-%s", "contents": {"source": "data:,"}}'
@@ -239,6 +239,20 @@ def test_swap_is_refused_as_long_as_secrets_are_in_memory(machine):
         observe(machine, Platform())
     machine.provision()
     assert observe(machine, Platform(), command_line="").done
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (FIRST_BOOT.replace("/dev/mapper/root", "LABEL=root"), "is not /dev/mapper/root"),
+        (f"root=LABEL=root {FIRST_BOOT}", "is not /dev/mapper/root"),
+        (FIRST_BOOT.replace("init_on_free=1", "init_on_free=0"), "no init_on_free=1"),
+        (FIRST_BOOT.replace("systemd.gpt_auto=0", ""), "no systemd.gpt_auto=0"),
+    ],
+)
+def test_an_image_that_would_let_the_host_in_is_refused(machine, wrong, says):
+    with pytest.raises(Refusal, match=says):
+        observe(machine, Platform(), wrong)
 
 
 def test_no_disk_is_refused_as_what_may_still_appear(machine):
@@ -629,7 +643,7 @@ def test_encrypting_goes_on_with_the_part_after_the_recorded_one(devices, monkey
         lambda files, device, name: done.append(f"open {device.name} as {name}"),
     )
     run.run()
-    assert done == [*left, "open vda4 as root", *(["settle files"] if not left else [])]
+    assert done == [*left, "open vda4 as root", *(["settle files"] if len(left) <= 2 else [])]
 
 
 def test_a_root_on_which_first_boot_ended_is_not_set_up_again(tmp_path):

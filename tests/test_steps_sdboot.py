@@ -14,7 +14,7 @@ from secex_firstboot.sdboot import create
 from secex_firstboot.sdboot.boot_entry import BootEntry
 from secex_firstboot.sdboot.initramfs import File
 from secex_firstboot.step import Context
-from secex_firstboot.steps.sdboot import build_sdboot
+from secex_firstboot.steps.sdboot import build_sdboot, first_boot_command_line, system_command_line
 
 VECTORS = Path(__file__).parent / "vectors" / "se-image"
 
@@ -38,3 +38,17 @@ def test_a_host_with_two_documents_gets_one_key_slot(tmp_path: Path, monkeypatch
     image = (tmp_path / "sdboot.new").read_bytes()
     slots = image.index(b"IBMSecEx") + 32
     assert int.from_bytes(image[slots : slots + 8], "big") == 2
+
+
+@pytest.mark.parametrize("options", ["root=LABEL=root systemd.gpt_auto=1 quiet ignition.firstboot", "quiet"])
+def test_both_command_lines_name_our_root_and_leave_the_hosts_partitions_alone(
+    options: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merged = tmp_path / "config.json"
+    merged.write_text('{"ignition": {"version": "3.3.0"}, "kernelArguments": {"shouldNotExist": ["quiet"]}}')
+    monkeypatch.setattr(paths, "IGNITION_MERGED_CONFIG", merged)
+    ours = ["root=/dev/mapper/root", "systemd.gpt_auto=0"]
+    assert first_boot_command_line(options).split() == [
+        "quiet", *ours, "ignition.firstboot", "gpt",
+    ]  # fmt: skip
+    assert system_command_line(options).split() == ours

@@ -153,6 +153,7 @@ def test_a_start_after_the_cut_ends_fully_provisioned(
     differences = firstboot.differences(first_boot.provisioned, found, only=PARTS if goes_on else ROOT)
     assert differences["unexplained"] == []
     assert set(differences["Ignition"]) <= {"./etc/.ignition-result.json"}  # which has the time
+    assert found["./etc/crypttab"]["size"] == first_boot.provisioned["./etc/crypttab"]["size"]
     assert left_on_se(disk) >= {"sdboot", "bootmap"}
     if goes_on:
         assert left_on_se(disk) == {"sdboot", "bootmap", "lost+found"}

@@ -132,6 +132,21 @@ class Luks(_Model):
     name: str
     device: _Path | None = None
     label: str | None = None
+    key_file: Resource = Resource()
+    clevis: dict[str, Any] = {}
+    wipe_volume: bool = False
+
+    @property
+    def can_be_made_twice(self) -> bool:
+        """Ignition (internal/exec/stages/disks/luks.go) takes a volume again only if it has its key."""
+        return self.wipe_volume or (self.key_file.source is not None and not _says_something(self.clevis))
+
+
+def _says_something(value: Any) -> bool:
+    """Whether there is more in it than the empty structures that Ignition leaves in a merged config."""
+    if isinstance(value, dict):
+        return any(map(_says_something, value.values()))
+    return bool(value)
 
 
 class Filesystem(_Model):

@@ -27,7 +27,7 @@ _TREES = tuple(
         "/etc/secex-firstboot",
         "/usr/lib/secex-firstboot",
         "/var/lib/secex-firstboot",
-        "/boot/loader/entries",
+        "/boot",  # a volume of its own, on which a files stage that was cut short cannot be undone
     )
 )
 # /var may be a volume of its own: what is in it of ours is no more than notes.
@@ -41,6 +41,10 @@ _LINKS_FOLLOWED = 40  # as many as Linux follows in one path, path_resolution(7)
 _ON_THE_SYSTEM_DISK = "is on the system disk, which first boot encrypts", "use another disk"
 _TAKEN = "is a name that first boot needs for its own volumes", "use another name"
 _ITS_OWN = "belongs to first boot", "remove it from the config"
+_ONLY_ONCE = (
+    "is not true, so that a first boot whose power fails could not make the volume again",
+    "set it to true, or give a keyFile",
+)
 _REPLACED = "replaces or hides what belongs to first boot", "use another path"
 _WRITES_CRYPTTAB = (
     "is /etc/crypttab, where first boot puts its volumes",
@@ -71,6 +75,9 @@ def check(
     for place, name, taken in _names(config):
         if name in taken:
             raise _refusal(place, _TAKEN)
+    for index, luks in enumerate(config.storage.luks):
+        if not luks.can_be_made_twice:
+            raise _refusal(f"storage.luks[{index}].wipeVolume", _ONLY_ONCE)
     _check_paths(config)
 
 

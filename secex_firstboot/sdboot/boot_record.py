@@ -25,12 +25,13 @@ BOOT_MAP = "bootmap"
 _PREVIOUS = "previous"
 _RECORD = "record"
 _START_SIZE = 1 << 20  # bytes of the disk that zipl sees
+_PROGRAM = 440  # bytes of the first block; behind them lies a partition table, which grows with the disk
 
 
 def settle(se: Path, disk: Disk) -> None:
     """Finish or take back a switch that was cut short, and remove an image that never became bootable."""
     previous = se / _PREVIOUS
-    if previous.exists() and _read(previous / _RECORD, disk.block_size) == _read_record(disk):
+    if previous.exists() and _read(previous / _RECORD, _PROGRAM) == _read(disk.device, _PROGRAM):
         for name in (IMAGE, BOOT_MAP):
             _restore(previous / name, se / name)
         sync(se)
@@ -41,8 +42,9 @@ def tidy(se: Path) -> None:
     """Remove everything but the image that boots: the one before it, and one that never became bootable."""
     for name in (_PREVIOUS, f"{_PREVIOUS}.new"):
         _remove(se / name)
-    for leftover in se.glob(f"{NEW_IMAGE}*"):
-        leftover.unlink()
+    for pattern in (f"{NEW_IMAGE}*", f"{BOOT_MAP}_temp.*"):  # zipl's own, zipl/include/bootmap.h
+        for leftover in se.glob(pattern):
+            leftover.unlink()
     sync(se)
 
 
@@ -68,7 +70,6 @@ def _keep(se: Path, disk: Disk) -> None:
         if (se / name).exists():
             os.link(se / name, new / name)
     write_private(new / _RECORD, _read_record(disk))
-    sync(new)
     new.replace(se / _PREVIOUS)
     sync(se)
 

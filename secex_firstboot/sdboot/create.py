@@ -31,7 +31,7 @@ def create(
     command_line: str,
     host_keys: Mapping[Path, ec.EllipticCurvePublicKey],
     progress: image.Progress,
-    scratch: Path = Path("/run"),
+    scratch: Path,
 ) -> str:
     """Make a Secure Execution image and return the name of the builder that made it.
 

@@ -92,11 +92,11 @@ class Encryption:
             Progress.COPIED: self.zero,
             Progress.ZEROED: self.grow,
         }
-        restarted = self.record.of(self.volume.name).progress is Progress.FINISHED
+        may_be_in_use = self.record.of(self.volume.name).is_complete
         while (progress := self.record.of(self.volume.name).progress) in parts:
             parts[progress]()
         device = self._opened()
-        if restarted and self.volume.name == "root":
+        if may_be_in_use and self.volume.name == "root":
             self._settle_files(device)
 
     def save(self) -> None:
@@ -163,7 +163,10 @@ class Encryption:
         self._record(Progress.FINISHED)
 
     def _settle_files(self, root: Path) -> None:
-        """Ignition may have been at work on the encrypted root when the power failed."""
+        """Ignition may have been at work on the encrypted root when the power failed.
+
+        Or first boot has ended since, and the host has put back a record from before.
+        """
         with filesystem.mounted(root, paths.ROOT_MOUNT, type=self.volume.file_system) as where:
             refuse_sealed(where)
             if overlay.settle(where):

@@ -5,7 +5,15 @@ from __future__ import annotations
 from secex_firstboot import paths
 from secex_firstboot.errors import DeviceMissing, Refusal
 from secex_firstboot.step import Context, Phase, Stage, Status, Step, done
+from secex_firstboot.steps.sdboot import NO_GPT_AUTO, ROOT_DEVICE
 from secex_firstboot.storage import disk
+
+# Whoever's config it is, is root in the same memory soon. Source: kernel-parameters.txt in Linux's
+# Documentation/admin-guide; systemd-gpt-auto-generator(8).
+_NEEDED = {
+    "init_on_free=1": "the image's private key would stay in memory that was freed",
+    NO_GPT_AUTO: "systemd would use partitions that the host adds",
+}
 
 
 class Platform(Step):
@@ -17,6 +25,8 @@ class Platform(Step):
         _check_secure_execution()
         if context.phase is not Phase.PROVISIONED:
             _check_no_swap()
+        if context.phase is Phase.FIRST:
+            _check_command_line(context.command_line)
         found = disk.find_disk()
         if context.phase is Phase.FIRST and not found.has_hash_trees:
             raise DeviceMissing(
@@ -39,6 +49,19 @@ def _check_secure_execution() -> None:
             "this machine is not an IBM Secure Execution guest",
             "start the SE-ready image on an IBM z15 or LinuxONE III or newer, as a Secure Execution guest",
         )
+
+
+def _check_command_line(command_line: str) -> None:
+    """The image's; what first boot makes of it for later boots, see steps.sdboot, needs no look."""
+    words = command_line.split()
+    if any(word.startswith("root=") and word != f"root={ROOT_DEVICE}" for word in words):
+        raise Refusal(
+            f"root= on the kernel command line is not {ROOT_DEVICE}, and may name a disk of the host's",
+            f"build the image with root={ROOT_DEVICE}",
+        )
+    for word, danger in _NEEDED.items():
+        if word not in words:
+            raise Refusal(f"the kernel command line has no {word}, so {danger}", "build the image with it")
 
 
 def _check_no_swap() -> None:

@@ -16,25 +16,29 @@ from secex_firstboot.storage import filesystem, loop, partition_table
 from secex_firstboot.storage.disk import Disk
 
 ROOT_DEVICE = "/dev/mapper/root"
+# systemd-gpt-auto-generator(8) would swap to, and mount, partitions that the host adds to root's disk.
+NO_GPT_AUTO = "systemd.gpt_auto=0"
 
 
 def first_boot_command_line(options: str) -> str:
     """For the personalised sdboot: the boot entry's options, and what a first boot needs to go on."""
     return boot_entry.command_line(
-        _from_encrypted_root(options), add=[paths.CMDLINE_FIRSTBOOT, partition_table.FORCE_GPT]
+        _from_our_volumes(options), add=[paths.CMDLINE_FIRSTBOOT, partition_table.FORCE_GPT]
     )
 
 
 def system_command_line(options: str) -> str:
     """For the final sdboot: the boot entry's options as the config's kernelArguments change them."""
     arguments = config.parse(paths.IGNITION_MERGED_CONFIG.read_bytes()).kernel_arguments
-    return _from_encrypted_root(kernel_arguments.apply(options, arguments))
+    return _from_our_volumes(kernel_arguments.apply(options, arguments))
 
 
-def _from_encrypted_root(options: str) -> str:
-    """With the encrypted volume as root, whatever label or UUID they name."""
+def _from_our_volumes(options: str) -> str:
+    """With the encrypted volume as root, whatever label or UUID they name, and nothing that the host adds."""
     return boot_entry.command_line(
-        options, add=[f"root={ROOT_DEVICE}"], remove={"root", paths.CMDLINE_FIRSTBOOT}
+        options,
+        add=[f"root={ROOT_DEVICE}", NO_GPT_AUTO],
+        remove={"root", "systemd.gpt_auto", paths.CMDLINE_FIRSTBOOT},
     )
 
 
@@ -73,6 +77,7 @@ def build_sdboot(
             command_line=command_line,
             host_keys={paths.HOST_KEYS / each.name: each.public_key for each in document.distinct(documents)},
             progress=lambda done, total: context.progress("build sdboot", done, total),
+            scratch=paths.RUNTIME,
         )
     finally:
         archive.unlink(missing_ok=True)

@@ -74,7 +74,6 @@ def tidy(se: Path, root: Path) -> None:
     sync(se)
     overlay.remove(root)
     write_private(root / paths.SEALED.relative_to("/"), b"")
-    sync(root / paths.LUKS_KEYS.relative_to("/"))
 
 
 def key_files() -> dict[Path, bytes]:

@@ -81,7 +81,8 @@ def grow(device: Path, file_system: FileSystem, size: int, scratch: Path) -> Non
     never was is an I/O error, and file system tools read there.
     """
     if file_system.type == "ext4":
-        run(["e2fsck", "-fp", device], ok=(0, 1))
+        # -y: a growth that was cut short leaves a resize inode that -p does not mend by itself.
+        run(["e2fsck", "-fy", device], ok=(0, 1))
         run(["resize2fs", device, f"{size // 1024}K"])
         return
     block_size = int.from_bytes(device.open("rb").read(8)[4:], "big")

@@ -23,7 +23,10 @@ from secex_firstboot.storage.volume import required_device_size
 MIB = 1 << 20
 SECTOR = 512
 # Growing in the background would only make the emulated guest slow; it has its own tests.
-OPTIONS = "root=/dev/mapper/root rw console=ttysclp0 ignition.platform.id=qemu rd.neednet=1 secex.grow=off"
+OPTIONS = (
+    "root=/dev/mapper/root rw init_on_free=1 systemd.gpt_auto=0 "
+    "console=ttysclp0 ignition.platform.id=qemu rd.neednet=1 secex.grow=off"
+)
 
 
 MOUNT_POINTS = ("boot", "dev", "proc", "run", "sys", "tmp", "var")
