@@ -31,7 +31,7 @@ from secex_firstboot.sdboot import boot_record, image
 from secex_firstboot.sdboot.initramfs import File, write_archive
 from secex_firstboot.storage import volume
 
-IMAGE, COMMITTED, BOOT_HALF, ROOT_HALF, BEFORE_SEAL, PROVISIONED = Moment
+IMAGE, COMMITTED, BOOT_HALF, ROOT_HALF, ROOT_COPIED, BEFORE_SEAL, PROVISIONED = Moment
 Change = Callable[[Host], None]
 
 
@@ -353,7 +353,8 @@ AFTERWARDS = [
     Case("the image's sdboot put back", PROVISIONED, put_back(IMAGE), REFUSED, "provisioned before"),
     Case("also its partition table", PROVISIONED, put_back(IMAGE, table=True), REFUSED),
     Case("the personalised sdboot put back", PROVISIONED, put_back(COMMITTED), REFUSED, UNREADABLE),
-    Case("also the progress record", PROVISIONED, put_back(BEFORE_SEAL), (End.REFUSED, End.CORRECT)),
+    Case("also an early progress record", PROVISIONED, put_back(ROOT_COPIED), REFUSED, "set up before"),
+    Case("also the last progress record", PROVISIONED, put_back(BEFORE_SEAL), (End.REFUSED, End.CORRECT)),
     Case("sdboot of another machine", PROVISIONED, sdboot_of_another_machine, REFUSED),
     Case("sdboot with another cipher", PROVISIONED, sdboot_for_another_cipher, REFUSED, "not as first boot"),
     Case("sdboot for another host", PROVISIONED, sdboot_for_another_host, (Reason.HOST_KEY,), linux=False),

@@ -69,6 +69,15 @@ class Recording:
         """How many events had been noted when the log had ``log_size`` bytes."""
         return bisect_right([event.content_at + event.length for event in events], log_size)
 
+    def first_write_of(self, content: bytes, events: list[Event]) -> int:
+        """How many events there were before the first write that has ``content``."""
+        with self.log.open("rb") as log:
+            for number, event in enumerate(events):
+                log.seek(event.content_at)
+                if content in log.read(event.length):
+                    return number
+        raise ValueError("nothing of the kind was written")
+
     def cut(self, events: list[Event], output: Path, *, loss: Loss, seed: int) -> None:
         """The disk that a power cut after ``events`` leaves, as the raw file ``output``."""
         subprocess.run(["cp", "--sparse=always", self.before, output], check=True)

@@ -45,15 +45,17 @@ class Moment(StrEnum):
     COMMITTED = "committed"  # just after the commit point
     BOOT_HALF = "boot half encrypted"
     ROOT_HALF = "root half encrypted"
+    ROOT_COPIED = "root copied"  # and not yet noted as finished
     BEFORE_SEAL = "before seal"
     PROVISIONED = "provisioned"
 
 
-# The step during which the power goes, and at what share of its writes.
-_CUTS = {
+# The step during which the power goes, and at what share of its writes; or what is just not written yet.
+_CUTS: dict[Moment, tuple[str, float] | bytes] = {
     Moment.COMMITTED: ("personalise", 1.0),
     Moment.BOOT_HALF: ("encrypt boot", 0.5),
     Moment.ROOT_HALF: ("encrypt root", 0.3),
+    Moment.ROOT_COPIED: b'"root":{"progress":"finished"',
     Moment.BEFORE_SEAL: ("seal", 0.0),
 }
 
@@ -120,13 +122,19 @@ def _disks(directory: Path, first_boot: FirstBoot) -> dict[Moment, Path]:
         disk = disks.setdefault(moment, directory / f"{moment.replace(' ', '-')}.raw")
         if moment is Moment.IMAGE:
             continue
-        at = len(events)
-        if cut := _CUTS.get(moment):
-            begin, end = first_boot.spans[cut[0]]
-            at = begin + round(cut[1] * (end - begin))
-        recording.cut(events[:at], disk, loss=Loss.NOTHING, seed=0)
+        recording.cut(events[: _cut_at(first_boot, moment)], disk, loss=Loss.NOTHING, seed=0)
         raw_disk.replay_journal(disk, "se")
     return disks
+
+
+def _cut_at(first_boot: FirstBoot, moment: Moment) -> int:
+    cut = _CUTS.get(moment)
+    if isinstance(cut, bytes):
+        return first_boot.recording.first_write_of(cut, first_boot.events)
+    if cut:
+        begin, end = first_boot.spans[cut[0]]
+        return begin + round(cut[1] * (end - begin))
+    return len(first_boot.events)
 
 
 def what_differs(first_boot: FirstBoot, found: Manifest) -> list[str]:
