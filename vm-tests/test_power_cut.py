@@ -75,26 +75,26 @@ CASES = [
         (
             Again("partition", r"\] partition: remove", Loss.EVERYTHING),
             Again("encrypt boot", r": encrypt boot: \d+ of", Loss.SOME),
-            Again("encrypt root", r": encrypt root: \d+ of", Loss.EARLIER),
-            Again("mount", r"\] mount: ", Loss.EVERYTHING),
         ),
     ),
     Case(
         Cut("personalise", "switch", Loss.EARLIER),
         (
             Again("encrypt root", r"\] encrypt root: ", Loss.NOTHING),
-            Again("files", r"\] files: ", Loss.SOME),
-            Again("seal", r": build sdboot: \d+ of", Loss.EVERYTHING),
+            Again("mount", r"\] mount: ", Loss.EVERYTHING),
         ),
     ),
     Case(
         Cut("encrypt boot", 0.0, Loss.EVERYTHING),
         (
-            Again("encrypt root", r": encrypt root: \d+ of", Loss.EVERYTHING),
-            Again("seal", r"\] seal: ", Loss.SOME),
+            Again("encrypt root", r": encrypt root: \d+ of", Loss.EARLIER),
+            Again("files", r"\] files: ", Loss.SOME),
         ),
     ),
-    Case(Cut("files", "anywhere", Loss.SOME)),
+    Case(
+        Cut("files", "anywhere", Loss.SOME),
+        (Again("seal", r": build sdboot: \d+ of", Loss.EVERYTHING),),
+    ),
     Case(Cut("seal", "switch", Loss.EARLIER)),
 ]
 AGAIN = (
