@@ -35,7 +35,7 @@ from secex_firstboot.storage.integrity import Layout
 SECTOR = 512
 HAS_THE_TIME = "./etc/.ignition-result.json"
 BOUND = 900.0  # seconds; for a guest that hangs, measures nothing
-START_BOUND = 60.0  # seconds until a guest that starts nothing is left; others show Linux after three
+START_BOUND = 40.0  # seconds until a guest that starts nothing is left; others show Linux after three
 
 
 class Moment(StrEnum):
