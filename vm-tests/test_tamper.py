@@ -109,8 +109,7 @@ def put_back_record(host: Host) -> None:
 
 def flip_boot_map(host: Host) -> None:
     """In the number of the first block of sdboot, which is where its block pointers have it."""
-    image = raw_disk.blocks(host.disk, "se", f"/{boot_record.IMAGE}")[0] * BLOCK + host.partition("se")
-    number = struct.pack(">Q", image // SECTOR)
+    number = struct.pack(">Q", host.se_file(boot_record.IMAGE, 0) // SECTOR)
     for block in raw_disk.blocks(host.disk, "se", f"/{boot_record.BOOT_MAP}"):
         at = host.partition("se") + block * BLOCK
         if (found := host.read(at, BLOCK).find(number)) >= 0:

@@ -299,11 +299,13 @@ def load_manifest(text: str) -> dict[str, dict[str, Any]]:
     return {entry.pop("path"): entry for entry in entries}
 
 
+HAS_THE_TIME = "./etc/.ignition-result.json"  # and so differs between two first boots
+
 # What may differ between the built root and the provisioned one, and whose work it is.
 ADDED_BY_IGNITION = (
     "./etc/passwd", "./etc/shadow", "./etc/group", "./etc/gshadow", "./etc/subuid", "./etc/subgid",
     "./home/core", "./root/.ssh", "./etc/user-file", "./etc/systemd/system", "./etc/se-hostkeys",
-    "./var/mail", "./etc/.updated", "./etc/.pwd.lock", "./etc/.ignition-result.json",
+    "./var/mail", "./etc/.updated", "./etc/.pwd.lock", HAS_THE_TIME,
 )  # fmt: skip
 ADDED_BY_THE_AGENT = ("./etc/luks", "./etc/crypttab", "./var/lib/secex-firstboot")
 ADDED_BY_THE_IMAGE = ("./boot/loader", "./boot/lost+found")  # its boot entry; mkfs.ext4

@@ -33,7 +33,6 @@ from secex_firstboot.storage.cryptsetup import DATA_OFFSET
 from secex_firstboot.storage.integrity import Layout
 
 SECTOR = 512
-HAS_THE_TIME = "./etc/.ignition-result.json"
 BOUND = 900.0  # seconds; for a guest that hangs, measures nothing
 START_BOUND = 40.0  # seconds until a guest that starts nothing is left; others show Linux after three
 
@@ -141,7 +140,7 @@ def what_differs(first_boot: FirstBoot, found: Manifest) -> list[str]:
     """Paths that are not as first boot left them. At later boots /boot is mounted after the initramfs."""
     goes_on = "./boot/loader" in found
     wrong = firstboot.differences(first_boot.provisioned, found, PARTS if goes_on else ROOT)
-    return [path for path in wrong["unexplained"] + wrong["Ignition"] if path != HAS_THE_TIME]
+    return [path for path in wrong["unexplained"] + wrong["Ignition"] if path != firstboot.HAS_THE_TIME]
 
 
 # --- how it ends -------------------------------------------------------------------------------------------
