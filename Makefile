@@ -19,14 +19,16 @@ VM     := PYTHONPATH=vm-tests $(PYTHON)
 # Two guests at a time; which tests stay together, and in what order they start: vm-tests/conftest.py.
 GUESTS := -n 2 --no-loadscope-reorder
 
-.PHONY: help demo check check-unit fuzz check-vm soak lint bench install setup clean
+.PHONY: help demo check check-unit fuzz check-vm test-system soak lint bench install setup clean
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 demo: setup ## Provision a guest from an SE-ready image, live, and prove what came of it (root, Debian 12+)
 	$(VM) vm-tests/demo.py
 
-check: check-unit fuzz check-vm ## All tests, unit and in guests (root, Debian 12+)
+check: setup ## All tests, unit and in guests (root, Debian 12+)
+	$(MAKE) --jobs=2 --output-sync=target test-system check-unit fuzz
+	$(MAKE) check-vm
 
 check-unit: setup lint ## The tests that run anywhere, in a minute
 	$(PYTHON) -m pytest -q --ignore=tests/test_fuzz_readers.py tests
@@ -35,7 +37,10 @@ fuzz: setup ## Throw damaged configs and documents at the readers, FUZZ_SECONDS 
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTHON) -m pytest -q tests/test_fuzz_readers.py
 
 check-vm: setup ## The tests that boot guests
-	$(PYTHON) -m pytest -q $(GUESTS) vm-tests
+	$(PYTHON) -m pytest --verbose --instafail --durations=20 $(GUESTS) vm-tests
+
+test-system: setup ## Build the Debian system that the guests are made of, unless it is in the cache
+	$(VM) -m harness.debian
 
 soak: setup ## N power cuts at moments drawn from a seed (POWER_CUT_SEED finds them again)
 	POWER_CUTS=$(N) $(PYTHON) -m pytest -q $(GUESTS) vm-tests/test_power_cut.py

@@ -68,6 +68,7 @@ def provision(where: Site, network: Network, *, closely: bool) -> dict[str, Any]
         }
         if closely:
             report |= look_closely(guest, where)
+            report["growth"] = look_at_growth(guest, where)
             wipe_headers(guest, where)
             leave_traces(guest, where)
         power_off(guest, where)
@@ -120,7 +121,7 @@ def leave_traces(guest: Guest, where: Site) -> None:
 def restart(where: Site, network: Network, *, closely: bool) -> dict[str, Any]:
     """The second boot, without the config disk, on a host that has only the customer's key.
 
-    ``closely``: wait until root has grown, and look for a way to log in on the console, too.
+    ``closely``: look for what a power cut has left, and for a way to log in on the console, too.
     """
     debian.say("second boot, on host customer-1, which cannot open the SE-ready image")
     log = where.directory / "console-2.log"
@@ -139,7 +140,6 @@ def restart(where: Site, network: Network, *, closely: bool) -> dict[str, Any]:
         }
         if closely:
             report["traces"] = look_for_traces(guest, where)
-            report["growth"] = look_at_growth(guest, where)
             report["console"] = look_for_logins(guest, where)
         else:
             power_off(guest, where)
@@ -157,7 +157,7 @@ def look_for_traces(guest: Guest, where: Site) -> str:
 
 
 def look_at_growth(guest: Guest, where: Site) -> dict[str, str]:
-    """Of the service that grows root, which was cut off in the first boot, once it has nothing left to do."""
+    """Of the service that grows root, once it has nothing left to do."""
 
     def shell(command: str) -> str:
         return guest.ssh(command, where.identity, timeout=firstboot.BOOT_TIMEOUT).stdout.strip()

@@ -1,6 +1,6 @@
 #!/usr/bin/python3 -I
-"""The agent on a machine in trouble, which a disk names with its serial: ``fail-STEP`` lets it fail once that
-step is done, ``full-STEP`` fills /run before it, ``no-zipl-STEP`` breaks zipl.
+"""The agent on a machine in trouble, which a disk with the serial ``trouble`` names: ``fail-STEP`` lets it
+fail once that step is done, ``full-STEP`` fills /run before it, ``no-zipl-STEP`` breaks zipl.
 
 It stands in for /usr/bin/secex-firstboot; the agent itself knows nothing of it. It notes what is secret by
 then, so that leftovers.py knows what to look for.
@@ -28,13 +28,14 @@ def run(step, title, context):
     report = _run(step, title, context)
     note_secrets()
     if asked_for("fail", step):
-        raise FirstbootError(f"the test lets {step.name} fail", "detach the disk that says so")
+        raise FirstbootError(f"the test lets {step.name} fail", "attach another disk")
     return report
 
 
 def asked_for(trouble, step):
-    wanted = f"{trouble}-{step.name.replace(' ', '-')}"
-    return wanted in (path.read_text().strip() for path in Path("/sys/block").glob("*/serial"))
+    serials = {path.read_text().strip(): path.parent.name for path in Path("/sys/block").glob("*/serial")}
+    content = Path("/dev", serials["trouble"]).read_bytes()
+    return content.rstrip(b"\0").decode() == f"{trouble}-{step.name.replace(' ', '-')}"
 
 
 def fill_run():

@@ -48,7 +48,7 @@ _MODULES = "ignition systemd-networkd crypt systemd-cryptsetup"
 _DRACUT_CONF = """\
 hostonly=no
 hostonly_cmdline=no
-compress=zstd
+compress="zstd -9"
 omit_dracutmodules+=" bluetooth btrfs busybox cifs cio_ignore connman convertfs crypt-gpg crypt-loop dasd "
 omit_dracutmodules+=" dasd_mod dcssblk dmraid drm ecryptfs fcoe fcoe-uefi hwdb i18n iscsi lunmask lvm "
 omit_dracutmodules+=" lvmmerge lvmthinpool-monitor masterkey mdraid memstrack multipath nbd network-legacy "
@@ -255,3 +255,7 @@ def _apt_options() -> list[str]:
 
 def say(line: str) -> None:
     print(f"== {line}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    build()

@@ -100,7 +100,9 @@ class Machine:
 
 @dataclass(frozen=True)
 class FirstBoot:
-    """``spans`` are the events of each step: from, to. ``provisioned`` lists every file it ended with."""
+    """``spans`` are the events of each step: from, to. ``provisioned`` lists every file it ended with.
+    ``kept`` are guests just before the agent starts: of the image, of the personalised one, with root grown.
+    """
 
     where: Machine
     public_key: Path
@@ -109,8 +111,7 @@ class FirstBoot:
     recording: Recording
     spans: dict[str, Span]
     provisioned: Manifest
-    image: Started
-    personalised: Started
+    kept: list[Started]
 
     @cached_property
     def events(self) -> list[Event]:
@@ -129,7 +130,7 @@ class FirstBoot:
     def start(self, file: Path, log: Path, network: Network, disk: Disk | None = None) -> Guest:
         """On the raw ``file``, or the disk that it is behind."""
         disk = disk or Disk(file, "system", format="raw")
-        return self.where.start(disk, log, network, saved=started.find(file, [self.image, self.personalised]))
+        return self.where.start(disk, log, network, saved=started.find(file, self.kept))
 
 
 def first_boot(factory: pytest.TempPathFactory) -> FirstBoot:
@@ -145,22 +146,24 @@ def _record(directory: Path) -> FirstBoot:
         configured.append(markers.config(owner))
         return configured[0]
 
-    disk, committed = directory / "disk.raw", directory / "committed.raw"
+    disk = directory / "disk.raw"
     with firstboot.make_site(directory, SMALL, configure=configure) as (made, network):
         where = Machine(directory, made.hosts, made.config_disk)
         raw_disk.make(made.image, disk, _DISK_SIZE)
         with powercut.recorded(disk) as (served, recording):
             starting = where.start(served, directory / "image.log", network)
-            image = started.keep(disk, starting, directory / "image")
-            marks, provisioned = _run(where, served, network, recording, image)
+            kept = [started.keep(disk, starting, directory / "image")]
+            marks, provisioned = _run(where, served, network, recording, kept[0])
         built = firstboot.manifest_of(made.tree, PARTS)
         assert firstboot.differences(built, provisioned, only=PARTS)["unexplained"] == []
         spans = _spans(recording, marks)
-        recording.cut(recording.events()[: spans["personalise"][1]], committed, loss=Loss.NOTHING, seed=0)
-        starting = where.start(
-            Disk(committed, "system", format="raw"), directory / "personalised.log", network
-        )
-        personalised = started.keep(committed, starting, directory / "personalised")
+        for step in ("personalise", "partition"):
+            disk = directory / f"{step}.raw"
+            recording.cut(recording.events()[: spans[step][1]], disk, loss=Loss.NOTHING, seed=0)
+            starting = where.start(
+                Disk(disk, "system", format="raw"), directory / f"after-{step}.log", network
+            )
+            kept.append(started.keep(disk, starting, directory / step))
     return FirstBoot(
         where=where,
         public_key=made.public_key,
@@ -169,8 +172,7 @@ def _record(directory: Path) -> FirstBoot:
         recording=recording,
         spans=spans,
         provisioned=provisioned,
-        image=image,
-        personalised=personalised,
+        kept=kept,
     )
 
 

@@ -1,6 +1,6 @@
 """Guests that sdboot has just started, kept so that others go on from there.
 
-Nothing is missed by it: a disk on which the firmware would read anything else starts as usual.
+Nothing is missed by it: a disk on which firmware and guest would have read anything else starts as usual.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from pathlib import Path
 from harness import firstboot, raw_disk
 from harness.guest import Guest, Saved
 from harness.raw_disk import BLOCK
+from harness.se_image import MIB
 from secex_firstboot.sdboot import boot_record
 
 BEFORE_UDEV = "Starting .*dracut-pre-udev"  # the guest has no driver for its disks until then
+BEFORE_AGENT = r"Starting .*secex-firstboot-config"  # of its disks it knows partitions and serials
 _BOOT_RECORD = 440  # bytes; the rest of this sector is a partition table, which grows with root
 
 Span = tuple[int, int]
@@ -25,7 +27,7 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Started:
-    """``read``: the spans of the raw disk that the firmware has read; ``digest`` of what was there."""
+    """``read``: the spans of the raw disk that it knows; ``digest`` of what was there."""
 
     saved: Saved
     read: tuple[Span, ...]
@@ -36,16 +38,16 @@ def keep(
     disk: Path,
     starting: AbstractContextManager[Guest],
     directory: Path,
-    *,
-    until: str = BEFORE_UDEV,
-    also_read: tuple[Span, ...] = (),
+    until: str = BEFORE_AGENT,
 ) -> Started:
     """Start a guest on the raw file ``disk``, or a server over it, and keep it in ``directory``.
 
-    ``until``: what it says then; ``also_read``: what it has read by then beside what the firmware has.
+    ``until``: what it says then.
     """
     directory.mkdir()
-    read = (*_read_by_firmware(disk), *also_read)
+    read = _read_by_firmware(disk)
+    if until != BEFORE_UDEV:
+        read += _partition_tables(disk)
     digest = _digest(disk, read)
     with starting as guest:
         guest.wait_for(until, firstboot.BOOT_TIMEOUT)
@@ -73,6 +75,11 @@ def _read_by_firmware(disk: Path) -> tuple[Span, ...]:
     files = (boot_record.BOOT_MAP, boot_record.IMAGE)
     blocks = [block for name in files for block in raw_disk.blocks(disk, "se", f"/{name}")]
     return (0, _BOOT_RECORD), *((start + block * BLOCK, BLOCK) for block in blocks if block)
+
+
+def _partition_tables(disk: Path) -> tuple[Span, ...]:
+    """The primary and the backup one, with room to spare."""
+    return (0, MIB), (disk.stat().st_size - MIB, MIB)
 
 
 def _digest(disk: Path, spans: Iterable[Span]) -> str:

@@ -102,15 +102,12 @@ class Target:
 def prepare(directory: Path, first_boot: FirstBoot) -> Target:
     """Make the disks, and start the guests that others go on from."""
     disks = _disks(directory, first_boot)
-    kept = {Moment.IMAGE: first_boot.image}
+    kept = {}
     for moment, says in _KEPT_AT.items():
         disk = disks[moment]
         system = Disk(disk, "system", format="raw", snapshot=True)
         starting = first_boot.where.start(system, directory / f"{moment}.log", Network())
-        partition_tables = ((0, se_image.MIB), (disk.stat().st_size - se_image.MIB, se_image.MIB))
-        kept[moment] = started.keep(
-            disk, starting, directory / f"kept {moment}", until=says, also_read=partition_tables
-        )
+        kept[moment] = started.keep(disk, starting, directory / f"kept {moment}", says)
     return Target(first_boot, disks, kept)
 
 
@@ -231,8 +228,11 @@ class Host:
     @property
     def saved(self) -> Saved | None:
         """A guest to go on from, unless what it has read or what is attached to it is another."""
-        kept = self.target.kept.get(self.moment)
-        return started.find(self.disk, [kept]) if kept and not self.others else None
+        if self.others:
+            return None
+        kept = self.target.kept
+        furthest = [kept[self.moment]] if self.moment in kept else []
+        return started.find(self.disk, [*furthest, *self.target.first_boot.kept])
 
     @property
     def disk(self) -> Path:
