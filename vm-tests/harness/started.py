@@ -15,7 +15,6 @@ from pathlib import Path
 from harness import firstboot, raw_disk
 from harness.guest import Guest, Saved
 from harness.raw_disk import BLOCK
-from harness.se_image import MIB
 from secex_firstboot.sdboot import boot_record
 
 BEFORE_UDEV = "Starting .*dracut-pre-udev"  # the guest has no driver for its disks until then
@@ -78,8 +77,9 @@ def _read_by_firmware(disk: Path) -> tuple[Span, ...]:
 
 
 def _partition_tables(disk: Path) -> tuple[Span, ...]:
-    """The primary and the backup one, with room to spare."""
-    return (0, MIB), (disk.stat().st_size - MIB, MIB)
+    """The primary one, behind the boot record, and the backup (UEFI specification 2.10, 5.3)."""
+    size = 33 * 512  # bytes: a header, and 128 entries
+    return (0, 512 + size), (disk.stat().st_size - size, size)
 
 
 def _digest(disk: Path, spans: Iterable[Span]) -> str:
