@@ -21,17 +21,17 @@ from secex_firstboot.storage.disk import Disk
 IMAGE = "sdboot"
 NEW_IMAGE = "sdboot.new"
 BOOT_MAP = "bootmap"
+PROGRAM = 440  # bytes of the first block; behind them lies a partition table, which grows with the disk
 
 _PREVIOUS = "previous"
 _RECORD = "record"
 _START_SIZE = 1 << 20  # bytes of the disk that zipl sees
-_PROGRAM = 440  # bytes of the first block; behind them lies a partition table, which grows with the disk
 
 
 def settle(se: Path, disk: Disk) -> None:
     """Finish or take back a switch that was cut short, and remove an image that never became bootable."""
     previous = se / _PREVIOUS
-    if previous.exists() and _read(previous / _RECORD, _PROGRAM) == _read(disk.device, _PROGRAM):
+    if previous.exists() and _read(previous / _RECORD, PROGRAM) == _read(disk.device, PROGRAM):
         for name in (IMAGE, BOOT_MAP):
             _restore(previous / name, se / name)
         sync(se)
@@ -69,7 +69,7 @@ def _keep(se: Path, disk: Disk) -> None:
     for name in (IMAGE, BOOT_MAP):
         if (se / name).exists():
             os.link(se / name, new / name)
-    write_private(new / _RECORD, _read_record(disk))
+    write_private(new / _RECORD, _read(disk.device, disk.block_size))
     new.replace(se / _PREVIOUS)
     sync(se)
 
@@ -120,10 +120,6 @@ def _make_boot_map(se: Path, disk: Disk, scratch: Path) -> bytes:
     if written[disk.block_size :] != before[disk.block_size :]:
         raise FirstbootError("zipl wrote more than the boot record", "use a zipl of s390-tools 2.35 or newer")
     return written[: disk.block_size]
-
-
-def _read_record(disk: Disk) -> bytes:
-    return _read(disk.device, disk.block_size)
 
 
 def _read(path: Path, size: int) -> bytes:

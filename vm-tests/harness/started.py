@@ -19,7 +19,6 @@ from secex_firstboot.sdboot import boot_record
 
 BEFORE_UDEV = "Starting .*dracut-pre-udev"  # the guest has no driver for its disks until then
 BEFORE_AGENT = r"Starting .*secex-firstboot-config"  # of its disks it knows partitions and serials
-_BOOT_RECORD = 440  # bytes; the rest of this sector is a partition table, which grows with root
 
 Span = tuple[int, int]
 
@@ -73,7 +72,7 @@ def _read_by_firmware(disk: Path) -> tuple[Span, ...]:
     start = raw_disk.partition_start(disk, "se")
     files = (boot_record.BOOT_MAP, boot_record.IMAGE)
     blocks = [block for name in files for block in raw_disk.blocks(disk, "se", f"/{name}")]
-    return (0, _BOOT_RECORD), *((start + block * BLOCK, BLOCK) for block in blocks if block)
+    return (0, boot_record.PROGRAM), *((start + block * BLOCK, BLOCK) for block in blocks if block)
 
 
 def _partition_tables(disk: Path) -> tuple[Span, ...]:
