@@ -106,7 +106,7 @@ def prepare(directory: Path, first_boot: FirstBoot) -> Target:
     for moment, says in _KEPT_AT.items():
         disk = disks[moment]
         system = Disk(disk, "system", format="raw", snapshot=True)
-        starting = first_boot.where.start(system, directory / f"{moment}.log", Network())
+        starting = first_boot.start(disk, directory / f"{moment}.log", Network(), system)
         kept[moment] = started.keep(disk, starting, directory / f"kept {moment}", says)
     return Target(first_boot, disks, kept)
 
