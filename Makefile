@@ -27,8 +27,8 @@ demo: setup ## Provision a guest from an SE-ready image, live, and prove what ca
 	$(VM) vm-tests/demo.py
 
 check: setup ## All tests, unit and in guests (root, Debian 12+)
-	$(MAKE) --jobs=2 --output-sync=target test-system check-unit fuzz
-	$(MAKE) check-vm
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-system check-unit fuzz
+	$(MAKE) --no-print-directory check-vm
 
 check-unit: setup lint ## The tests that run anywhere, in a minute
 	$(PYTHON) -m pytest -q --ignore=tests/test_fuzz_readers.py tests
