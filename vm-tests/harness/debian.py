@@ -13,7 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -179,10 +179,8 @@ def kernel_version(tree: Path) -> str:
 def make_initramfs(tree: Path, modules: str) -> None:
     version = kernel_version(tree)
     (tree / "etc/dracut.conf.d/50-image.conf").write_text(_DRACUT_CONF)
-    with in_chroot(tree):
-        command: list[str | Path] = ["chroot", tree, "dracut", "--quiet", "--force", "--add", modules]
-        command += [f"/boot/initrd.img-{version}", version]
-        done = subprocess.run(command, capture_output=True, text=True)
+    command = ["dracut", "--quiet", "--force", "--add", modules, f"/boot/initrd.img-{version}", version]
+    done = subprocess.run(in_chroot(tree, *command), capture_output=True, text=True)
     if done.returncode or "secex-firstboot: " in done.stderr:
         raise RuntimeError(f"dracut failed: {done.stderr[-2000:]}")
 
@@ -209,18 +207,20 @@ def _build_plain(tree: Path) -> None:
     make_initramfs(tree, _MODULES)
 
 
-@contextmanager
-def in_chroot(tree: Path) -> Iterator[None]:
-    """/proc, /sys and /dev below ``tree`` for the length of a ``with`` block."""
-    mounted: list[Path] = []
-    try:
-        for name in ("proc", "sys", "dev"):
-            subprocess.run(["mount", "--bind", f"/{name}", tree / name], check=True)
-            mounted.append(tree / name)
-        yield
-    finally:
-        for path in reversed(mounted):
-            subprocess.run(["umount", path], check=True)
+def in_chroot(tree: Path, *command: str | Path, mounts: Mapping[Path, str] | None = None) -> list[str | Path]:
+    """The command that runs ``command`` with ``tree`` as its root, and /proc, /sys and /dev below it.
+
+    ``mounts`` are further directories, and where it sees them. All these mounts end with the command, even if
+    it is killed: removing the tree must not remove what is mounted there.
+    """
+    shown = {Path("/proc"): "proc", Path("/sys"): "sys", Path("/dev"): "dev", **(mounts or {})}
+    pairs = [word for path, name in shown.items() for word in (path, name)]
+    script = """
+        tree=$1; shift
+        while [ "$1" != -- ]; do mount --bind "$1" "$tree/$2" || exit; shift 2; done
+        shift; exec chroot "$tree" "$@"
+    """
+    return ["unshare", "--mount", "sh", "-c", script, "sh", tree, *pairs, "--", *command]
 
 
 def register_binfmt() -> None:

@@ -207,21 +207,14 @@ class Builder:
 
     def _zipl(self, se: Path) -> None:
         debian.register_binfmt()
-        with _attached(self.raw) as disk, debian.in_chroot(self.tree):
-            target = self.tree / "mnt"
-            subprocess.run(["mount", "--bind", se, target], check=True)
-            try:
-                subprocess.run(
-                    [
-                        *("chroot", self.tree, "zipl", "--target=/mnt", f"--image=/mnt/{boot_record.IMAGE}"),
-                        *(f"--targetbase={disk}", "--targettype=SCSI", f"--targetblocksize={SECTOR}"),
-                        f"--targetoffset={self.regions['se'].start // SECTOR}",
-                    ],
-                    check=True,
-                    capture_output=True,
-                )
-            finally:
-                subprocess.run(["umount", target], check=True)
+        with _attached(self.raw) as disk:
+            zipl = [
+                *("zipl", "--target=/mnt", f"--image=/mnt/{boot_record.IMAGE}"),
+                *(f"--targetbase={disk}", "--targettype=SCSI", f"--targetblocksize={SECTOR}"),
+                f"--targetoffset={self.regions['se'].start // SECTOR}",
+            ]
+            command = debian.in_chroot(self.tree, *zipl, mounts={se: "mnt"})
+            subprocess.run(command, check=True, capture_output=True)
 
     @contextmanager
     def _loop(self, name: str) -> Iterator[Path]:
