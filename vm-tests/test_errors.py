@@ -89,9 +89,14 @@ class Machine:
     def disk(self) -> Path:
         return self.where.directory / "disk.raw"
 
+    def consoles(self) -> str:
+        """Of all starts."""
+        return "".join(path.read_text(errors="replace") for path in self.where.directory.glob("*.log"))
+
     @contextmanager
-    def start(self, trouble: Trouble, log: Path) -> Iterator[Guest]:
+    def start(self, trouble: Trouble) -> Iterator[Guest]:
         """Without firmware where another guest has started from the same sdboot, and kept the moment."""
+        log = self.where.directory / f"{trouble}.log".replace("/", "")
         with trouble.surroundings(self.disk), firstboot.services(trouble.serves(self)) as network:
             network = trouble.network(network)
             saved = None
@@ -283,8 +288,8 @@ def test_every_step_meets_trouble() -> None:
 
 
 @pytest.mark.parametrize("trouble", TROUBLES, ids=str)
-def test_trouble_is_named_and_leaves_no_secret(trouble: Trouble, machine: Machine, tmp_path: Path) -> None:
-    with machine.start(trouble, tmp_path / "console.log") as guest:
+def test_trouble_is_named_and_leaves_no_secret(trouble: Trouble, machine: Machine) -> None:
+    with machine.start(trouble) as guest:
         guest.wait_for(f"why: +.*(?:{trouble.says})", TIMEOUT)
         found = guest.wait_for(r"secex-test: (\d+) left, of (\d+) secrets", TIMEOUT)
         assert found[1] == "0"
@@ -296,7 +301,7 @@ def test_trouble_is_named_and_leaves_no_secret(trouble: Trouble, machine: Machin
 
 def test_without_trouble_the_next_start_ends_fully_provisioned(machine: Machine, tmp_path: Path) -> None:
     built = firstboot.manifest_of(machine.where.tree, PARTS)
-    with machine.start(Trouble("none"), tmp_path / "console.log") as guest:
+    with machine.start(Trouble("none")) as guest:
         found = firstboot.wait_for_manifest(guest)
         guest.kill()
     assert firstboot.differences(built, found, only=PARTS)["unexplained"] == []
@@ -307,6 +312,10 @@ def test_without_trouble_the_next_start_ends_fully_provisioned(machine: Machine,
         command_line = ultravisor.unpack(sdboot, key).command_line.split()
         assert "audit=0" in command_line
         assert "rd.neednet=1" not in command_line
+    consoles = machine.consoles()
+    assert "host key ibm-z-hostkey-customer-2: SHA-256" in consoles
+    assert "WARNING: root gets integrity sectors of 512 bytes" in consoles
+    assert "WARNING: boot gets" not in consoles
 
 
 def digest(disk: Path) -> str:
