@@ -10,12 +10,15 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+import requests
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("SECEX_CACHE", Path.home() / ".cache" / "secex-firstboot"))
@@ -122,6 +125,7 @@ def _build_distribution(tree: Path) -> None:
     say(f"building the Debian {SUITE} system for s390x (once; about 6 minutes)")
     register_binfmt()
     mirror = _mirror()
+    suite = _complete(mirror, SUITE, "stable")
     pin = f"Package: *\\nPin: release n={BOOT_LOADER_SUITE}\\nPin-Priority: 1\\n"
     get_boot_loaders = (
         f"cd /var/tmp && apt-get download s390-tools/{BOOT_LOADER_SUITE} && "
@@ -143,7 +147,7 @@ def _build_distribution(tree: Path) -> None:
             f'--customize-hook=chroot "$1" sh -c "{get_boot_loaders}"',
             f'--customize-hook=rm -r "$1{_KERNEL_HOOK}" "$1/etc/apt/preferences.d/pin"',
             '--customize-hook=rm -r "$1/etc/hostname" "$1/etc/resolv.conf"',
-            *("", str(tree), f"deb {mirror} {SUITE} main", f"deb {mirror} {BOOT_LOADER_SUITE} main"),
+            *("", str(tree), f"deb {mirror} {suite} main", f"deb {mirror} {BOOT_LOADER_SUITE} main"),
         ],
         check=True,
     )
@@ -245,6 +249,25 @@ def _mirror() -> str:
         if origin == "Debian" and "-" not in codename:
             return uri
     raise RuntimeError("apt has no Debian mirror; run apt-get update, or set up one in /etc/apt/sources.list")
+
+
+def _complete(mirror: str, codename: str, alias: str) -> str:
+    """The name under which the mirror has all of the suite: in mid-update it may be only one of the two.
+
+    Whether a Packages file has the size that InRelease says (https://wiki.debian.org/DebianRepository/Format)
+    tells; apt checks everything.
+    """
+    index = "main/binary-s390x/Packages.xz"
+    for name in (codename, alias) if mirror.startswith("http") else ():
+        suite = f"{mirror.rstrip('/')}/dists/{name}"
+        release = requests.get(f"{suite}/InRelease", timeout=60).text
+        found = re.search(rf"^ [0-9a-f]{{64}} +(\d+) {index}$", release, re.MULTILINE)
+        length = requests.head(f"{suite}/{index}", timeout=60, allow_redirects=True).headers.get(
+            "Content-Length"
+        )
+        if found and found[1] == length and f"\nCodename: {codename}\n" in release:
+            return name
+    return codename
 
 
 def _apt_options() -> list[str]:
