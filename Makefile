@@ -30,7 +30,7 @@ check: setup ## All tests, unit and in guests (root, Debian 12+)
 	$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-system check-unit fuzz
 	$(MAKE) --no-print-directory check-vm
 
-check-unit: setup lint ## The tests that run anywhere, in a minute
+check-unit: setup lint ## The tests that run anywhere
 	$(PYTHON) -m pytest -q --ignore=tests/test_fuzz_readers.py tests
 
 fuzz: setup ## Throw damaged configs and documents at the readers, FUZZ_SECONDS long

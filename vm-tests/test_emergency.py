@@ -15,7 +15,7 @@ from harness.se_image import OPTIONS
 from secex_firstboot.sdboot.initramfs import Entry, File, write_archive
 
 TIMEOUT = 900.0
-DISK_SIZE = 1 << 30  # bytes
+CLEAN = "Keys, config, plan and journal are removed from memory, volumes are closed"
 SHELL = "secex.emergency=shell"
 SHELL_OPENS = "Press Enter for system maintenance"  # sulogin(8)
 SECRET = File(b"secex-test-secret")
@@ -47,9 +47,7 @@ WAYS = {
 
 
 @contextmanager
-def initramfs_with(
-    tmp_path: Path, files: dict[str, Entry], command_line: str, log: str = "console.log"
-) -> Iterator[Guest]:
+def initramfs_with(tmp_path: Path, files: dict[str, Entry], command_line: str) -> Iterator[Guest]:
     """A guest with the image's kernel and initramfs, and ``files`` added, as at a later boot."""
     tree = debian.build()
     initrd, overlay = tmp_path / "initrd", tmp_path / "overlay.cpio"
@@ -58,14 +56,14 @@ def initramfs_with(
     with initrd.open("ab") as stream:
         stream.write(bytes(-stream.tell() % 4) + overlay.read_bytes())
     direct = Direct(debian.kernel(tree), initrd, f"{OPTIONS} {command_line}")
-    with Guest(direct=direct, console_log=tmp_path / log) as guest:
+    with Guest(direct=direct, console_log=tmp_path / "console.log") as guest:
         yield guest
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_to_a_shell_passes_the_clean_up(way: str, tmp_path: Path) -> None:
     with initramfs_with(tmp_path, {}, f"{WAYS[way]} {SHELL}") as guest:
-        guest.wait_for("Keys, config, plan and journal are removed from memory, volumes are closed", TIMEOUT)
+        guest.wait_for(CLEAN, TIMEOUT)
         guest.wait_for("secex-test: 0 left", TIMEOUT)
         guest.wait_for(SHELL_OPENS, TIMEOUT)
 
@@ -74,8 +72,10 @@ def test_a_secret_elsewhere_would_have_been_found(tmp_path: Path) -> None:
     """That is, the look for what is left can fail. Nothing else is left in the emergency target either."""
     command_line = f"rd.systemd.unit=emergency.target {SHELL}"
     with initramfs_with(tmp_path, {"/var/stray": SECRET}, command_line) as guest:
+        guest.wait_for(CLEAN, TIMEOUT)
         guest.wait_for("secex-test: left: /var/stray", TIMEOUT)
         guest.wait_for("secex-test: 1 left", TIMEOUT)
+        guest.wait_for(SHELL_OPENS, TIMEOUT)
 
 
 @pytest.mark.parametrize("way", ["rd.break", "a unit that fails"])

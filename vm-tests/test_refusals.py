@@ -16,7 +16,6 @@ from harness.se_image import OPTIONS, SMALL, Recipe
 
 MIB = 1 << 20
 RECIPE = SMALL
-NARROW = replace(SMALL, slack=1, root_file_system=None)  # and zeros for a root
 TIMEOUT = 900.0
 
 
@@ -74,7 +73,7 @@ CASES = [
     Case(
         "a disk too small",
         r"/dev/vd[ab] is too small by \d+ MiB: power off and enlarge the image: qemu-img resize IMAGE \+\d+M",
-        recipe=NARROW,
+        recipe=replace(SMALL, slack=1),
         grow_mib=0,
     ),
     Case(
@@ -85,7 +84,7 @@ CASES = [
     Case(
         "a file system of another kind",
         "the file system of root is neither ext4 nor xfs: build the image with one of them",
-        recipe=NARROW,
+        recipe=replace(SMALL, root_file_system=None),
     ),
 ]
 

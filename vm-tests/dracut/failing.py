@@ -66,6 +66,7 @@ def note_secrets():
     NEEDLES.write_text("\n".join(sorted(known)))
 
 
+subprocess.run(["udevadm", "settle"])
 machine._run = run
 sys.argv[0] = "secex-firstboot"
 sys.exit(cli.main())

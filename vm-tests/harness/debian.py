@@ -258,14 +258,19 @@ def _complete(mirror: str, codename: str, alias: str) -> str:
     tells; apt checks everything.
     """
     index = "main/binary-s390x/Packages.xz"
-    for name in (codename, alias) if mirror.startswith("http") else ():
+    for name in (codename, alias):
         suite = f"{mirror.rstrip('/')}/dists/{name}"
-        release = requests.get(f"{suite}/InRelease", timeout=60).text
+        try:
+            release = requests.get(f"{suite}/InRelease", timeout=60).text
+            answer = requests.head(f"{suite}/{index}", timeout=60, allow_redirects=True)
+        except requests.RequestException:
+            continue
         found = re.search(rf"^ [0-9a-f]{{64}} +(\d+) {index}$", release, re.MULTILINE)
-        length = requests.head(f"{suite}/{index}", timeout=60, allow_redirects=True).headers.get(
-            "Content-Length"
-        )
-        if found and found[1] == length and f"\nCodename: {codename}\n" in release:
+        if (
+            found
+            and found[1] == answer.headers.get("Content-Length")
+            and f"\nCodename: {codename}\n" in release
+        ):
             return name
     return codename
 

@@ -30,25 +30,6 @@ FAILED = r"this guest cannot start|emergency mode"
 
 
 @dataclass(frozen=True)
-class Site:
-    """Everything a first boot needs, in one directory."""
-
-    directory: Path
-    tree: Path
-    image: Path
-    root_size: int  # bytes, as the image was made
-    config_disk: Path
-    public_key: Path  # to which configs for this image are encrypted
-    identity: Path
-    hosts: dict[str, Host]
-    chain: Chain
-
-    @property
-    def disk(self) -> Path:
-        return self.directory / "disk.qcow2"
-
-
-@dataclass(frozen=True)
 class Owner:
     """Who owns the workload: hosts, the chain behind their documents, an SSH key."""
 
@@ -67,6 +48,26 @@ class Served:
     tls: site.Tls | None = None
 
 
+@dataclass(frozen=True)
+class Site:
+    """Everything a first boot needs, in one directory."""
+
+    directory: Path
+    tree: Path
+    image: Path
+    root_size: int  # bytes, as the image was made
+    config_disk: Path
+    public_key: Path  # to which configs for this image are encrypted
+    identity: Path
+    hosts: dict[str, Host]
+    chain: Chain
+    served: Served
+
+    @property
+    def disk(self) -> Path:
+        return self.directory / "disk.qcow2"
+
+
 def plain_config(owner: Owner) -> Served:
     """One host key inline, one over HTTP, and what proves them inline."""
     proof = {name: content for name, content in owner.chain.certificates().items() if name != "root.crt"}
@@ -79,17 +80,6 @@ def plain_config(owner: Owner) -> Served:
         ],
     )
     return Served(config, {"/customer-2.crt": owner.hosts["customer-2"].document.read_bytes()})
-
-
-def files_config(owner: Owner) -> Served:
-    """Everything inline, and nothing but files: a small root has no programs to make users with."""
-    proof = {name: content for name, content in owner.chain.certificates().items() if name != "root.crt"}
-    files = [
-        {"path": "/etc/user-file", "contents": {"source": "data:,from%20the%20user%0A"}},
-        *(site.host_key_file(owner.hosts[name]) for name in ("customer-1", "customer-2")),
-        *site.certificate_files(proof | owner.chain.crls()),
-    ]
-    return Served({"ignition": {"version": "3.3.0"}, "storage": {"files": files}})
 
 
 @contextmanager
@@ -123,20 +113,14 @@ def make_site(
             root_certificate=chain.certificates()["root.crt"],
         )
         public = public.rename(directory / public.name)
+    served = configure(Owner(hosts, chain, identity.with_suffix(".pub").read_text().strip()))
     config_disk = directory / "ignition_crypted.asc"
-    made = Site(directory, tree, image, builder.root_size, config_disk, public, identity, hosts, chain)
-    with serve(made, configure) as network:
-        yield made, network
-
-
-@contextmanager
-def serve(where: Site, configure: Callable[[Owner], Served]) -> Iterator[Network]:
-    """Encrypt a config to the image, onto its config disk, and serve what it names inside the block."""
-    ssh_key = where.identity.with_suffix(".pub").read_text().strip()
-    served = configure(Owner(where.hosts, where.chain, ssh_key))
-    se_image.encrypt_config(served.config, where.public_key, where.config_disk)
+    se_image.encrypt_config(served.config, public, config_disk)
+    made = Site(
+        directory, tree, image, builder.root_size, config_disk, public, identity, hosts, chain, served
+    )
     with services(served) as network:
-        yield network
+        yield made, network
 
 
 @contextmanager

@@ -242,13 +242,6 @@ class Guest:
             self._drain_console()
             return end
 
-    def wait_for_reset(self, count: int, timeout: float) -> None:
-        """Wait until the guest has rebooted ``count`` times since it was started."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._resets >= count or self.end, timeout)
-            if self._resets < count:
-                raise self.error(f"did not reboot {count} times within {timeout:g} s")
-
     def ssh(
         self, command: str, identity: Path, *, timeout: float = 300, user: str = "root"
     ) -> subprocess.CompletedProcess[str]:
@@ -489,10 +482,6 @@ class Guest:
     def _notify(self) -> None:
         with self._changed:
             self._changed.notify_all()
-
-    @property
-    def _resets(self) -> int:
-        return sum(event["event"] == "RESET" for event in self.events)
 
     def _drain_console(self) -> None:
         """End QEMU and take in all that the guest had still printed."""

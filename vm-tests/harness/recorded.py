@@ -140,14 +140,8 @@ def first_boot(factory: pytest.TempPathFactory) -> FirstBoot:
 
 def _record(directory: Path) -> FirstBoot:
     markers = Markers()
-    configured: list[Served] = []
-
-    def configure(owner: Owner) -> Served:
-        configured.append(markers.config(owner))
-        return configured[0]
-
     disk = directory / "disk.raw"
-    with firstboot.make_site(directory, SMALL, configure=configure) as (made, network):
+    with firstboot.make_site(directory, SMALL, configure=markers.config) as (made, network):
         where = Machine(directory, made.hosts, made.config_disk)
         raw_disk.make(made.image, disk, _DISK_SIZE)
         with powercut.recorded(disk) as (served, recording):
@@ -167,7 +161,7 @@ def _record(directory: Path) -> FirstBoot:
     return FirstBoot(
         where=where,
         public_key=made.public_key,
-        served=configured[0],
+        served=made.served,
         markers=markers,
         recording=recording,
         spans=spans,

@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from harness import debian
@@ -54,10 +54,6 @@ SMALL = Recipe(
     root_file_system="ext4",
     root_content=("./bin", "./etc", "./lib", "./sbin", "./usr/lib/python3"),
 )
-
-
-# For guests without a network card, which must not wait for a network.
-OFFLINE = replace(SMALL, options=SMALL.options.replace(" rd.neednet=1", ""))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from harness.raw_disk import BLOCK
 from secex_firstboot.sdboot import boot_record
 
 BEFORE_UDEV = "Starting .*dracut-pre-udev"  # the guest has no driver for its disks until then
-BEFORE_AGENT = r"Starting .*secex-firstboot-config"  # of its disks it knows partitions and serials
+# Of its disks it may know sizes, serials and partitions by then, but nothing of what the agent goes by.
+BEFORE_AGENT = r"Starting .*secex-firstboot-config"
 
 Span = tuple[int, int]
 
@@ -43,9 +44,7 @@ def keep(
     ``until``: what it says then.
     """
     directory.mkdir()
-    read = _read_by_firmware(disk)
-    if until != BEFORE_UDEV:
-        read += _partition_tables(disk)
+    read = (*_read_by_firmware(disk), *_partition_tables(disk))
     digest = _digest(disk, read)
     with starting as guest:
         guest.wait_for(until, firstboot.BOOT_TIMEOUT)
@@ -53,14 +52,14 @@ def keep(
 
 
 def find(disk: Path, kept: Iterable[Started]) -> Saved | None:
-    """The kept guest that the firmware would start from this disk, if there is one."""
+    """The kept guest that would have come to the same point on this disk, if there is one."""
     return next((each.saved for each in kept if _digest(disk, each.read) == each.digest), None)
 
 
 def find_or_keep(
     disk: Path, kept: list[Started], starting: AbstractContextManager[Guest], directory: Path
 ) -> Saved:
-    """The kept guest that the firmware would start from this disk; the first time it does start one."""
+    """The kept guest that would have come to the same point on this disk; the first time it is made."""
     if not (saved := find(disk, kept)):
         kept.append(keep(disk, starting, directory / f"kept-{len(kept)}"))
         saved = kept[-1].saved

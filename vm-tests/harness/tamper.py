@@ -228,7 +228,8 @@ class Host:
     @property
     def saved(self) -> Saved | None:
         """A guest to go on from, unless what it has read or what is attached to it is another."""
-        if self.others:
+        config_disk = self.target.first_boot.where.config_disk
+        if self.others or self.config_disk.stat().st_size != config_disk.stat().st_size:
             return None
         kept = self.target.kept
         furthest = [kept[self.moment]] if self.moment in kept else []
