@@ -221,7 +221,7 @@ def rebuild_sdboot(host: Host, files: dict[str, bytes], name: str = "customer-1"
     assert len(content) <= len(blocks) * BLOCK
     se = host.partition("se")
     for number, block in enumerate(blocks):
-        host.write(se + block * BLOCK, content[number * BLOCK :][:BLOCK])
+        host.write(se + block * BLOCK, content[number * BLOCK : (number + 1) * BLOCK])
 
 
 def flip_armor(host: Host) -> None:
