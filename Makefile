@@ -19,16 +19,22 @@ VM     := PYTHONPATH=vm-tests $(PYTHON)
 # Two guests at a time; which tests stay together, and in what order they start: vm-tests/conftest.py.
 GUESTS := -n 2 --no-loadscope-reorder
 
-.PHONY: help demo check check-unit fuzz check-vm test-system soak lint bench install setup clean
+# What is given to the tests that boot guests.
+CHECKED :=
+
+.PHONY: help demo check check-long check-unit fuzz check-vm test-system soak lint bench install setup clean
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 demo: setup ## Provision a guest from an SE-ready image, live, and prove what came of it (root, Debian 12+)
 	$(VM) vm-tests/demo.py
 
-check: setup ## All tests, unit and in guests (root, Debian 12+)
+check: setup ## The tests, unit and in guests; of the many cases a sample (CHECK_SEED draws it again) (root, Debian 12+)
 	$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-system check-unit fuzz
 	$(MAKE) --no-print-directory check-vm
+
+check-long: ## All tests, and all of their cases
+	$(MAKE) --no-print-directory CHECKED=--long check
 
 check-unit: setup lint ## The tests that run anywhere
 	$(PYTHON) -m pytest -q --ignore=tests/test_fuzz_readers.py tests
@@ -37,7 +43,7 @@ fuzz: setup ## Throw damaged configs and documents at the readers, FUZZ_SECONDS 
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTHON) -m pytest -q tests/test_fuzz_readers.py
 
 check-vm: setup ## The tests that boot guests
-	$(PYTHON) -m pytest --verbose --instafail --durations=20 $(GUESTS) vm-tests
+	$(PYTHON) -m pytest --verbose --instafail --durations=20 $(GUESTS) $(CHECKED) vm-tests
 
 test-system: setup ## Build the Debian system that the guests are made of, unless it is in the cache
 	$(VM) -m harness.debian

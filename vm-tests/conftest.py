@@ -1,24 +1,36 @@
-"""How the tests in guests share two processors, and what tampering and power cuts came to."""
+"""How the tests in guests share two processors, which of them run, what they cost and what they came to."""
 
 from __future__ import annotations
 
 import os
-import secrets
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Generator, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import firstboot, recorded
-from harness.guest import Network
+from harness import firstboot, recorded, sample
+from harness.guest import Guest, Network
 from harness.recorded import FirstBoot
 from xdist.scheduler import LoadScopeScheduling
 
 SHARING = ("test_power_cut.py", "test_tamper.py")
 
 # Before there are processes that inherit it.
-os.environ.setdefault("POWER_CUT_SEED", str(secrets.randbits(32)))
+os.environ.setdefault("POWER_CUT_SEED", str(sample.seed()))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--long", action="store_true", help="all tests, instead of a sample of those that are many"
+    )
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return (
+        "every test" if config.getoption("--long") else f"a sample (--long: all), CHECK_SEED={sample.seed()}"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -48,12 +60,25 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
     return ByCost(config, log)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What others wait for comes first, and what may run anywhere last: so both processes end together."""
+    if not config.getoption("--long"):
+        items[:], left_out = sample.split(items, sample.seed())
+        config.hook.pytest_deselected(items=left_out)
     items.sort(key=lambda item: (not item.get_closest_marker("early"), item.path.name in SHARING))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Each report says of the guests that ended since the one before how many seconds they ran."""
+    report = yield
+    report.user_properties.append(("guests", list(Guest.ran)))
+    Guest.ran.clear()
+    return report
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    _tell_costs(terminalreporter)
     tampering = [value for value, _ in _noted(terminalreporter, "tampering")]
     if tampering:
         terminalreporter.section("what the host changed, and how it ended")
@@ -67,6 +92,24 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for cut in sorted(number):
             terminalreporter.line(f"{provisioned[cut]:4} of {number[cut]:4} ended provisioned: {cut}")
         terminalreporter.line(f"{provisioned.total():4} of {number.total():4} in all")
+
+
+def _tell_costs(terminalreporter: pytest.TerminalReporter) -> None:
+    """What waits for the other process, to make what both need, counts as well, but not as a guest's time."""
+    took: defaultdict[str, float] = defaultdict(float)
+    guests: defaultdict[str, list[float]] = defaultdict(list)
+    for report in chain.from_iterable(terminalreporter.stats.values()):
+        if isinstance(report, pytest.TestReport):
+            file = Path(report.nodeid.split("::")[0]).name
+            took[file] += report.duration
+            guests[file] += dict(report.user_properties).get("guests", [])  # type: ignore[arg-type]
+    if any(guests.values()):
+        terminalreporter.section("seconds of each file, and of its guests")
+        for file in sorted(took, key=lambda file: -took[file]):
+            ran = guests[file]
+            terminalreporter.line(f"{took[file]:6.0f}  {sum(ran):6.0f} of {len(ran):3} guests  {file}")
+        ran = list(chain.from_iterable(guests.values()))
+        terminalreporter.line(f"{sum(took.values()):6.0f}  {sum(ran):6.0f} of {len(ran):3} guests  in all")
 
 
 def _noted(terminalreporter: pytest.TerminalReporter, name: str) -> Iterator[tuple[str, bool]]:

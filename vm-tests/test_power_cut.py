@@ -18,7 +18,7 @@ from random import Random
 from typing import Literal
 
 import pytest
-from harness import firstboot, powercut, raw_disk
+from harness import firstboot, powercut, raw_disk, sample
 from harness.guest import Network
 from harness.powercut import Loss
 from harness.recorded import PARTS, ROOT, FirstBoot
@@ -79,7 +79,7 @@ AMIDST = {
 
 # Every step that writes, and every moment between two. Most of a guest's time goes into its start and into
 # the final sdboot, so several cuts share that. `make soak` draws more.
-CASES = [
+CHOSEN = [
     Case(
         Cut("personalise", 0.5, Loss.SOME),
         (
@@ -108,6 +108,18 @@ CASES = [
     Case(Cut("seal", "switch", Loss.EARLIER)),
 ]
 MOST_IN_A_ROW = 5
+
+
+def in_every_step(seed: int) -> Case:
+    """One guest whose power is cut in each step; seeds in a row lose something else in each step."""
+    losses = [list(Loss)[(seed + at) % len(Loss)] for at in range(len(STEPS))]
+    first, *later = zip(STEPS, losses, strict=True)
+    return Case(
+        Cut(first[0], "anywhere", first[1]), tuple(Again(step, AMIDST[step], loss) for step, loss in later)
+    )
+
+
+CASES = [in_every_step(sample.seed()), *(pytest.param(case, marks=pytest.mark.long) for case in CHOSEN)]
 MOST_SECONDS_LATER = 3.0  # than the line
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import debian, once, raw_disk, se_image, secrets_scan, tamper, ultravisor
+from harness import debian, once, raw_disk, sample, se_image, secrets_scan, tamper, ultravisor
 from harness.guest import Disk, Network
 from harness.raw_disk import BLOCK
 from harness.recorded import FirstBoot
@@ -355,10 +355,16 @@ AFTERWARDS = [
     Case("a second disk with our names", PROVISIONED, attach_namesakes, (End.CORRECT,)),
 ]
 
-CASES = [*SDBOOT, *CONFIG, *VERITY, *HALF_WAY, *AFTERWARDS]
+CASES = [
+    *sample.kind("SDBOOT", SDBOOT, 6),
+    *sample.kind("CONFIG", CONFIG),
+    *sample.kind("VERITY", VERITY),
+    *sample.kind("HALF_WAY", HALF_WAY, 2),
+    *sample.kind("AFTERWARDS", AFTERWARDS, 4),
+]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", CASES)
 def test_what_the_host_changes_is_refused_or_without_effect(
     case: Case,
     target: Target,

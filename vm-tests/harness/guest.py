@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from mmap import mmap
 from pathlib import Path
 from types import TracebackType
+from typing import ClassVar
 
 from qemu.qmp import ConnectError
 
@@ -155,6 +156,9 @@ class Guest:
     ``saved``: where it goes on instead of being started.
     """
 
+    ran: ClassVar[list[float]] = []
+    """Seconds that each guest of this process has run, until somebody clears it."""
+
     def __init__(
         self,
         *,
@@ -185,12 +189,14 @@ class Guest:
         except BaseException:
             self._resources.close()
             raise
+        self._began = time.monotonic()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._resources.close()
+        Guest.ran.append(time.monotonic() - self._began)
 
     # --- what a test asks ---
 

@@ -1,0 +1,50 @@
+"""Which tests of a kind that is too many for each run have their turn in this one.
+
+``make check-long`` runs all of them. ``make check`` runs of each kind as many as its marker says, which ones
+the seed says: the same for the same seed, and numbers in a row bring every one round.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+Item = TypeVar("Item")
+
+
+def seed() -> int:
+    """CHECK_SEED; drawn by whoever asks first, and then the same for all processes of the run."""
+    return int(os.environ.setdefault("CHECK_SEED", str(secrets.randbits(32))))
+
+
+def kind(name: str, cases: Sequence[Any], number: int = 1) -> list[Any]:
+    """The cases of one kind, for pytest.mark.parametrize."""
+    return [pytest.param(case, id=str(case), marks=pytest.mark.sampled(name, number)) for case in cases]
+
+
+def in_turn(items: Sequence[Item], number: int, seed: int) -> list[Item]:
+    """``number`` of the items, in their order; all have had their turn after len/number seeds in a row."""
+    wanted = {(seed + at * len(items) // number) % len(items) for at in range(number)}
+    return [item for at, item in enumerate(items) if at in wanted]
+
+
+def split(items: Sequence[pytest.Item], seed: int) -> tuple[list[pytest.Item], list[pytest.Item]]:
+    """Those whose turn it is, or that always run, and the others, each in their order."""
+    kinds: dict[tuple[Path, str, str, int], list[pytest.Item]] = {}
+    turn = set()
+    for item in items:
+        if item.get_closest_marker("long"):
+            continue
+        if marker := item.get_closest_marker("sampled"):
+            kind, number, *_ = *marker.args, 1
+            kinds.setdefault((item.path, getattr(item, "originalname", ""), kind, number), []).append(item)
+        else:
+            turn.add(item)
+    for (*_, number), members in kinds.items():
+        turn |= set(in_turn(members, number, seed))
+    return [item for item in items if item in turn], [item for item in items if item not in turn]
