@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
+# As python3 -I SCRIPT, with the agent of this tree, wherever the interpreter has one installed.
+RUN = "import runpy, sys; sys.path.insert(0, sys.argv[1]); runpy.run_path(sys.argv[2], run_name='__main__')"
 
 
 @pytest.fixture(scope="module")
 def traced() -> list[Path]:
-    argv = [sys.executable, "-I", str(REPOSITORY / "dracut" / "trace-imports.py")]
+    argv = [sys.executable, "-I", "-c", RUN, REPOSITORY, REPOSITORY / "dracut/trace-imports.py"]
     output = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
     return [Path(line) for line in output.splitlines()]
 
@@ -58,10 +60,11 @@ def test_everything_listed_is_a_file_and_the_tracer_is_not(traced):
 def test_the_agent_runs_with_nothing_but_the_listed_modules(traced):
     """Whatever the agent still imports while it answers --dry-run must be in the list."""
     script = (
-        "import sys; from secex_firstboot import cli; cli.main(['--dry-run', '--json'])\n"
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from secex_firstboot import cli; cli.main(['--dry-run', '--json'])\n"
         "files = {getattr(m, '__file__', None) for m in list(sys.modules.values())} - {None}\n"
         "print('\\n'.join(files), file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-I", "-c", script, REPOSITORY], capture_output=True, text=True)
     loaded = {Path(line) for line in done.stderr.splitlines()}
     assert loaded and loaded <= set(traced)
