@@ -78,7 +78,7 @@ class Preflight:
     def _prove_host_keys(self) -> str:
         with tempfile.TemporaryDirectory() as scratch:
             proof = Proof(self._read(), self.certificates, self.verification, Path(scratch), self.context)
-            names = [document.name for document, _ in proof.documents()]
+            names = [document.name for document in proof.documents()]
         return f"{len(names)} documents: {', '.join(names)}"
 
 

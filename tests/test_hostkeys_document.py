@@ -14,6 +14,7 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from secex_firstboot import process
 from secex_firstboot.errors import Refusal
 from secex_firstboot.hostkeys.document import check_this_host, distinct, key_hash, parse, this_host_key_hashes
 
@@ -78,6 +79,70 @@ def test_anything_but_one_certificate_of_a_host_key_is_refused(content: bytes, r
     with pytest.raises(Refusal, match=f"document ibm-z-hostkey-1 .*{reason}") as refused:
         parse("ibm-z-hostkey-1", content)
     assert refused.value.cure
+
+
+# Files with more than one face.
+
+
+@pytest.mark.parametrize("around", [b"", b"\n", b"\r\n \t", b"\n" * 1000])
+def test_white_space_around_the_block_is_no_second_face(around: bytes) -> None:
+    assert parse("a", around + HOST_A + around).certificate == x509.load_pem_x509_certificate(HOST_A)
+    assert parse("a", around + HOST_A.replace(b"\n", b"\r\n")).pem == HOST_A
+
+
+ANOTHER_BLOCK = b"-----BEGIN EC PARAMETERS-----\nBgUrgQQAIw==\n-----END EC PARAMETERS-----\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (der(HOST_A) + HOST_B, "something else beside its certificate"),
+        (HOST_B + der(HOST_A), "something else beside its certificate"),
+        (b"\n" + der(HOST_A) + HOST_B, "something else beside its certificate"),
+        (der(HOST_A) + der(HOST_B), "no X.509 certificate"),
+        (b"\n" + der(HOST_A), "no X.509 certificate"),
+        (HOST_A + HOST_A, "2 certificates"),
+        (HOST_A + HOST_B + HOST_A, "3 certificates"),
+        (HOST_A.replace(b"BEGIN CERT", b"BEGIN TRUSTED CERT") + HOST_B, "something else beside"),
+        (HOST_A.replace(b" CERT", b" X509 CERT") + HOST_B, "something else beside its certificate"),
+        (HOST_A.replace(b" CERT", b" X509 CERT"), "no X.509 certificate"),
+        (ANOTHER_BLOCK + HOST_A, "something else beside its certificate"),
+        (b"Subject: a host\n" + HOST_A, "something else beside its certificate"),
+        (HOST_A + b"text", "something else beside its certificate"),
+        (HOST_A + b"\0", "something else beside its certificate"),
+        (HOST_A.replace(b"-----\nMII", b"-----\nProc-Type: 4,CLEAR\n\nMII"), "no X.509 certificate"),
+        (HOST_A.replace(b"\n-----END", b"\n" + HOST_B[28:60] + b"\n-----END"), "no X.509 certificate"),
+    ],
+)
+def test_a_file_in_which_another_reader_could_find_something_else_is_refused(
+    content: bytes, reason: str
+) -> None:
+    with pytest.raises(Refusal, match=f"document ibm-z-hostkey-1 .*{reason}") as refused:
+        parse("ibm-z-hostkey-1", content)
+    assert refused.value.cure
+
+
+def test_what_is_handed_on_is_the_certificate_encoded_anew(tmp_path: Path) -> None:
+    for content in (HOST_A, der(HOST_A), b"\n" + HOST_A + b" \n"):
+        document = parse("a", content)
+        assert document.pem == HOST_A
+        (tmp_path / "a").write_bytes(document.pem)
+        shown = process.run(["openssl", "x509", "-in", tmp_path / "a", "-outform", "PEM"])
+        assert shown.encode() == HOST_A
+
+
+def test_a_hybrid_document_is_refused_by_its_name() -> None:
+    """Of s390-tools 2.44: a certificate for the host's EC key, and one for its ML-KEM-1024 key."""
+    hybrid = (VECTORS.parent / "hybrid" / "host-hybrid.crt").read_bytes()
+    with pytest.raises(Refusal, match=r"is a hybrid \(EC and ML-KEM-1024\) document, which this") as refused:
+        parse("a", hybrid)
+    assert "EC key alone" in refused.value.cure
+    second = hybrid.rindex(b"-----BEGIN")
+    with pytest.raises(Refusal, match="no secp521r1 key"):
+        parse("a", hybrid[second:])
+    assert parse("a", hybrid[:second]).public_key.curve.name == "secp521r1"
+    with pytest.raises(Refusal, match="3 certificates"):
+        parse("a", hybrid + HOST_A)
 
 
 @settings(deadline=None)

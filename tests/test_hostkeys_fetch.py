@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
+from harness import pki
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -460,6 +461,17 @@ def test_https_is_trusted_by_the_authorities_of_the_config(
             assert asked.get(entry(server.url), config(security=authorities(source))) == DOCUMENT
         with pytest.raises(Refusal, match="certificate is not trusted"):
             asked.get(entry(server.url))
+
+
+def test_only_what_is_read_as_an_authority_is_trusted(asked: Asked, serve: Serve, tmp_path: Path) -> None:
+    """OpenSSL would take a block of this type for a certificate, the library here does not."""
+    other = pki.pem(pki.make_root(datetime.now(UTC)).certificate)
+    with tls_server_key(tmp_path) as (context, certificate):
+        server = serve(body(DOCUMENT), tls=context)
+        hidden = certificate.replace(b" CERTIFICATE", b" TRUSTED CERTIFICATE")
+        assert asked.get(entry(server.url), config(security=authorities(data_url(other + certificate))))
+        with pytest.raises(Refusal, match="certificate is not trusted"):
+            asked.get(entry(server.url), config(security=authorities(data_url(other + hidden))))
 
 
 def test_an_authority_that_is_no_certificate_is_refused(asked: Asked) -> None:

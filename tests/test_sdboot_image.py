@@ -1,4 +1,6 @@
-"""The built-in image builder, byte by byte against images that IBM's genprotimg 2.35.0 made."""
+"""The built-in image builder, byte by byte against images that IBM's genprotimg 2.35.0 made, and the reader
+of an image's key slots.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from secex_firstboot.errors import Refusal
+from secex_firstboot.errors import FirstbootError, Refusal
 from secex_firstboot.sdboot import image
 
 VECTORS = Path(__file__).parent / "vectors" / "se-image"
@@ -332,5 +334,105 @@ def test_more_host_keys_than_a_header_holds_are_refused(boot_loaders: image.Boot
     assert header_size == 416 + 95 * 80 + 128 + 16
     assert header_size <= 2 * PAGE
     assert struct.unpack(">Q", data[IPIB + 0x90 : IPIB + 0x98]) == (HEADER + 2 * PAGE,)
-    with pytest.raises(Refusal, match="96 host keys are given, an image takes 95"):
+    with pytest.raises(Refusal, match=r"96 host keys are given, an image takes 95: KVM .* 7\.0 .* 8 KiB"):
         build(boot_loaders, hosts=[HOST_A] * 96)
+
+
+# Reading the key slots.
+
+HASH_A, HASH_B = (image.host_key_hash(host.public_key()) for host in (HOST_A, HOST_B))
+ARGUMENTS = STAGE3A + 11224 - 24  # in the vectors
+
+
+def key_slots(data: bytes) -> list[bytes]:
+    return image.key_slots(io.BytesIO(data))
+
+
+def changed(data: bytes, *changes: tuple[int, bytes]) -> bytes:
+    for place, new in changes:
+        data = data[:place] + new + data[place + len(new) :]
+    return data
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("two-keys.img", [HASH_A, HASH_B]), ("no-ramdisk.img", [HASH_B])]
+)
+def test_the_key_slots_of_genprotimgs_images_are_read(name: str, expected: list[bytes]) -> None:
+    assert key_slots((VECTORS / name).read_bytes()) == expected
+
+
+@pytest.mark.parametrize("count", [1, 2, 95])
+def test_the_key_slots_of_our_own_images_are_read(boot_loaders: image.BootLoaders, count: int) -> None:
+    hosts = [HOST_B, HOST_A, *[HOST_B] * 93][:count]
+    assert key_slots(build(boot_loaders, hosts=hosts)) == [HASH_B, HASH_A, *[HASH_B] * 93][:count]
+
+
+@pytest.mark.parametrize("header", [0x14000, 0x15000])
+def test_the_key_slots_of_an_image_in_pvimgs_layout_are_read(header: int) -> None:
+    """Built by its description, as pvimg does not run here: header behind stage3a, IPIB behind everything."""
+    data = (VECTORS / "two-keys.img").read_bytes()
+    ipib, rest = data[IPIB:HEADER], data[HEADER:]
+    arguments = struct.pack(">QQQ", header - ARGUMENTS, 720, header + len(rest) - ARGUMENTS)
+    moved = changed(data[:IPIB], (ARGUMENTS, arguments)).ljust(header, b"\0") + rest + ipib
+    metadata = struct.pack(">8sQIQ", b"SeImgLnx", header, 1, header + len(rest))
+    assert key_slots(changed(moved, (0xC000, metadata))) == [HASH_A, HASH_B]
+
+
+def test_a_header_to_which_no_loader_points_does_not_count() -> None:
+    data = (VECTORS / "no-ramdisk.img").read_bytes()
+    other = (VECTORS / "two-keys.img").read_bytes()[HEADER : HEADER + 720]
+    assert key_slots(changed(data, (IPIB - PAGE, other))) == [HASH_B]
+    assert key_slots(changed(data, (0x8000, other))) == [HASH_B]
+    with pytest.raises(FirstbootError, match="0 SE headers"):
+        key_slots(changed(data, (ARGUMENTS, struct.pack(">Q", HEADER + 8 - ARGUMENTS))))
+
+
+def test_two_headers_are_refused() -> None:
+    data = (VECTORS / "no-ramdisk.img").read_bytes()
+    other = (VECTORS / "two-keys.img").read_bytes()[HEADER : HEADER + 720]
+    second = (ARGUMENTS - 24, struct.pack(">QQQ", HEADER + PAGE - ARGUMENTS + 24, 720, 0))
+    with pytest.raises(FirstbootError, match="2 SE headers") as refused:
+        key_slots(changed(data, second, (HEADER + PAGE, other)))
+    assert refused.value.cure
+
+
+@pytest.mark.parametrize(
+    ("place", "new"),
+    [
+        (HEADER + 8, struct.pack(">I", 0x200)),
+        (HEADER + 12, struct.pack(">I", 719)),
+        (HEADER + 12, struct.pack(">I", 800)),
+        (HEADER + 32, struct.pack(">Q", 0)),
+        (HEADER + 32, struct.pack(">Q", 1)),
+        (HEADER + 32, struct.pack(">Q", 3)),
+        (HEADER + 32, struct.pack(">Q", 2**64 - 1)),
+        (HEADER + 40, struct.pack(">Q", 48)),  # with four slots' worth of bytes for two
+        (ARGUMENTS + 8, struct.pack(">Q", 640)),
+        (ARGUMENTS + 8, struct.pack(">Q", 800)),
+        (ARGUMENTS + 8, struct.pack(">Q", 2 * PAGE + 1)),
+        (ARGUMENTS + 8, struct.pack(">Q", 2**64 - 720)),
+        (ARGUMENTS, struct.pack(">Q", 2**64 - 8)),
+    ],
+)
+def test_a_header_that_is_not_what_it_says_is_refused(place: int, new: bytes) -> None:
+    data = (VECTORS / "two-keys.img").read_bytes()
+    with pytest.raises(FirstbootError, match="the new image has") as refused:
+        key_slots(changed(data, (place, new)))
+    assert refused.value.cure
+
+
+def test_a_header_for_hybrid_host_keys_is_refused_by_its_version() -> None:
+    """Version 2, of s390-tools 2.44: other slots, and our keys are none for it."""
+    size = 560 + 1680
+    head = b"IBMSecEx" + struct.pack(">II16xQQ", 0x200, size, 1, 128)
+    arguments = struct.pack(">QQQ", 24, size, 0)
+    with pytest.raises(FirstbootError, match="version 0x200, not 0x100"):
+        key_slots(bytes(STAGE3A) + arguments + head.ljust(size, b"\1"))
+
+
+@pytest.mark.parametrize("size", [0, STAGE3A, ARGUMENTS, HEADER, HEADER + 719])
+def test_half_an_image_has_no_key_slots(size: int) -> None:
+    data = (VECTORS / "two-keys.img").read_bytes()
+    assert key_slots(data[: HEADER + 720]) == [HASH_A, HASH_B]
+    with pytest.raises(FirstbootError, match="0 SE headers"):
+        key_slots(data[:size])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from base64 import b64decode
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from secex_firstboot.errors import Refusal
 from secex_firstboot.sdboot import image
@@ -27,6 +29,13 @@ DECODING_ERRORS = (
 _KEY_LIST_LIMIT = 4096  # bytes: sysfs gives at most a page
 _HASH = re.compile(rb"[0-9a-f]{64}")
 
+_BEGIN, _END = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"  # RFC 7468
+_BLOCK = re.compile(_BEGIN + rb"([A-Za-z0-9+/=\s]+)" + _END)
+# id-alg-ml-kem-1024, 2.16.840.1.101.3.4.4.3, in DER: RFC 9935, section 3.
+_ML_KEM_1024 = bytes.fromhex("0609608648016503040403")
+
+_CURE = "give each host's document, as IBM offers it for download, as a file of its own"
+
 
 @dataclass(frozen=True)
 class Document:
@@ -34,37 +43,80 @@ class Document:
     certificate: x509.Certificate
     public_key: ec.EllipticCurvePublicKey
 
+    @property
+    def pem(self) -> bytes:
+        """The certificate encoded anew, as one PEM block.
+
+        This is what another program gets, never the file it was read from: that program could find another
+        certificate in it than we did.
+        """
+        return self.certificate.public_bytes(Encoding.PEM)
+
 
 def parse(name: str, content: bytes) -> Document:
-    """Read one certificate, PEM or DER. Nothing is verified here but that its key is a secp521r1 one.
+    """Read a file that is exactly one certificate: in DER, or one PEM block with white space around at most.
 
-    Raises Refusal naming the document and what is wrong with it.
+    Nothing is verified here but that its key is a secp521r1 one. Raises Refusal naming the document and what
+    is wrong with it.
     """
     try:
-        certificate = _certificate(name, content)
-        public_key = certificate.public_key()
-        if not isinstance(public_key, ec.EllipticCurvePublicKey) or public_key.curve.name != "secp521r1":
-            raise _refusal(name, "has no secp521r1 key, so it is not one of an IBM Z host")
-        _ = certificate.extensions  # decoded, or stumbled over, when first asked for
-        return Document(name, certificate, public_key)
+        certificate = _load(_der(name, content))
     except DECODING_ERRORS:
         raise _refusal(name, "is no X.509 certificate, neither PEM nor DER") from None
+    try:
+        public_key = certificate.public_key()
+    except DECODING_ERRORS:  # of a kind that the library does not know
+        public_key = None
+    if not isinstance(public_key, ec.EllipticCurvePublicKey) or public_key.curve.name != "secp521r1":
+        raise _refusal(name, "has no secp521r1 key, so it is not one of an IBM Z host")
+    return Document(name, certificate, public_key)
 
 
-def _certificate(name: str, content: bytes) -> x509.Certificate:
-    if b"-----BEGIN " not in content:
-        return x509.load_der_x509_certificate(content)
-    certificates = x509.load_pem_x509_certificates(content)
-    if len(certificates) > 1:
-        raise _refusal(name, f"holds {len(certificates)} certificates, not one")
-    return certificates[0]
+def _der(name: str, content: bytes) -> bytes:
+    """The certificate's bytes in DER, which may still be anything."""
+    begun = content.count(_BEGIN)
+    if begun == 2 and _is_hybrid(content):
+        raise _refusal(
+            name,
+            "is a hybrid (EC and ML-KEM-1024) document, which this version does not take",
+            "give the host's document that has its EC key alone",
+        )
+    if begun > 1:
+        raise _refusal(name, f"holds {begun} certificates, not one")
+    if block := _BLOCK.fullmatch(content.strip()):
+        return _base64(block)
+    if _BLOCK.search(content):
+        raise _refusal(
+            name,
+            "holds something else beside its certificate",
+            f"{_CURE}: openssl x509 -in FILE makes it one",
+        )
+    return content
 
 
-def _refusal(name: str, reason: str) -> Refusal:
-    return Refusal(
-        f"the host-key document {name} {reason}",
-        "give each host's document, as IBM offers it for download, as a file of its own",
-    )
+def _is_hybrid(content: bytes) -> bool:
+    """As pvimg of s390-tools 2.44 takes them: a certificate for an EC key, and one for an ML-KEM-1024 key."""
+    try:
+        certificates = [_load(_base64(block)) for block in _BLOCK.finditer(content)]
+    except DECODING_ERRORS:
+        return False
+    return any(_ML_KEM_1024 in certificate.tbs_certificate_bytes for certificate in certificates)
+
+
+def _base64(block: re.Match[bytes]) -> bytes:
+    return b64decode(b"".join(block[1].split()), validate=True)
+
+
+def _load(der: bytes) -> x509.Certificate:
+    certificate = x509.load_der_x509_certificate(der)  # which refuses trailing bytes
+    _ = certificate.extensions  # decoded, or stumbled over, when first asked for
+    if certificate.public_bytes(Encoding.DER) != der:
+        raise ValueError("not in DER")
+    return certificate
+
+
+def _refusal(name: str, reason: str, cure: str = _CURE) -> Refusal:
+    return Refusal(f"the host-key document {name} {reason}", cure)
 
 
 def key_hash(document: Document) -> bytes:

@@ -21,6 +21,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from cryptography import x509
 
 from secex_firstboot.errors import Refusal
+from secex_firstboot.hostkeys.certificates import to_pem
 from secex_firstboot.hostkeys.document import DECODING_ERRORS
 from secex_firstboot.hostkeys.download import Client, Network, Request
 from secex_firstboot.ignition.config import Config, FileEntry, Resource
@@ -85,10 +86,10 @@ def _authority(index: int, resource: Resource, client: Client) -> bytes:
     what = f"ignition.security.tls.certificateAuthorities[{index}]"
     content = _content(what, resource, AUTHORITIES_LIMIT, client)
     try:
-        x509.load_pem_x509_certificates(content)
+        authorities = x509.load_pem_x509_certificates(content)
     except DECODING_ERRORS:
         raise Refusal(f"{what} is no PEM certificate", "correct the config") from None
-    return content
+    return to_pem(authorities)  # what was not read here is not for OpenSSL to read
 
 
 def _is_remote(resource: Resource) -> bool:

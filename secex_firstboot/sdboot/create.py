@@ -36,10 +36,11 @@ def create(
     """Make a Secure Execution image and return the name of the builder that made it.
 
     ``host_keys`` are the host-key documents and their keys, verified before: IBM's tools read the documents
-    themselves, the built-in builder needs the keys alone. ``output`` appears complete, on disk and with mode
-    0600, or not at all; an existing one is replaced. ``scratch`` must be in memory, never on the disk: it
-    holds the command line and the joined ramdisk in plain, for a builder that reads files (the built-in one
-    needs none of it). ``progress`` is called by the built-in builder alone.
+    themselves, the built-in builder needs the keys alone. Whoever makes the image, it is for exactly these
+    keys. ``output`` appears complete, on disk and with mode 0600, or not at all; an existing one is replaced.
+    ``scratch`` must be in memory, never on the disk: it holds the command line and the joined ramdisk in
+    plain, for a builder that reads files (the built-in one needs none of it). ``progress`` is called by the
+    built-in builder alone.
     """
     keys = list(host_keys.values())
     image.check_host_keys(keys)
@@ -63,6 +64,8 @@ def create(
                     boot_loaders=boot_loaders,
                     progress=progress,
                 )
+        builder = tool[0] if tool else BUILT_IN
+        _check_key_slots(unfinished, keys, builder)
         unfinished.chmod(0o600)
         sync(unfinished)
         unfinished.replace(output)
@@ -74,7 +77,18 @@ def create(
     finally:
         unfinished.unlink(missing_ok=True)
     sync(output.parent)
-    return tool[0] if tool else BUILT_IN
+    return builder
+
+
+def _check_key_slots(made: Path, keys: Iterable[ec.EllipticCurvePublicKey], builder: str) -> None:
+    """Whatever a builder read in a document: the image is for the keys that were proven, and for no other."""
+    with made.open("rb") as file:
+        slots = image.key_slots(file)
+    if sorted(slots) != sorted({image.host_key_hash(key) for key in keys}):
+        raise FirstbootError(
+            f"the image that {builder} made is not for exactly the host keys that were proven",
+            "make sure the image has an unchanged s390-tools, and give host-key documents as IBM offers them",
+        )
 
 
 def find_boot_loaders() -> image.BootLoaders:

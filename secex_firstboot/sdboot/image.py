@@ -1,4 +1,4 @@
-"""The Secure Execution boot image, version 1: the format, and a builder that streams.
+"""The Secure Execution boot image, version 1: the format, a builder that streams, a reader of the key slots.
 
 An image is laid out as it is loaded (file offset = guest address): short PSW, stage3a, IPIB (IPL
 parameter block), SE header, then the encrypted components kernel, command line, ramdisk, stage3b. IBM's
@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 
-from secex_firstboot.errors import Refusal
+from secex_firstboot.errors import FirstbootError, Refusal
 from secex_firstboot.sdboot import initramfs
 
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
@@ -42,7 +42,7 @@ _PSW_MASK_64_BIT = 0x0000000180000000
 # Arguments at the very end of each boot loader: genprotimg/boot/stage3a.h and stage3b.h.
 _STAGE3A_ARGUMENTS = struct.Struct(">QQQ")  # SE header offset and size, IPIB offset; from the arguments on
 _STAGE3B_ARGUMENTS = struct.Struct(">QQQQQQQQ")  # (address, size) of three components; PSW mask, address
-_BOOT_LOADER_LIMIT = 1 << 20  # bytes; IBM's are about 10 KiB
+_BOOT_LOADER_LIMIT = 16 * PAGE  # bytes; IBM's are about 10 KiB
 
 # arch/s390/boot/head.S of Linux: the kernel's entry, and where it tells its longest command line
 # (COMMAND_LINE_SIZE; older kernels have a zero there and take 896 bytes).
@@ -94,8 +94,10 @@ _ENCRYPTED_AREA = (
     ("optional items", 4),
     ("reserved", 4),
 )
+_MAGIC = b"IBMSecEx"
+_VERSION = 0x100
 _TAG_SIZE = 16
-_HEADER_PAGES = 2  # the ultravisor takes no more
+_HEADER_PAGES = 2  # a host's KVM takes no more before Linux 7.0: KVM_PV_SET_SEC_PARMS in kvm-s390.c
 _COORDINATE_SIZE = 80  # a secp521r1 coordinate, left-padded
 
 
@@ -207,7 +209,9 @@ def check_host_keys(host_keys: Sequence[ec.EllipticCurvePublicKey]) -> None:
     most = (_HEADER_PAGES * PAGE - _header_size(0)) // _length(_KEY_SLOT)
     if len(host_keys) > most:
         raise Refusal(
-            f"{len(host_keys)} host keys are given, an image takes {most}", "name fewer host-key documents"
+            f"{len(host_keys)} host keys are given, an image takes {most}: KVM of a host before Linux 7.0"
+            f" starts none with an SE header larger than {_HEADER_PAGES * PAGE >> 10} KiB",
+            "name fewer host-key documents",
         )
 
 
@@ -217,6 +221,50 @@ def check_ramdisk(ramdisk: Sequence[Path]) -> int:
         if _size(part) == 0:
             raise Refusal(f"the initramfs {part} is empty", "build the initramfs again")
     return initramfs.joined_size(ramdisk)
+
+
+def key_slots(image: BinaryIO) -> list[bytes]:
+    """The SHA-256 of the host keys that a finished image is for, as its SE header has them, in order.
+
+    ``image`` is one of any builder. The header is found as stage3a finds it, who hands it to the ultravisor:
+    through its arguments, which are the same in genprotimg's layout and in pvimg's. Raises FirstbootError
+    unless exactly one is found, of version 1, and its size is what its fields say.
+    """
+    image.seek(_STAGE3A_ADDRESS)
+    memory = image.read(_BOOT_LOADER_LIMIT + (1 + _HEADER_PAGES) * PAGE)  # the IPIB may lie between
+    found = {place for at in range(0, _BOOT_LOADER_LIMIT, 8) if (place := _header_place(memory, at))}
+    if len(found) != 1:
+        raise _no_image(f"{len(found)} SE headers instead of one")
+    start, size = found.pop()
+    return _slots(memory[start : start + size])
+
+
+def _header_place(memory: bytes, at: int) -> tuple[int, int] | None:
+    """Start and size of the SE header, if stage3a's arguments are ``at`` this place."""
+    if len(memory) < at + _STAGE3A_ARGUMENTS.size:
+        return None
+    offset, size, _ = _STAGE3A_ARGUMENTS.unpack_from(memory, at)
+    start = at + offset
+    whole = _STAGE3A_ARGUMENTS.size <= offset and size <= _HEADER_PAGES * PAGE and start + size <= len(memory)
+    return (start, size) if whole and memory.startswith(_MAGIC, start) else None
+
+
+def _slots(header: bytes) -> list[bytes]:
+    fields = _unpack(_HEAD, header)
+    version, size, count, area = (
+        int.from_bytes(fields[name], "big")
+        for name in ("version", "header size", "key slots", "encrypted area size")
+    )
+    if version != _VERSION:
+        raise _no_image(f"an SE header of version {version:#x}, not {_VERSION:#x}")
+    if not count or area != _length(_ENCRYPTED_AREA) or not len(header) == size == _header_size(count):
+        raise _no_image("an SE header whose size does not match its content")
+    starts = range(_length(_HEAD), _length(_HEAD) + count * _length(_KEY_SLOT), _length(_KEY_SLOT))
+    return [_unpack(_KEY_SLOT, header[start:])["host key hash"] for start in starts]
+
+
+def _no_image(what: str) -> FirstbootError:
+    return FirstbootError(f"the new image has {what}", "use s390-tools 2.35 or newer, unchanged")
 
 
 class _Components:
@@ -274,8 +322,8 @@ def _header(
     head = _pack(
         _HEAD,
         {
-            "magic": b"IBMSecEx",
-            "version": 0x100,
+            "magic": _MAGIC,
+            "version": _VERSION,
             "header size": _header_size(len(host_keys)),
             "IV": iv,
             "reserved": 0,
@@ -391,6 +439,15 @@ def _pack(fields: Sequence[tuple[str, int]], values: Mapping[str, int | bytes]) 
             raise ValueError(f"{name} has {len(field)} bytes instead of {size}")
         packed += field
     return bytes(packed)
+
+
+def _unpack(fields: Sequence[tuple[str, int]], packed: bytes) -> dict[str, bytes]:
+    """The fields that ``packed`` begins with; those beyond its end are short or empty."""
+    unpacked, at = {}, 0
+    for name, size in fields:
+        unpacked[name] = packed[at : at + size]
+        at += size
+    return unpacked
 
 
 def _whole_pages(size: int) -> int:

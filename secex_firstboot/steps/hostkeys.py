@@ -54,11 +54,9 @@ class HostKeys(Step):
         kernel_arguments.check(merged.kernel_arguments)
         proof = Proof(merged, paths.CERTIFICATES, verification(context), paths.RUNTIME, context)
         documents = proof.documents()
-        document.check_this_host(
-            [parsed for parsed, _ in documents], document.this_host_key_hashes(paths.THIS_HOSTS_KEYS)
-        )
-        for parsed, content in documents:
-            write_private(paths.HOST_KEYS / parsed.name, content)
+        document.check_this_host(documents, document.this_host_key_hashes(paths.THIS_HOSTS_KEYS))
+        for each in documents:
+            write_private(paths.HOST_KEYS / each.name, each.pem)
 
 
 def named(merged: Config) -> list[FileEntry]:
@@ -96,15 +94,15 @@ class Proof:
     scratch: Path
     context: Context
 
-    def documents(self) -> list[tuple[Document, bytes]]:
-        """Each document with its content. Raises Refusal for the first that cannot be proven genuine."""
+    def documents(self) -> list[Document]:
+        """Raises Refusal for the first that cannot be proven genuine."""
         found = []
         for entry in named(self.config):
             content = self._fetcher(Network()).file(entry, "host-key document", DOCUMENT_LIMIT)
-            found.append((document.parse(entry.name, content), content))
-        self._verify([parsed for parsed, _ in found])
-        for parsed, _ in found:
-            self.context.say(f"host key {parsed.name}: SHA-256 {document.key_hash(parsed).hex()}")
+            found.append(document.parse(entry.name, content))
+        self._verify(found)
+        for each in found:
+            self.context.say(f"host key {each.name}: SHA-256 {document.key_hash(each).hex()}")
         return found
 
     def _verify(self, documents: Sequence[Document]) -> None:
