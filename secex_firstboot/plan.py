@@ -41,7 +41,6 @@ class Volume(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     name: Literal["boot", "root"]
-    partition_uuid: str
     source_size: int = Field(gt=0)
     root_hash: str = Field(pattern="^[0-9a-f]{64}$")
     tree: Span
@@ -120,8 +119,8 @@ def lay_out(disk: Disk, boot: Source, root: Source, headroom: int, record_key: s
         spans.append(Span(offset=at, size=size))
         at += size
     return Plan(
-        boot=_volume("boot", partitions["boot"], boot, boot_tree, spans[0]),
-        root=_volume("root", partitions["root"], root, tree, spans[1], spans[2]),
+        boot=_volume("boot", boot, boot_tree, spans[0]),
+        root=_volume("root", root, tree, spans[1], spans[2]),
         root_partition_size=whole.size,
         headroom=headroom,
         record_key=record_key,
@@ -135,7 +134,6 @@ def sector_size(source: Source) -> Literal[512, 4096]:
 
 def _volume(
     name: Literal["boot", "root"],
-    partition: Partition,
     source: Source,
     tree: Span,
     head: Span,
@@ -146,7 +144,6 @@ def _volume(
     return Volume.model_validate(
         {
             "name": name,
-            "partition_uuid": partition.uuid,
             "source_size": source.size,
             "root_hash": source.root_hash,
             "tree": tree,

@@ -241,7 +241,6 @@ def test_root_grows_to_the_last_whole_mib_before_the_backup_table(block_size):
 def test_the_plan_carries_what_identifies_each_volume():
     plan = lay_out(disk(SIZES, free=400 * MIB), BOOT, ROOT, 7 * MIB, KEY)
     assert (plan.boot.label, plan.root.label) == ("crypt_bootfs", "crypt_rootfs")
-    assert plan.boot.partition_uuid.endswith("3") and plan.root.partition_uuid.endswith("4")
     assert (plan.headroom, plan.root.root_hash) == (7 * MIB, HASH)
 
 
