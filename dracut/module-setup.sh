@@ -66,9 +66,8 @@ install() {
     install_python || return 1
     inst_multiple python3 secex-firstboot ldconfig \
         gpg gpg-agent gpgconf gpg-connect-agent \
-        zipl sfdisk partx losetup blkid dmsetup mount umount udevadm env openssl \
-        e2fsck resize2fs xfs_growfs
-    inst_multiple -o pvimg genprotimg xfs_repair /usr/lib/secex-firstboot/certs/*.cr[lt] \
+        zipl sfdisk partx losetup blkid dmsetup mount umount udevadm env openssl
+    inst_multiple -o pvimg genprotimg /usr/lib/secex-firstboot/certs/*.cr[lt] \
         /usr/lib/s390-tools/stage3.bin /lib/s390-tools/stage3.bin \
         /usr/share/s390-tools/pvimg/stage3a.bin /usr/share/s390-tools/pvimg/stage3b_reloc.bin \
         /usr/share/s390-tools/genprotimg/stage3a.bin /usr/share/s390-tools/genprotimg/stage3b_reloc.bin

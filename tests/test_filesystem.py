@@ -127,52 +127,6 @@ def test_a_hostile_superblock_is_refused_or_has_possible_figures(content):
     assert 0 < found.size < 1 << 60
 
 
-@needs_ext4
-def test_ext4_grows_and_keeps_its_files(tmp_path):
-    tree = tmp_path / "tree"
-    tree.mkdir()
-    (tree / "file").write_bytes(b"content")
-    device = made(tmp_path / "fs", 64, "mkfs.ext4", "-q", "-b", "4096", "-d", str(tree))
-    os.truncate(device, 100 * MIB)
-    for _ in range(2):
-        filesystem.grow(device, identify(device, "root"), 96 * MIB, tmp_path / "scratch")
-        assert identify(device, "root").size == 96 * MIB
-    argv = ["debugfs", "-R", "cat /file", str(device)]
-    assert subprocess.run(argv, capture_output=True, check=True).stdout == b"content"
-
-
-@needs_ext4
-def test_an_ext4_whose_growth_was_cut_short_grows(tmp_path):
-    """The power fails when resize2fs has written all but the superblock, with one more descriptor block."""
-    device = made(tmp_path / "fs", 64, "mkfs.ext4", "-q", "-b", "1024")
-    superblock = device.read_bytes()[1024:2048]
-    os.truncate(device, 300 * MIB)
-    filesystem.grow(device, identify(device, "root"), 300 * MIB, tmp_path / "scratch")
-    with device.open("r+b") as stream:
-        stream.seek(1024)
-        stream.write(superblock)
-    preen = subprocess.run(["e2fsck", "-fp", device], check=False, capture_output=True)
-    assert preen.returncode == 4  # so this is the case that it does not mend by itself
-    filesystem.grow(device, identify(device, "root"), 300 * MIB, tmp_path / "scratch")
-    assert identify(device, "root").size == 300 * MIB
-    subprocess.run(["e2fsck", "-fn", device], check=True, capture_output=True)
-
-
-@needs_root
-@needs_xfs
-@pytest.mark.parametrize("sector", [512, 4096])
-def test_xfs_grows_and_keeps_its_files(tmp_path, sector):
-    device = made(tmp_path / "fs", 320, "mkfs.xfs", "-q", "-s", f"size={sector}")
-    where = tmp_path / "mounted"
-    with filesystem.mounted(device, where, type="xfs"):
-        (where / "file").write_bytes(b"content")
-    os.truncate(device, 400 * MIB)
-    filesystem.grow(device, identify(device, "root"), 384 * MIB, where)
-    assert identify(device, "root").size == 384 * MIB
-    with filesystem.mounted(device, where, type="xfs", read_only=True):
-        assert (where / "file").read_bytes() == b"content"
-
-
 @needs_root
 @needs_ext4
 @needs_xfs

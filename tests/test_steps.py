@@ -38,7 +38,9 @@ NO_LOCAL_LOGIN = Path(__file__).parents[1] / "dracut/no-local-login.ign"
 VECTORS = Path(__file__).parent / "vectors" / "se-image"
 HASHES = {"boot": "b0" * 32, "root": "0f" * 32}
 ARGUMENTS = f"bootfs.roothash={HASHES['boot']} rootfs.roothash={HASHES['root']}"
-FIRST_BOOT = f"root=/dev/mapper/root init_on_free=1 systemd.gpt_auto=0 ignition.firstboot {ARGUMENTS}"
+FIRST_BOOT = (
+    "root=/dev/mapper/root init_on_free=1 systemd.gpt_auto=0 fsck.mode=skip ignition.firstboot " + ARGUMENTS
+)
 SOURCES = {"boot": 32 * MIB, "root": 64 * MIB}
 CONFIG = '{"ignition": {"version": "3.3.0"}, "storage": {"files": [%s]}}'
 HOST_KEY = '{"path": "/etc/se-hostkeys/ibm-z-hostkey-%s", "contents": {"source": "data:,"}}'
@@ -248,6 +250,7 @@ def test_swap_is_refused_as_long_as_secrets_are_in_memory(machine):
         (f"root=LABEL=root {FIRST_BOOT}", "is not /dev/mapper/root"),
         (FIRST_BOOT.replace("init_on_free=1", "init_on_free=0"), "no init_on_free=1"),
         (FIRST_BOOT.replace("systemd.gpt_auto=0", ""), "no systemd.gpt_auto=0"),
+        (FIRST_BOOT.replace("fsck.mode=skip", "fsck.mode=auto"), "no fsck.mode=skip"),
     ],
 )
 def test_an_image_that_would_let_the_host_in_is_refused(machine, wrong, says):

@@ -40,14 +40,21 @@ def test_a_host_with_two_documents_gets_one_key_slot(tmp_path: Path, monkeypatch
     assert int.from_bytes(image[slots : slots + 8], "big") == 2
 
 
-@pytest.mark.parametrize("options", ["root=LABEL=root systemd.gpt_auto=1 quiet ignition.firstboot", "quiet"])
-def test_both_command_lines_name_our_root_and_leave_the_hosts_partitions_alone(
+@pytest.mark.parametrize(
+    "options",
+    [
+        "root=LABEL=root systemd.gpt_auto=1 quiet ignition.firstboot",
+        "quiet fsck.mode=force fsck.repair=yes forcefsck fastboot",
+        "quiet",
+    ],
+)
+def test_both_command_lines_name_our_root_leave_the_hosts_partitions_alone_and_repair_nothing(
     options: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     merged = tmp_path / "config.json"
     merged.write_text('{"ignition": {"version": "3.3.0"}, "kernelArguments": {"shouldNotExist": ["quiet"]}}')
     monkeypatch.setattr(paths, "IGNITION_MERGED_CONFIG", merged)
-    ours = ["root=/dev/mapper/root", "systemd.gpt_auto=0"]
+    ours = ["root=/dev/mapper/root", "systemd.gpt_auto=0", "fsck.mode=skip"]
     assert first_boot_command_line(options).split() == [
         "quiet", *ours, "ignition.firstboot", "gpt",
     ]  # fmt: skip

@@ -67,6 +67,10 @@ FAMILIES = (
         but=("rootwait", "rootdelay"),
     ),
     Family(
+        ("fsck.*", "forcefsck", "fastboot"),
+        "a file system check that repairs removes what the host makes unreadable",
+    ),
+    Family(
         ("luks", "luks.*", "veritytab", "integritytab", "dm-mod.create"),
         "which volumes are opened, and how, first boot writes to crypttab",
     ),

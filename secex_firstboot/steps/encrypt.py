@@ -22,6 +22,7 @@ from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, read
 from secex_firstboot.steps.personalise import volume_secrets
 from secex_firstboot.storage import copy, cryptsetup, devicemapper, disk, filesystem, overlay, verity, volume
 from secex_firstboot.storage.devicemapper import Piece
+from secex_firstboot.storage.mounted import Mounted
 
 _GROW_STEP = 16 * MIB  # a multiple of every block size of ext4 and xfs
 
@@ -154,11 +155,14 @@ class Encryption:
         self._record(Progress.ZEROED)
 
     def grow(self) -> None:
+        """Mounted, by the kernel: its journal makes this whole or undone, and what it cannot read ends it."""
         device = self._opened()
         grown = self._grown_size(size_of(device))
-        file_system = filesystem.identify(device, self.volume.name)
-        if file_system.size < grown:
-            filesystem.grow(device, file_system, grown, paths.BOOT_MOUNT)
+        if self.volume.file_system_size < grown:
+            with filesystem.mounted(device, paths.ROOT_MOUNT, type=self.volume.file_system) as where:
+                mounted = Mounted.find(where, device)
+                if mounted.size() < grown:
+                    mounted.grow(grown)
         sync(device)
         self._record(Progress.FINISHED)
 

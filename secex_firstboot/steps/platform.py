@@ -5,7 +5,7 @@ from __future__ import annotations
 from secex_firstboot import paths
 from secex_firstboot.errors import DeviceMissing, Refusal
 from secex_firstboot.step import Context, Phase, Stage, Status, Step, done
-from secex_firstboot.steps.sdboot import NO_GPT_AUTO, ROOT_DEVICE
+from secex_firstboot.steps.sdboot import NO_FSCK, NO_GPT_AUTO, ROOT_DEVICE
 from secex_firstboot.storage import disk
 
 # Whoever's config it is, is root in the same memory soon. Source: kernel-parameters.txt in Linux's
@@ -13,6 +13,7 @@ from secex_firstboot.storage import disk
 _NEEDED = {
     "init_on_free=1": "the image's private key would stay in memory that was freed",
     NO_GPT_AUTO: "systemd would use partitions that the host adds",
+    NO_FSCK: "a file system check would remove what the host makes unreadable",
 }
 
 

@@ -18,6 +18,9 @@ from secex_firstboot.storage.disk import Disk
 ROOT_DEVICE = "/dev/mapper/root"
 # systemd-gpt-auto-generator(8) would swap to, and mount, partitions that the host adds to root's disk.
 NO_GPT_AUTO = "systemd.gpt_auto=0"
+# systemd-fsck@.service(8): a check that repairs removes what hangs on a block that the host made unreadable.
+NO_FSCK = "fsck.mode=skip"
+FSCK = ("fsck.mode", "fsck.repair", "forcefsck", "fastboot")
 
 
 def first_boot_command_line(options: str) -> str:
@@ -34,11 +37,14 @@ def system_command_line(options: str) -> str:
 
 
 def _from_our_volumes(options: str) -> str:
-    """With the encrypted volume as root, whatever label or UUID they name, and nothing that the host adds."""
+    """With the encrypted volume as root, whatever label or UUID they name.
+
+    And with nothing that the host adds, nor anything removed that it makes unreadable.
+    """
     return boot_entry.command_line(
         options,
-        add=[f"root={ROOT_DEVICE}", NO_GPT_AUTO],
-        remove={"root", "systemd.gpt_auto", paths.CMDLINE_FIRSTBOOT},
+        add=[f"root={ROOT_DEVICE}", NO_GPT_AUTO, NO_FSCK],
+        remove={"root", "systemd.gpt_auto", *FSCK, paths.CMDLINE_FIRSTBOOT},
     )
 
 

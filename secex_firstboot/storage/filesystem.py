@@ -1,4 +1,8 @@
-"""File systems of ``boot`` and ``root``: what they are, how large, mounting and growing them."""
+"""File systems of ``boot`` and ``root``: what they are, how large, and mounting them.
+
+Nothing here checks or repairs one: a checker takes a block that cannot be read for a damaged one, and what
+hangs on it for lost; so the host, by one bit, would choose what is removed. The kernel stops instead.
+"""
 
 from __future__ import annotations
 
@@ -72,22 +76,6 @@ def mount(device: Path, where: Path, *, type: str, options: str = "") -> None:
     where.mkdir(parents=True, exist_ok=True)
     safe = ",".join(filter(None, ["nosuid,nodev", options]))
     run(["mount", "-t", type, "-o", safe, device, where])
-
-
-def grow(device: Path, file_system: FileSystem, size: int, scratch: Path) -> None:
-    """Grow an unmounted file system to ``size`` bytes; ``scratch`` is a mount point for the moment.
-
-    The space it grows into must have been written before: reading a sector of a dm-integrity volume that
-    never was is an I/O error, and file system tools read there.
-    """
-    if file_system.type == "ext4":
-        # -y: a growth that was cut short leaves a resize inode that -p does not mend by itself.
-        run(["e2fsck", "-fy", device], ok=(0, 1))
-        run(["resize2fs", device, f"{size // 1024}K"])
-        return
-    block_size = int.from_bytes(device.open("rb").read(8)[4:], "big")
-    with mounted(device, scratch, type="xfs"):
-        run(["xfs_growfs", "-D", str(size // block_size), scratch])
 
 
 def mount_sources(where: Path) -> list[str]:
