@@ -6,6 +6,8 @@
 # Nothing here may rely on what came before: it runs after any failure, at first and at later boots, as the
 # first command of emergency.service and from dracut's hooks, there without systemd.
 
+newline='
+'
 UNITS='secex-firstboot* ignition-*.service systemd-cryptsetup@*.service'
 
 main() {
@@ -16,6 +18,7 @@ main() {
     failed=${failed% }
     reason=$(last_error)
     advice=$(advice)
+    explain_ignition
     stop_units
     unmount
     remove_secrets
@@ -44,6 +47,22 @@ last_error() {
     [ -n "$found" ] || found=$(logged --unit='systemd-cryptsetup@*' --priority=err | sed '$!d')
     [ -n "$found" ] || found=$(out_of_memory)
     echo "$found"
+}
+
+# Ignition's log speaks of the config, so the agent tells what may be said of it, in two lines: why, and what to do.
+explain_ignition() {
+    case $failed in
+        *ignition-*.service*) ;;
+        *) return ;;
+    esac
+    told=$(timeout --kill-after=5 90 secex-firstboot --explain)
+    case $told in
+        *[!\ ]"$newline"[!\ ]*)
+            reason=${told%%"$newline"*}
+            advice=${told#*"$newline"}
+            ;;
+        *) reason=${reason:-Ignition failed, and why cannot be told without quoting the config} ;;
+    esac
 }
 
 out_of_memory() {

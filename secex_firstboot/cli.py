@@ -8,7 +8,7 @@ import logging
 import sys
 from pathlib import Path
 
-from secex_firstboot import __version__, grow, machine, memory, paths
+from secex_firstboot import __version__, explain, grow, machine, memory, paths
 from secex_firstboot.console import Console
 from secex_firstboot.errors import FirstbootError
 from secex_firstboot.machine import Observation
@@ -53,6 +53,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="in the running system: remove what a power cut at the end of first boot left behind",
     )
+    what.add_argument(
+        "--explain",
+        action="store_true",
+        help="after Ignition failed in the initramfs: say why, and what to do; nothing if it cannot be told",
+    )
     workstation = parser.add_argument_group("with --dry-run, on a workstation")
     workstation.add_argument("--config", type=Path, metavar="FILE", help="the Ignition config, not encrypted")
     workstation.add_argument("--disk", type=Path, metavar="IMAGE", help="the SE-ready image, raw or qcow2")
@@ -83,6 +88,9 @@ def main(arguments: list[str] | None = None) -> int:
     if (options.config and not options.dry_run) or (options.disk and not options.config):
         parser.error("--config goes with --dry-run, and --disk with --config")
     logging.basicConfig(level=logging.DEBUG if options.debug else logging.WARNING, format="%(message)s")
+    if options.explain:
+        print(*explain.lines(), sep="\n")
+        return 0
     console = Console(_JOURNAL_INTERVAL) if options.grow else Console()
     context = Context(kernel_command_line(), say=console.say, progress=console.progress)
     if options.config:

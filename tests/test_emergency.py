@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from secex_firstboot.ignition.failure import STAGES
+
 SCRIPT = Path(__file__).parents[1] / "dracut/emergency.sh"
 TOOLS = ("sh", "cat", "rm", "sed", "timeout")
 SHELL = "console=ttysclp0 ignition.firstboot secex.emergency=shell"
@@ -199,6 +201,57 @@ def test_an_agent_that_the_kernel_ended_is_spoken_for(initramfs: Initramfs) -> N
         "why:          the guest has too little memory, the kernel ended secex-firstboot: give it more\n"
         in shown
     )
+
+
+def fails_in_ignition(initramfs: Initramfs, stage: str) -> None:
+    initramfs.stand_in(
+        "systemctl", f'[ "$1" != list-units ] || echo "ignition-{stage}.service loaded failed"'
+    )
+    initramfs.stand_in("journalctl")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_of_ignition_that_failed_is_explained_by_the_agent(initramfs: Initramfs, stage: str) -> None:
+    """While the config is there, which it looks for the entry in."""
+    fails_in_ignition(initramfs, stage)
+    initramfs.stand_in(
+        "secex-firstboot",
+        f'cat /run/ignition.json > /seen; echo "Ignition\'s {stage} stage: x"; echo Do so.',
+    )
+    shown = initramfs.run("ignition.firstboot").stdout
+    assert f"what failed:  ignition-{stage}.service\n" in shown
+    assert f"why:          Ignition's {stage} stage: x\n" in shown
+    assert "what to do:   Do so.\n" in shown
+    assert "secex-firstboot --explain" in initramfs.calls
+    assert (initramfs.root / "seen").read_text() == "secret"
+    assert left(initramfs) == []
+
+
+@pytest.mark.parametrize("said", ["", "exit 1", "echo", "echo one line", "echo; echo second"])
+def test_if_the_agent_cannot_explain_the_stage_is_named_all_the_same(initramfs: Initramfs, said: str) -> None:
+    fails_in_ignition(initramfs, "mount")
+    initramfs.stand_in("secex-firstboot", said)
+    shown = initramfs.run("ignition.firstboot").stdout
+    assert "what failed:  ignition-mount.service\n" in shown
+    assert "why:          Ignition failed, and why cannot be told without quoting the config\n" in shown
+    assert "what to do:   The image is unchanged." in shown
+    assert left(initramfs) == []
+    assert initramfs.powered_off
+
+
+def test_the_explanation_has_a_limit_in_time(initramfs: Initramfs) -> None:
+    fails_in_ignition(initramfs, "files")
+    initramfs.stand_in("timeout", 'case "$*" in *--explain*) exit 124 ;; esac; shift; exec "$@"')
+    initramfs.stand_in("secex-firstboot", "echo one; echo two")
+    assert "why cannot be told without" in initramfs.run("ignition.firstboot").stdout
+    assert [call for call in initramfs.calls if "--explain" in call] == [
+        "timeout --kill-after=5 90 secex-firstboot --explain"
+    ]
+
+
+def test_a_failure_of_another_unit_is_not_ignition_s(initramfs: Initramfs) -> None:
+    initramfs.stand_in("secex-firstboot", "echo one; echo two")
+    assert "why:          it broke: mend it\n" in initramfs.run("ignition.firstboot").stdout
 
 
 def test_after_the_commit_point_it_says_that_a_new_start_goes_on(initramfs: Initramfs) -> None:
