@@ -82,6 +82,9 @@ install() {
     done
     drop_in dev-mapper-boot.conf dev-mapper-boot.device
     drop_in ignition-fetch.conf ignition-fetch.service
+    for unit in fetch-offline fetch; do
+        drop_in ignition-config.conf "ignition-$unit.service"
+    done
     drop_in ignition-log.conf ignition-.service
     for unit in disks mount files; do
         drop_in ignition-files-once.conf "ignition-$unit.service"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,6 +77,15 @@ def test_a_secret_elsewhere_would_have_been_found(tmp_path: Path) -> None:
         guest.wait_for("secex-test: left: /var/stray", TIMEOUT)
         guest.wait_for("secex-test: 1 left", TIMEOUT)
         guest.wait_for(SHELL_OPENS, TIMEOUT)
+
+
+def test_without_the_unit_that_decrypts_the_users_config_ignition_does_not_run(tmp_path: Path) -> None:
+    """It would ask its platform for a config, and that is the host's."""
+    command_line = "ignition.firstboot rd.systemd.mask=secex-firstboot-config.service"
+    with initramfs_with(tmp_path, {}, command_line) as guest:
+        guest.wait_for("this guest cannot start", TIMEOUT)
+        assert guest.wait(TIMEOUT) == "guest-shutdown"
+        assert "Starting ignition-" not in re.sub(r"\x1b\[[0-9;]*m", "", guest.console)
 
 
 @pytest.mark.parametrize("way", ["rd.break", "a unit that fails"])

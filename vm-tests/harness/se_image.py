@@ -25,7 +25,7 @@ SECTOR = 512
 # Growing in the background would only make the emulated guest slow; it has its own tests.
 OPTIONS = (
     "root=/dev/mapper/root rw init_on_free=1 systemd.gpt_auto=0 fsck.mode=skip "
-    "console=ttysclp0 ignition.platform.id=qemu rd.neednet=1 secex.grow=off"
+    "console=ttysclp0 ignition.platform.id=metal rd.neednet=1 secex.grow=off"
 )
 
 
