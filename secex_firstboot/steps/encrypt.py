@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from secex_firstboot import paths, record
+from secex_firstboot import identity, paths, record
 from secex_firstboot.errors import FirstbootError
 from secex_firstboot.files import size_of, sync
 from secex_firstboot.plan import MIB, Plan, Volume
@@ -163,6 +163,10 @@ class Encryption:
                 mounted = Mounted.find(where, device)
                 if mounted.size() < grown:
                     mounted.grow(grown)
+        if self.volume.name == "root" and identity.replace(self.context):
+            # Before Ignition writes there: a config may bring a machine's own.
+            with filesystem.mounted(device, paths.ROOT_MOUNT, type=self.volume.file_system) as root:
+                identity.remove(root)
         sync(device)
         self._record(Progress.FINISHED)
 

@@ -10,7 +10,7 @@ import secrets
 import shutil
 from pathlib import Path
 
-from secex_firstboot import grow, paths, record
+from secex_firstboot import grow, identity, paths, record
 from secex_firstboot.errors import Refusal
 from secex_firstboot.files import write_private
 from secex_firstboot.plan import MIB, Plan, Source, lay_out
@@ -49,6 +49,9 @@ class Personalise(Step):
         shutil.rmtree(paths.STATE / "volumes", ignore_errors=True)
         plan = _plan(context, record_key=secrets.token_hex(32))
         found = disk.find_disk()
+        root_device, root_type = verity_step.device("root"), plan.root.file_system
+        with filesystem.mounted(root_device, paths.ROOT_MOUNT, type=root_type, read_only=True) as root:
+            identity.check(context, root)
         boot_device, boot_type = verity_step.device("boot"), plan.boot.file_system
         with filesystem.mounted(boot_device, paths.BOOT_MOUNT, type=boot_type, read_only=True) as boot:
             entry = boot_entry.find(boot)

@@ -20,6 +20,8 @@ from pathlib import Path
 
 import requests
 
+from secex_firstboot import identity
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("SECEX_CACHE", Path.home() / ".cache" / "secex-firstboot"))
 
@@ -70,6 +72,12 @@ _FILES = {
     # Where Ignition puts a user's keys, and where sshd looks by itself.
     "etc/ssh/sshd_config.d/50-ignition.conf": "AuthorizedKeysFile .ssh/authorized_keys.d/ignition "
     ".ssh/authorized_keys\n",
+    # The image has no host key, each guest makes its own: one, as the others take an emulated machine long.
+    # Also at a later start, if the power failed at the first; one that the user's config brings is taken.
+    "etc/ssh/sshd_config.d/50-host-key.conf": "HostKey /etc/ssh/ssh_host_ed25519_key\n",
+    "etc/systemd/system/sshd-keygen.service.d/50-one-key.conf": "[Unit]\nConditionFirstBoot=\n"
+    "ConditionPathExists=!/etc/ssh/ssh_host_ed25519_key\n\n[Service]\nExecStart=\n"
+    "ExecStart=ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/ssh_host_ed25519_key\n",
     # Debian's Ignition labels what it writes for SELinux, and insists on a policy; this one has no labels.
     "etc/selinux/config": "SELINUX=disabled\nSELINUXTYPE=none\n",
     "etc/selinux/none/contexts/files/file_contexts": "/.* <<none>>\n",
@@ -167,12 +175,16 @@ def _build_agent(tree: Path) -> None:
 
 
 def install(tree: Path) -> None:
-    """Put secex-firstboot where a distribution's package would, and beside it the tests' dracut module."""
+    """Put secex-firstboot where a distribution's package would, and beside it the tests' dracut module.
+
+    What identifies one machine goes, above all the SSH host keys that installing sshd has made.
+    """
     where = [f"DESTDIR={tree}", "PYTHONDIR=/usr/lib/python3/dist-packages"]
     subprocess.run(["make", "--silent", "-C", REPOSITORY, "install", *where], check=True)
     shutil.copytree(
         REPOSITORY / "vm-tests/dracut", tree / "usr/lib/dracut/modules.d/99secex-test", dirs_exist_ok=True
     )
+    identity.remove(tree)
 
 
 def kernel_version(tree: Path) -> str:

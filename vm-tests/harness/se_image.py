@@ -43,6 +43,7 @@ class Recipe:
     root_file_system: str | None = "xfs"  # None: zeros, under a valid hash tree
     root_block_size: int = 4096  # bytes; of ext4
     root_content: tuple[str, ...] | None = None  # of the tree, instead of everything
+    root_added: tuple[tuple[str, bytes], ...] = ()  # path and content of files that are not in the tree
     root_at_least: int = 0  # the root file system
     boot_slack: int | None = None  # room for encrypting in partition boot; None: as much as is needed
 
@@ -166,12 +167,14 @@ class Builder:
         return made.split("Root hash:")[1].split()[0]
 
     def _fill(self, name: str, device: Path) -> None:
-        with _mounted(device, self.work / "mnt") as where:
+        with mounted(device, self.work / "mnt") as where:
             if name == "boot":
                 _copy(self.tree / "boot", where)
                 self._write_boot_entry(where)
             else:
                 _copy(self.tree, where, exclude="./boot/*", only=self.recipe.root_content)
+                for path, content in self.recipe.root_added:
+                    (where / path).write_bytes(content)
                 for point in MOUNT_POINTS:
                     (where / point).mkdir(exist_ok=True)
                 status = os.statvfs(where)
@@ -185,7 +188,7 @@ class Builder:
         verity = [f"bootfs.roothash={hashes['boot']}", f"rootfs.roothash={hashes['root']}"]
         with self._loop("se") as device:
             subprocess.run(["mkfs.ext4", "-q", "-b", "4096", "-L", "se", device], check=True)
-            with _mounted(device, self.work / "mnt") as se:
+            with mounted(device, self.work / "mnt") as se:
                 with (se / boot_record.NEW_IMAGE).open("wb") as stream:
                     image.build(
                         stream,
@@ -203,7 +206,7 @@ class Builder:
 
     def _zipl(self, se: Path) -> None:
         debian.register_binfmt()
-        with _attached(self.raw) as disk:
+        with attached(self.raw) as disk:
             zipl = [
                 *("zipl", "--target=/mnt", f"--image=/mnt/{boot_record.IMAGE}"),
                 *(f"--targetbase={disk}", "--targettype=SCSI", f"--targetblocksize={SECTOR}"),
@@ -215,7 +218,7 @@ class Builder:
     @contextmanager
     def _loop(self, name: str) -> Iterator[Path]:
         region = self.regions[name]
-        with _attached(self.raw, offset=region.start, size=region.size) as device:
+        with attached(self.raw, offset=region.start, size=region.size) as device:
             yield device
 
 
@@ -274,7 +277,7 @@ def _copy(source: Path, target: Path, exclude: str = "", only: Sequence[str] | N
 
 
 @contextmanager
-def _attached(file: Path, *, offset: int = 0, size: int = 0) -> Iterator[Path]:
+def attached(file: Path, *, offset: int = 0, size: int = 0) -> Iterator[Path]:
     limits = [f"--offset={offset}", f"--sizelimit={size}"] if size else []
     done = subprocess.run(
         ["losetup", "--find", "--show", *limits, file], check=True, capture_output=True, text=True
@@ -287,9 +290,9 @@ def _attached(file: Path, *, offset: int = 0, size: int = 0) -> Iterator[Path]:
 
 
 @contextmanager
-def _mounted(device: Path, where: Path) -> Iterator[Path]:
+def mounted(device: Path, where: Path, *, read_only: bool = False) -> Iterator[Path]:
     where.mkdir(exist_ok=True)
-    subprocess.run(["mount", device, where], check=True)
+    subprocess.run(["mount", *(["--read-only"] if read_only else []), device, where], check=True)
     try:
         yield where
     finally:

@@ -1,0 +1,60 @@
+"""A public image is no machine: what would make all its guests the same one is not in it, or is refused."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+from harness import firstboot, raw_disk, se_image
+from harness.se_image import SMALL, Recipe
+
+from secex_firstboot import identity
+from secex_firstboot.step import Context
+
+TIMEOUT = 900.0
+HOST_KEY = "etc/ssh/ssh_host_ed25519_key"
+ONE_MACHINES = ((HOST_KEY, b"-----BEGIN OPENSSH PRIVATE KEY-----\n"), ("etc/machine-id", b"0" * 32))
+REFUSED = replace(SMALL, root_added=ONE_MACHINES)
+REPLACED = replace(REFUSED, options=f"{SMALL.options} secex.identity=replace")
+
+
+def test_an_image_of_the_recipe_is_no_machine(tmp_path: Path) -> None:
+    """With everything in it, though the installed packages made SSH host keys."""
+    with firstboot.make_site(tmp_path / "site", Recipe()) as (where, _):
+        raw = tmp_path / "disk.raw"
+        subprocess.run(["qemu-img", "convert", "-O", "raw", where.image, raw], check=True)
+        with (
+            se_image.attached(
+                raw, offset=raw_disk.partition_start(raw, "root"), size=where.root_size
+            ) as root,
+            se_image.mounted(root, tmp_path / "root", read_only=True) as tree,
+        ):
+            assert (tree / "etc/ssh/sshd_config").exists()
+            assert not list((tree / "etc/ssh").glob("ssh_host_*"))
+            identity.check(Context(""), tree)
+
+
+def test_an_image_with_host_keys_is_refused_and_nothing_is_touched(tmp_path: Path) -> None:
+    with firstboot.make_site(tmp_path / "site", REFUSED) as (where, network):
+        firstboot.enlarge(where.image, where.disk, 1024)
+        before = tmp_path / "before.qcow2"
+        firstboot.enlarge(where.image, before, 1024)
+        keys, log = [where.hosts["universal"].key], tmp_path / "console.log"
+        with firstboot.start(where, network, host_keys=keys, log=log) as guest:
+            names = f"/{HOST_KEY}, /etc/machine-id: build it without, or with secex.identity=replace"
+            guest.wait_for(f"why: +the image holds what identifies one machine: {names}", TIMEOUT)
+            assert guest.wait(TIMEOUT) == "guest-shutdown"
+        subprocess.run(["qemu-img", "compare", "-q", before, where.disk], check=True)
+
+
+def test_an_image_that_asks_for_it_is_rid_of_them(tmp_path: Path) -> None:
+    with firstboot.make_site(tmp_path / "site", REPLACED) as (where, network):
+        firstboot.enlarge(where.image, where.disk, 1024)
+        keys, log = [where.hosts["universal"].key], tmp_path / "console.log"
+        with firstboot.start(where, network, host_keys=keys, log=log) as guest:
+            found = firstboot.wait_for_manifest(guest)
+            guest.kill()
+        assert f"./{HOST_KEY}" not in found
+        built = firstboot.manifest_of(where.tree, SMALL.root_content)
+        assert firstboot.differences(built, found, SMALL.root_content)["unexplained"] == []
