@@ -48,6 +48,26 @@ install_check_volume() {
     done
 }
 
+install_no_login() {
+    inst_multiple cp mkdir
+    inst_simple "$moddir/no-local-login.ign" /usr/lib/secex-firstboot/no-local-login.ign
+    inst_simple "$moddir/secex-firstboot-no-login.service" \
+        "$systemdsystemunitdir/secex-firstboot-no-login.service"
+    drop_in no-login.conf initrd-switch-root.service
+}
+
+# systemd-networkd, NetworkManager, connman; of other programs nothing starts without what is for the network on the
+# command line.
+install_no_network() {
+    local unit
+    for unit in systemd-networkd.service systemd-networkd.socket systemd-network-generator.service \
+        systemd-networkd-wait-online.service systemd-resolved.service NetworkManager.service nm-initrd.service \
+        NetworkManager-wait-online.service nm-wait-online-initrd.service cm-initrd.service \
+        cm-wait-online-initrd.service; do
+        drop_in no-network.conf "$unit"
+    done
+}
+
 # In every boot, not only the first: the keys are in the initramfs then, too.
 install_emergency() {
     inst_multiple cat dmsetup journalctl mkdir mount rm sed sh sleep sulogin systemctl timeout umount
@@ -92,8 +112,9 @@ install() {
     # In place of the one that says that kernelArguments are not supported: they are, the agent does it.
     rm -f "$initdir"/usr/{bin,sbin}/ignition-kargs-helper
     inst_script "$moddir/ignition-kargs-helper.sh" /usr/sbin/ignition-kargs-helper
-    inst_simple "$moddir/no-local-login.ign" /usr/lib/secex-firstboot/no-local-login.ign
     inst_simple "$moddir/secex-firstboot.sysctl" /usr/lib/sysctl.d/90-secex-firstboot.conf
     install_check_volume
+    install_no_login
+    install_no_network
     install_emergency
 }

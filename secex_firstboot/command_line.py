@@ -33,6 +33,15 @@ def comparable(name: str) -> str:
     return name.replace("-", "_")
 
 
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether the parameter's name is one of these; ``*`` at the end stands for any rest of it."""
+    plain = comparable(name)
+    return any(
+        plain.startswith(wanted[:-1]) if wanted.endswith("*") else plain == wanted
+        for wanted in map(comparable, patterns)
+    )
+
+
 def join(present: list[str], added: Iterable[str]) -> str:
     """The command line with ``added`` at the end, but before what is for init."""
     end = present.index("--") if "--" in present else len(present)

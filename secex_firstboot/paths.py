@@ -33,6 +33,10 @@ IGNITION_MERGED_CONFIG = Path("/run/ignition.json")
 CERTIFICATES = Path("/usr/lib/secex-firstboot/certs")
 NO_LOCAL_LOGIN = Path("/usr/lib/secex-firstboot/no-local-login.ign")  # a config of ours for the second
 
+# Laid out like a directory of systemd units: what secex-firstboot-no-login.service puts over those on root,
+# before the system starts. Made at seal, and part of the final sdboot.
+NO_LOGIN_UNITS = Path("/etc/secex-no-login")
+
 # The provisioned system's.
 SYSROOT = Path("/sysroot")
 LUKS_KEYS = Path("/etc/luks")

@@ -8,7 +8,8 @@ set -eu
 
 packages="qemu-system-s390x qemu-utils qemu-user-static mmdebstrap arch-test debian-archive-keyring
     cryptsetup-bin libcryptsetup12 e2fsprogs xfsprogs fdisk cpio zstd gpg gpg-agent openssh-client
-    nbdkit nbdkit-plugin-python shellcheck python3-venv python3-dev gcc pkg-config libsystemd-dev"
+    nbdkit nbdkit-plugin-python shellcheck python3-venv python3-dev gcc pkg-config libsystemd-dev
+    systemd"
 
 missing=""
 for package in $packages; do

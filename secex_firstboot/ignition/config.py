@@ -187,6 +187,23 @@ class Storage(_Model):
     links: list[Link] = []
 
 
+class Dropin(_Model):
+    name: str
+    contents: str | None = None
+
+
+class Unit(_Model):
+    """``mask`` is None where the config does not say."""
+
+    name: str
+    mask: bool | None = None
+    dropins: list[Dropin] = []
+
+
+class Systemd(_Model):
+    units: list[Unit] = []
+
+
 class KernelArguments(_Model):
     """Each item may hold several arguments."""
 
@@ -197,6 +214,7 @@ class KernelArguments(_Model):
 class Config(_Model):
     ignition: IgnitionSection
     storage: Storage = Storage()
+    systemd: Systemd = Systemd()
     kernel_arguments: KernelArguments = KernelArguments()
 
 

@@ -7,9 +7,10 @@ systemd(1), systemd-debug-generator(8), dracut.cmdline(7).
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from secex_firstboot.command_line import comparable, join, parameters
+from secex_firstboot.command_line import comparable, join, matches, parameters
 from secex_firstboot.errors import Refusal
 from secex_firstboot.ignition.config import KernelArguments
 
@@ -23,7 +24,8 @@ class Family:
     but: tuple[str, ...] = ()
 
     def has(self, name: str) -> bool:
-        return _matches(name, self.names) and not _matches(name, self.but)
+        plain = name.replace("/", ".")  # fs/proc/proc_sysctl.c takes either in sysctl.…
+        return matches(plain, self.names) and not matches(plain, self.but)
 
 
 # The same table is in secex-firstboot(8), KERNEL ARGUMENTS.
@@ -90,7 +92,19 @@ def check(arguments: KernelArguments) -> None:
     items = {"shouldExist": arguments.should_exist, "shouldNotExist": arguments.should_not_exist}
     for kind, texts in items.items():
         for index, text in enumerate(texts):
-            _check(f"kernelArguments.{kind}[{index}]", text)
+            place = f"kernelArguments.{kind}[{index}]"
+            if not _PLAIN.fullmatch(text) or text.count('"') % 2 or not text.strip():
+                raise Refusal(
+                    f"the Ignition config's {place} is no kernel argument",
+                    "use printable ASCII, double quotes in pairs, no single quote and no backslash",
+                )
+            _refuse(place, text, FAMILIES)
+
+
+def refuse(arguments: KernelArguments, family: Family) -> None:
+    """Raises Refusal with the place of the first argument of this family that the config adds."""
+    for index, text in enumerate(arguments.should_exist):
+        _refuse(f"kernelArguments.shouldExist[{index}]", text, [family])
 
 
 def apply(options: str, arguments: KernelArguments) -> str:
@@ -107,28 +121,15 @@ def apply(options: str, arguments: KernelArguments) -> str:
     return join(kept, [each for exact, each in wanted.items() if exact not in present])
 
 
-def _check(place: str, text: str) -> None:
-    if not _PLAIN.fullmatch(text) or text.count('"') % 2 or not text.strip():
-        raise Refusal(
-            f"the Ignition config's {place} is no kernel argument",
-            "use printable ASCII, double quotes in pairs, no single quote and no backslash",
-        )
+def _refuse(place: str, text: str, families: Iterable[Family]) -> None:
     # Not all readers heed quotes: dracut takes each word in them for an argument of its own.
     for word in text.replace('"', "").split():
-        for family in FAMILIES:
+        for family in families:
             if family.has(word.partition("=")[0]):
                 raise Refusal(
                     f"the Ignition config's {place} is one of {' '.join(family.names)} ({family.reason})",
                     "remove it from the config; secex-firstboot(8) lists what is not for a config to set",
                 )
-
-
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    plain = comparable(name).replace("/", ".")  # fs/proc/proc_sysctl.c takes either in sysctl.…
-    return any(
-        plain.startswith(wanted[:-1]) if wanted.endswith("*") else plain == wanted
-        for wanted in map(comparable, patterns)
-    )
 
 
 def _exact(parameter: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from secex_firstboot.command_line import comparable, join, name, parameters
+from secex_firstboot.command_line import join, matches, name, parameters
 from secex_firstboot.errors import Refusal
 
 _ENTRIES = "loader/entries"
@@ -55,10 +55,9 @@ def find(boot: Path) -> BootEntry:
 def command_line(options: str, *, add: Sequence[str] = (), remove: Collection[str] = ()) -> str:
     """``options`` without the parameters named in ``remove`` and with those of ``add`` at the end.
 
-    Raises Refusal if a quote is left open.
+    ``*`` at the end of a name in ``remove`` stands for any rest of it. Raises Refusal for an open quote.
     """
-    names = {comparable(unwanted) for unwanted in remove}
-    kept = [parameter for parameter in parameters(options) if name(parameter) not in names]
+    kept = [parameter for parameter in parameters(options) if not matches(name(parameter), remove)]
     return join(kept, [parameter for addition in add for parameter in parameters(addition)])
 
 

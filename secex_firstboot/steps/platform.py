@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from secex_firstboot import paths
+from secex_firstboot import identity, paths
+from secex_firstboot.command_line import name
 from secex_firstboot.errors import DeviceMissing, Refusal
 from secex_firstboot.step import Context, Phase, Stage, Status, Step, done
-from secex_firstboot.steps.sdboot import NO_FSCK, NO_GPT_AUTO, ROOT_DEVICE
+from secex_firstboot.steps.sdboot import (
+    NETWORK_ALWAYS,
+    NO_FSCK,
+    NO_GPT_AUTO,
+    ROOT_DEVICE,
+    ROOT_FROM_NETWORK,
+)
 from secex_firstboot.storage import disk
 
 # Whoever's config it is, is root in the same memory soon. Source: kernel-parameters.txt in Linux's
@@ -28,6 +35,7 @@ class Platform(Step):
             _check_no_swap()
         if context.phase is Phase.FIRST:
             _check_command_line(context.command_line)
+            identity.replace(context)
         found = disk.find_disk()
         if context.phase is Phase.FIRST and not found.has_hash_trees:
             raise DeviceMissing(
@@ -60,6 +68,14 @@ def _check_command_line(command_line: str) -> None:
             f"root= on the kernel command line is not {ROOT_DEVICE}, and may name a disk of the host's",
             f"build the image with root={ROOT_DEVICE}",
         )
+    for word in words:
+        if name(word) in ROOT_FROM_NETWORK:
+            raise Refusal(
+                f"the kernel command line has {name(word)}=, and a root from the network is the host's",
+                f"build the image without it, with root={ROOT_DEVICE}",
+            )
+        if name(word) == name(NETWORK_ALWAYS) and word != NETWORK_ALWAYS:
+            raise Refusal(f"{word} is not {NETWORK_ALWAYS}", "build the image with that, or without it")
     for word, danger in _NEEDED.items():
         if word not in words:
             raise Refusal(f"the kernel command line has no {word}, so {danger}", "build the image with it")

@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from secex_firstboot import paths
+from secex_firstboot.command_line import name, parameters
 from secex_firstboot.hostkeys import document
-from secex_firstboot.ignition import config, kernel_arguments
+from secex_firstboot.ignition import config, kernel_arguments, local_login
+from secex_firstboot.ignition.kernel_arguments import Family
 from secex_firstboot.sdboot import boot_entry, boot_record, create
 from secex_firstboot.sdboot.initramfs import Entry, write_archive
 from secex_firstboot.step import Context
@@ -21,6 +23,17 @@ NO_GPT_AUTO = "systemd.gpt_auto=0"
 # systemd-fsck@.service(8): a check that repairs removes what hangs on a block that the host made unreadable.
 NO_FSCK = "fsck.mode=skip"
 FSCK = ("fsck.mode", "fsck.repair", "forcefsck", "fastboot")
+# A root beside ours, dracut.cmdline(7).
+ROOT_FROM_NETWORK = ("netroot", "nfsroot")
+NETWORK_ALWAYS = "secex.network=always"
+# dracut.cmdline(7), "Network". Not rd.znet and rd.zdev: they make devices, for the running system as well.
+NETWORK = Family(
+    (
+        *("rd.neednet", "rd.net.*", "rd.peerdns", "rd.route", "ip", "nameserver", "bootdev", "BOOTIF"),
+        *("ifname", "bond", "bridge", "team", "vlan"),
+    ),
+    f"a network in the initramfs of later boots, which only an image with {NETWORK_ALWAYS} has",
+)
 
 
 def first_boot_command_line(options: str) -> str:
@@ -31,9 +44,18 @@ def first_boot_command_line(options: str) -> str:
 
 
 def system_command_line(options: str) -> str:
-    """For the final sdboot: the boot entry's options as the config's kernelArguments change them."""
+    """For the final sdboot: the boot entry's options as the config's kernelArguments change them.
+
+    With what keeps logins off its consoles; without a network in its initramfs, unless the image asks for it.
+    """
     arguments = config.parse(paths.IGNITION_MERGED_CONFIG.read_bytes()).kernel_arguments
-    return _from_our_volumes(kernel_arguments.apply(options, arguments))
+    if NETWORK_ALWAYS not in parameters(options):
+        kernel_arguments.refuse(arguments, NETWORK)
+        options = boot_entry.command_line(options, remove=NETWORK.names)
+    line = _from_our_volumes(kernel_arguments.apply(options, arguments))
+    switches, masks = local_login.arguments()
+    line = boot_entry.command_line(line, add=switches, remove={name(switch) for switch in switches})
+    return boot_entry.command_line(line, add=[mask for mask in masks if mask not in parameters(line)])
 
 
 def _from_our_volumes(options: str) -> str:
@@ -44,7 +66,7 @@ def _from_our_volumes(options: str) -> str:
     return boot_entry.command_line(
         options,
         add=[f"root={ROOT_DEVICE}", NO_GPT_AUTO, NO_FSCK],
-        remove={"root", "systemd.gpt_auto", *FSCK, paths.CMDLINE_FIRSTBOOT},
+        remove={"root", *ROOT_FROM_NETWORK, "systemd.gpt_auto", *FSCK, paths.CMDLINE_FIRSTBOOT},
     )
 
 

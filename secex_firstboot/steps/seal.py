@@ -6,9 +6,11 @@ import shutil
 from pathlib import Path
 
 from secex_firstboot import grow, paths, record
-from secex_firstboot.errors import Refusal
+from secex_firstboot.errors import FirstbootError, Refusal
 from secex_firstboot.files import sync, write_private
+from secex_firstboot.ignition import local_login
 from secex_firstboot.ignition.crypttab import merge_crypttab
+from secex_firstboot.process import run
 from secex_firstboot.sdboot import boot_entry, boot_record
 from secex_firstboot.sdboot.initramfs import Directory, Entry, File
 from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, ready, waiting
@@ -44,11 +46,16 @@ class Seal(Step):
             write_private(paths.SYSROOT / path.relative_to("/"), content)
         _add_to_crypttab(paths.SYSROOT / CRYPTTAB.relative_to("/"), crypttab)
         grow.at_first_boot(context, paths.SYSROOT, devicemapper.MAPPER / "root")
+        _enable_units(context)
         found = disk.find_disk()
         entry = boot_entry.find(paths.SYSROOT / "boot")
         added: dict[str, Entry] = {str(paths.LUKS_KEYS): Directory(0o700)}
         added |= {str(path): File(content) for path, content in files.items()}
         added[str(CRYPTTAB)] = File(merge_crypttab(b"", crypttab))
+        for name, content in local_login.unit_files().items():
+            path = paths.NO_LOGIN_UNITS / name
+            write_private(path, content)
+            added[str(path)] = File(content)
         with se_mounted(found) as se:
             boot_record.settle(se, found)
             build_sdboot(context, entry, se, command_line=system_command_line(entry.options), overlay=added)
@@ -93,6 +100,17 @@ def crypttab_lines() -> list[str]:
         f"{name} PARTUUID={partitions[name].uuid} {keys / name} luks,header={keys / name}.header,{_OPTIONS}"
         for name in _VOLUMES
     ]
+
+
+def _enable_units(context: Context) -> None:
+    """As systemd does at the first start of a system (systemd.preset(5)): Ignition leaves that to it.
+
+    The start that follows is the only one that is taken for a first, and the power may fail in it.
+    """
+    try:
+        run(["systemctl", f"--root={paths.SYSROOT}", "--preset-mode=enable-only", "preset-all"])
+    except FirstbootError:  # its words may name units of the config
+        context.warn("not all units could be enabled: look at them with systemctl preset-all")
 
 
 def _add_to_crypttab(path: Path, lines: list[str]) -> None:
