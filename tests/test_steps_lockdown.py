@@ -22,8 +22,8 @@ from secex_firstboot.steps.sdboot import first_boot_command_line, system_command
 REPOSITORY = Path(__file__).parents[1]
 NO_LOCAL_LOGIN = REPOSITORY / "dracut/no-local-login.ign"
 IMAGE = (
-    "root=/dev/mapper/root init_on_free=1 systemd.gpt_auto=0 fsck.mode=skip console=ttysclp0 ignition.platform.id=metal "
-    "rd.neednet=1 secex.headroom=64"
+    "root=/dev/mapper/root init_on_free=1 systemd.gpt_auto=0 fsck.mode=skip console=ttysclp0 "
+    "ignition.platform.id=metal rd.neednet=1 secex.headroom=64"
 )
 DROP_IN = "50-secex-no-local-login.conf"
 

@@ -72,6 +72,7 @@ def provision(where: Site, network: Network, *, closely: bool) -> dict[str, Any]
             report |= look_closely(guest, where)
             report["growth"] = look_at_growth(guest, where)
             wipe_headers(guest, where)
+            spoil(guest, where)
             leave_traces(guest, where)
         power_off(guest, where)
     return report
@@ -104,6 +105,24 @@ def wipe_headers(guest: Guest, where: Site) -> None:
             raise AssertionError(f"cannot wipe the header of {name}: {done.stderr}")
 
 
+def spoil(guest: Guest, where: Site) -> None:
+    """What a host reaches by making blocks of root unreadable: systemd goes on as if these were not there.
+
+    That is, it takes the start for a first one, and the presets would enable what is disabled here.
+    """
+    units = "/etc/systemd/system"
+    commands = [
+        f"set -e; rm {units}/*getty*.service {units}/debug-shell.service {units}/sshd-*.socket",
+        f"rm -r {units}/emergency.service.d {units}/rescue.service.d",
+        "rm /usr/lib/systemd/system-generators/systemd-debug-generator",
+        f"systemctl disable {PRESET}; echo uninitialized > /etc/machine-id",
+    ]
+    done = guest.ssh("; ".join(commands), where.identity)
+    if done.returncode:
+        raise AssertionError(f"cannot spoil what keeps logins out: {done.stderr}")
+
+
+PRESET = "fstrim.timer"
 TRACES = ("/mnt/firstboot-record", "/mnt/previous", "/mnt/sdboot.new", "/.secex-firstboot")
 
 
@@ -142,6 +161,7 @@ def restart(where: Site, network: Network, *, closely: bool) -> dict[str, Any]:
         }
         if closely:
             report["traces"] = look_for_traces(guest, where)
+            report["network in the initramfs"] = look_for_network(guest, where)
             report["console"] = look_for_logins(guest, where)
         else:
             power_off(guest, where)
@@ -175,14 +195,28 @@ def look_at_growth(guest: Guest, where: Site) -> dict[str, str]:
     }
 
 
+def look_for_network(guest: Guest, where: Site) -> str:
+    """The units for it that were started before the switch to the root file system."""
+    started = "^(Starting|Started|Listening on|Reached target) .*[Nn]etwork"
+    return guest.ssh(
+        f"journalctl --boot --output=cat | sed '/Switching root/q' | grep -E '{started}'", where.identity
+    ).stdout.strip()
+
+
 def look_for_logins(guest: Guest, where: Site) -> dict[str, Any]:
     """The console's units, and how the guest ends when it is told to go into emergency mode."""
 
     def shell(command: str) -> str:
         return guest.ssh(command, where.identity).stdout.strip()
 
-    units = ("serial-getty@ttysclp0", "getty@tty1", "console-getty", "debug-shell", "autovt@tty2")
+    units = [
+        *("serial-getty@ttysclp0", "getty@tty1", "console-getty", "debug-shell", "autovt@tty2"),
+        *("sshd-vsock.socket", "sshd-unix-local.socket"),
+    ]
     found = {
+        "local sshd": shell("ls /run/ssh-unix-local"),
+        "host keys": shell("ls /etc/ssh/ssh_host_*"),
+        "enabled by presets": shell(f"systemctl is-enabled {PRESET}"),
         "units": {unit: shell(f"systemctl show --property=LoadState --value {unit}") for unit in units},
         "running": shell("systemctl list-units --no-legend --plain '*getty@*.service'"),
         "sysrq": shell("cat /proc/sys/kernel/sysrq"),
