@@ -299,6 +299,14 @@ def test_attempts_come_to_an_end(asked: Asked, serve: Serve) -> None:
     assert "secret" not in str(refused.value) + "".join(asked.attempts)
 
 
+def test_all_attempts_together_are_bounded(asked: Asked, serve: Serve) -> None:
+    asked.network = replace(asked.network, total=0.4)  # less than the first wait
+    server = serve(body(b"", 500))
+    with pytest.raises(Refusal, match="in 1 attempts"):
+        asked.get(entry(server.url))
+    assert asked.waits == []
+
+
 def test_waits_are_bounded(asked: Asked, serve: Serve) -> None:
     asked.network = replace(asked.network, attempts=8, longest_wait=3)
     with pytest.raises(Refusal):

@@ -1,17 +1,24 @@
 """The verdicts on host-key documents, each on a chain of our own: the refused and the accepted neighbour.
 
-They are those of IBM's genprotimg 2.35, which was given chains like these.
+They are those of IBM's genprotimg 2.35, which was given chains like these, but where RFC 5280 is stricter.
+Taken there and refused here are a signing key directly under a root, CRLs of the CAs without nextUpdate,
+unknown critical extensions of a document or of the signing key's CRL, delta CRLs, CRLs for a part of the
+documents, and negative serial numbers. In one thing both are laxer than pvimg, as genuine documents need it:
+how a document names its issuer. As with both, what is fetched comes on top of what is given: no valid CRL
+hides what another one revokes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from harness import pki, site
@@ -157,9 +164,65 @@ def two_documents(first: x509.Certificate, second: x509.Certificate) -> Given:
     return given
 
 
+def resigned(field: int, new: bytes) -> Given:
+    """The document with another field in what is signed (version, serial number, algorithm), signed anew."""
+    der = DOCUMENT.public_bytes(Encoding.DER)
+    edited = pki.resigned(
+        der, CHAIN.signing_key.key, lambda fields: [*fields[:field], new, *fields[field + 1 :]]
+    )
+    given = Given.of(CHAIN)
+    given.documents["hkd-1"] = edited
+    return given
+
+
+def scope(**fields: Any) -> tuple[x509.ExtensionType, bool]:
+    """The issuing distribution point of a CRL that is for a part of the certificates only."""
+    scopes = {"user_certs": False, "ca_certs": False, "attribute_certs": False}
+    only = {f"only_contains_{name}": fields.pop(name, value) for name, value in scopes.items()}
+    rest = {"full_name": None, "relative_name": None, "only_some_reasons": None, "indirect_crl": False}
+    return x509.IssuingDistributionPoint(**(rest | only | fields)), True
+
+
+def uri(text: str) -> list[x509.GeneralName]:
+    return [x509.UniformResourceIdentifier(text)]
+
+
+def partial(url: str, **fields: Any) -> Given:
+    """The document's CRL is at ``url``; the signing key's CRL is for a part of its certificates only."""
+    given = hkd(crl_urls=[url])
+    given.config["signing-key.crl"] = CHAIN.signing_key.crl(more=[scope(**fields)])
+    return given
+
+
+def extended(*, critical: bool, whose: str = "signing-key", kind: x509.ExtensionType | None = None) -> Given:
+    """A CRL has one more extension, of a kind that nobody knows if no other is given."""
+    return crl(whose, more=[(kind or UNKNOWN, critical)])
+
+
+def with_an_entry_extension(*, critical: bool) -> Given:
+    """In the entry of another certificate that the signing key has revoked."""
+    another = CHAIN.document(HOST)
+    given = hkd_is(DOCUMENT)
+    entry = x509.RevokedCertificateBuilder(another.serial_number, NOW).add_extension(UNKNOWN, critical)
+    builder = x509.CertificateRevocationListBuilder(SIGNER.subject, NOW, NOW + timedelta(1))
+    crl = builder.add_revoked_certificate(entry.build()).sign(CHAIN.signing_key.key, hashes.SHA256())
+    given.config["signing-key.crl"] = crl.public_bytes(Encoding.DER)
+    return given
+
+
 def named(subject: x509.Name, crl_issuer: x509.Name) -> Given:
     return chain(signing_key={"subject": subject}, crls={"signing-key": {"issuer": crl_issuer}})
 
+
+UNKNOWN = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.2.99"), b"\5\0")
+DELTA = x509.DeltaCRLIndicator(1)
+SHA_512_WITH_RSA = bytes.fromhex("300d06092a864886f70d01010d0500")
+SHA_256_WITH_RSA = bytes.fromhex("300d06092a864886f70d01010b0500")
+ANY_POLICY = x509.CertificatePolicies([x509.PolicyInformation(x509.ObjectIdentifier("2.5.29.32.0"), None)])
+REQUIRED, NOT_REQUIRED = (
+    x509.PolicyConstraints(require_explicit_policy=certificates_before, inhibit_policy_mapping=None)
+    for certificates_before in (0, 5)
+)
 
 OTHER = make_chain(NOW, signing_key={"key": rsa_key("another signing key")})
 CRL_ORDER = ("C", "O", "OU", "L", "ST", "CN")
@@ -202,6 +265,16 @@ ACCEPTED: dict[str, Callable[[], Given]] = {
     "Armonk's CRL named Armonk in IBM's order": lambda: named(
         ARMONK, signing_key_name(CRL_ORDER, L="Armonk")),
     "Armonk's CRL named Poughkeepsie in IBM's order": lambda: named(ARMONK, signing_key_name(CRL_ORDER)),
+    "a document signed again as it was": lambda: resigned(2, SHA_256_WITH_RSA),
+    "a document with the serial number 127": lambda: resigned(1, b"\2\1\x7f"),
+    "a document with an unknown extension": lambda: hkd(more=[(UNKNOWN, False)]),
+    "a CRL with an unknown extension": lambda: extended(critical=False),
+    "a CRL with an unknown extension in an entry": lambda: with_an_entry_extension(critical=False),
+    "a CRL for all but CAs": lambda: partial("http://a.example", user_certs=True),
+    "a CRL for the document's distribution point": lambda: partial(
+        "http://a.example", full_name=uri("http://a.example")),
+    "a policy that is not required": lambda: chain(
+        intermediate={"more": [(ANY_POLICY, False), (NOT_REQUIRED, True)]}),
 }  # fmt: skip
 
 EXPIRED, FUTURE, REVOKED = "has expired", "is not yet valid", "is revoked"
@@ -238,6 +311,12 @@ REFUSED: dict[str, tuple[Callable[[], Given], str]] = {
     "a document with another authority's serial number": (
         lambda: hkd(authority_key=authority(SIGNER.issuer, SIGNER.serial_number + 1)),
         "hkd-1 names another authority key"),
+    "a document whose signature algorithms disagree": (
+        lambda: resigned(2, SHA_512_WITH_RSA), "hkd-1 names two signature algorithms"),
+    "a document with a negative serial number": (
+        lambda: resigned(1, b"\2\1\xff"), "hkd-1 has a negative serial number"),
+    "a document with an unknown critical extension": (
+        lambda: hkd(more=[(UNKNOWN, True)]), r"hkd-1 has a critical extension that is not known here \(1\.3"),
     "a bad document after a good one": (
         lambda: two_documents(DOCUMENT, CHAIN.document(HOST, end=0)), f"hkd-2 {EXPIRED}"),
     # The signing key.
@@ -267,6 +346,11 @@ REFUSED: dict[str, tuple[Callable[[], Given], str]] = {
         lambda: chain(intermediate={"ca": False}), f"{INTERMEDIATE} cannot be trusted"),
     "an intermediate CA that is not strictly X.509": (
         lambda: chain(intermediate={"authority_key": None}), f"{INTERMEDIATE} cannot be trusted"),
+    "an intermediate CA with an unknown critical extension": (
+        lambda: chain(intermediate={"more": [(UNKNOWN, True)]}), f"{INTERMEDIATE} cannot be trusted"),
+    "a policy that is required and not there": (
+        lambda: chain(intermediate={"more": [(ANY_POLICY, False), (REQUIRED, True)]}),
+        r"the chain of IBM's host-key signing key cannot be trusted \(no explicit policy\)"),
     # The root.
     "no root": (trusting, "no root certificate"),
     "another root": (
@@ -296,6 +380,32 @@ REFUSED: dict[str, tuple[Callable[[], Given], str]] = {
             ("wrongly signed", lambda whose=whose: crl(whose, signed_by=ec_key("x")), "is not signed by it"),
             ("without nextUpdate", lambda whose=whose: crl(whose, end=None), ""),
         )
+    },
+    **{
+        f"the CRL of the {whose} with an unknown critical extension": (
+            lambda whose=whose: extended(critical=True, whose=whose), f"{CRL_OF[whose]} {reason}")
+        for whose, reason in (
+            ("root", "is of no use"), ("intermediate", "is of no use"),
+            ("signing-key", r"has a critical extension that is not known here \(1\.3"))
+    },
+    **{
+        f"a delta CRL of the {whose}": (
+            lambda whose=whose, critical=critical: extended(critical=critical, whose=whose, kind=DELTA),
+            rf"{whose}\.crl: .* is a delta CRL")
+        for whose, critical in (("root", True), ("intermediate", False), ("signing-key", True))
+    },
+    "a CRL with an unknown critical extension in an entry": (
+        lambda: with_an_entry_extension(critical=True), "has a critical extension that is not known here"),
+    **{
+        f"a CRL of the signing key for {part}": (
+            lambda fields=fields: partial("http://a.example", **fields), "does not cover the document hkd-1")
+        for part, fields in {
+            "CAs alone": {"ca_certs": True},
+            "attributes alone": {"attribute_certs": True},
+            "some reasons alone": {"only_some_reasons": frozenset([x509.ReasonFlags.key_compromise])},
+            "other issuers": {"indirect_crl": True},
+            "another distribution point": {"full_name": uri("http://b.example")},
+        }.items()
     },
     "a CRL of the signing key with another authority key id": (
         lambda: crl("signing-key", authority_key=b"x" * 20),
@@ -373,6 +483,7 @@ class Points:
 
     def __init__(self, base: str = "http://crl.example") -> None:
         self.asked: list[str] = []
+        self.patience: list[float | None] = []
         self.urls = {name: f"{base}/{name}.crl" for name in ("root", "intermediate", "signing-key")}
         self.chain = make_chain(
             NOW,
@@ -391,8 +502,9 @@ class Points:
         given.documents = {name: pem(self.chain.document(HOST, **options)) for name in ("hkd-1", "hkd-2")}
         return given
 
-    def fetch(self, url: str) -> bytes:
+    def fetch(self, url: str, seconds: float | None) -> bytes:
         self.asked.append(url)
+        self.patience.append(seconds)
         if url in self.served:
             return self.served[url]
         raise Refusal(f"no answer from {url}", "wait")
@@ -404,10 +516,73 @@ def test_crls_are_fetched_once_where_the_certificates_say(tmp_path: Path) -> Non
     assert sorted(points.asked) == sorted(points.urls.values())
 
 
-def test_nothing_is_fetched_where_nothing_is_missing(tmp_path: Path) -> None:
+ALL = ("root.crl", "intermediate.crl", "signing-key.crl")
+
+
+def test_crls_are_fetched_though_those_given_would_do(tmp_path: Path) -> None:
     points = Points()
-    points.given("root.crl", "intermediate.crl", "signing-key.crl").judge(tmp_path, points.fetch)
-    assert points.asked == []
+    points.given(*ALL).judge(tmp_path, points.fetch)
+    assert sorted(points.asked) == sorted(points.urls.values())
+
+
+def test_without_a_network_those_given_do(tmp_path: Path) -> None:
+    points = Points()
+    points.served.clear()
+    points.given(*ALL).judge(tmp_path / "no answer", points.fetch)
+    assert len(points.asked) == 3
+    points.given(*ALL).judge(tmp_path / "offline")
+
+
+@pytest.mark.parametrize("given_is_newer", [True, False])
+def test_the_newer_of_two_crls_of_a_ca_counts(given_is_newer: bool, tmp_path: Path) -> None:
+    points = Points()
+    given = points.given(*ALL)
+    signer, ca = points.chain.signing_key.certificate, points.chain.intermediate
+    newer, older = ca.crl(start=-1, revoked=[signer]), ca.crl(start=-2)
+    given.config["intermediate.crl"] = newer if given_is_newer else older
+    points.served[points.urls["intermediate"]] = older if given_is_newer else newer
+    with pytest.raises(Refusal, match=f"{SIGNING_KEY} is revoked"):
+        given.judge(tmp_path / "newer", points.fetch)
+    given.config["intermediate.crl"], points.served[points.urls["intermediate"]] = older, older
+    given.judge(tmp_path / "older", points.fetch)
+
+
+@pytest.mark.parametrize("start", [-2, -SECOND])
+def test_a_crl_given_does_not_hide_what_a_fetched_one_revokes(start: float, tmp_path: Path) -> None:
+    points = Points()
+    given = points.given(*ALL)
+    given.judge(tmp_path / "before", points.fetch)
+    revoked = x509.load_pem_x509_certificate(given.documents["hkd-2"])
+    points.served[points.urls["signing-key"]] = points.chain.signing_key.crl(start=start, revoked=[revoked])
+    with pytest.raises(Refusal, match="hkd-2 is revoked"):
+        given.judge(tmp_path / "after", points.fetch)
+
+
+def test_a_crl_of_nobody_does_not_take_the_place_of_one_that_is_given(tmp_path: Path) -> None:
+    points = Points()
+    authorities = (points.chain.root, points.chain.intermediate, points.chain.signing_key)
+    for url, authority in zip(points.urls.values(), authorities, strict=True):
+        points.served[url] = authority.crl(start=-SECOND, signed_by=ec_key("x"))
+    points.given(*ALL).judge(tmp_path / "given", points.fetch)
+    with pytest.raises(Refusal, match="is not signed by it"):
+        points.given().judge(tmp_path / "none", points.fetch)
+
+
+def test_looking_for_newer_crls_takes_a_bounded_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    points, clock = Points(), [1000.0]
+    monkeypatch.setattr("secex_firstboot.hostkeys.crl.time.monotonic", lambda: clock[0])
+
+    def no_answer(url: str, seconds: float | None) -> bytes:
+        clock[0] += 20
+        return points.fetch(url, seconds)
+
+    points.served.clear()
+    points.given(*ALL).judge(tmp_path / "given", no_answer)
+    assert points.patience == [30.0, 10.0]
+    points.patience.clear()
+    with pytest.raises(Refusal, match=f"{CRL_OF['intermediate']} is missing"):
+        points.given().judge(tmp_path / "none", no_answer)
+    assert points.patience == [None] * 3
 
 
 def test_an_expired_crl_is_fetched_anew(tmp_path: Path) -> None:
@@ -485,7 +660,7 @@ def test_the_client_for_documents_fetches_crls_too(tmp_path: Path) -> None:
         files |= {f"/{name}": crl for name, crl in points.chain.crls().items()}
         client = Client(Network(attempts=1), Timeouts(), Proxy(), True, points.asked.append)
 
-        def fetch(url: str) -> bytes:
+        def fetch(url: str, seconds: float | None) -> bytes:
             return client.get(Request("a CRL", url, {}, certificates.FILE_LIMIT))
 
         points.given().judge(tmp_path, fetch)
@@ -493,6 +668,27 @@ def test_the_client_for_documents_fetches_crls_too(tmp_path: Path) -> None:
 
 
 # Reading the files.
+
+
+def test_a_certificate_that_is_not_as_rfc_5280_wants_it_is_refused_by_its_file() -> None:
+    signer = CHAIN.intermediate.key
+    for field, new, reason in ((1, b"\2\1\x80", "negative serial"), (2, SHA_512_WITH_RSA, "two signature")):
+        der = pki.resigned(
+            SIGNER.public_bytes(Encoding.DER),
+            signer,
+            lambda fields, field=field, new=new: [*fields[:field], new, *fields[field + 1 :]],
+        )
+        with pytest.raises(Refusal, match=rf"a\.crt: a certificate or CRL (has a|names) {reason}"):
+            certificates.parse("a.crt", der)
+    assert certificates.parse("a.crt", pki.resigned(SIGNER.public_bytes(Encoding.DER), signer, list))
+
+
+def test_a_crl_whose_signature_algorithms_disagree_is_refused_by_its_file() -> None:
+    key, crl = CHAIN.signing_key.key, CHAIN.signing_key.crl()
+    # The library, if it is new enough, or else we.
+    with pytest.raises(Refusal, match=r"a\.crl(: a certificate or CRL names two| holds something else)"):
+        certificates.parse("a.crl", pki.resigned(crl, key, lambda f: [f[0], SHA_512_WITH_RSA, *f[2:]]))
+    assert certificates.parse("a.crl", pki.resigned(crl, key, list))
 
 
 def test_pem_bundles_and_der_are_read_alike(tmp_path: Path) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from harness import pki
 
 from secex_firstboot import paths
 from secex_firstboot.errors import FirstbootError, Refusal
@@ -37,17 +39,22 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fetch(**documents: bytes) -> None:
-    """Perform the step with these documents in the config."""
-    files = [
+    """Perform the step with these documents in the config, without a proof."""
+    give({f"ibm-z-hostkey-{name}": content for name, content in documents.items()})
+    HostKeys().perform(Context("secex.hostkey_verify=no"))
+
+
+def give(files: dict[str, bytes]) -> None:
+    """Make a merged config with these files below /etc/se-hostkeys."""
+    entries = [
         {
-            "path": f"/etc/se-hostkeys/ibm-z-hostkey-{name}",
+            "path": f"/etc/se-hostkeys/{name}",
             "contents": {"source": "data:;base64," + base64.b64encode(content).decode()},
         }
-        for name, content in documents.items()
+        for name, content in files.items()
     ]
-    merged = {"ignition": {"version": "3.3.0"}, "storage": {"files": files}}
+    merged = {"ignition": {"version": "3.3.0"}, "storage": {"files": entries}}
     paths.IGNITION_MERGED_CONFIG.write_text(json.dumps(merged))
-    HostKeys().perform(Context("secex.hostkey_verify=no"))
 
 
 def test_a_document_is_kept_as_it_was_parsed_and_not_as_it_came() -> None:
@@ -62,6 +69,25 @@ def test_a_document_with_two_faces_is_not_kept() -> None:
     with pytest.raises(Refusal, match="ibm-z-hostkey-a holds something else beside its certificate"):
         fetch(a=DER_B + HOST_A)
     assert not paths.HOST_KEYS.exists()
+
+
+def test_revocation_lists_that_are_given_do_where_none_can_be_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody listens where the certificates say that the lists are: tcpmux(1) on the loopback."""
+    url = ["http://127.0.0.1:1/a.crl"]
+    chain = pki.make_chain(datetime.now(UTC), intermediate={"crl_urls": url}, signing_key={"crl_urls": url})
+    monkeypatch.setattr(paths, "CERTIFICATES", tmp_path)
+    (tmp_path / "root.crt").write_bytes(chain.certificates()["root.crt"])
+    document = pki.pem(chain.document(pki.host_key("a").public_key()))
+    given = {f"certs/{name}": content for name, content in chain.certificates().items()}
+    lists = {f"certs/{name}": content for name, content in chain.crls().items()}
+    said: list[str] = []
+    give({"ibm-z-hostkey-a": document} | given | lists)
+    HostKeys().perform(Context("", say=said.append))
+    assert "a newer certificate revocation list, for 10 s at most, from 127.0.0.1: attempt 1 of 1" in said
+    assert any(line.endswith("those that are given count") for line in said)
+    assert (paths.HOST_KEYS / "ibm-z-hostkey-a").read_bytes() == document
 
 
 def build(se: Path) -> bytes:

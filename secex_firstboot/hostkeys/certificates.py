@@ -14,13 +14,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from secex_firstboot.errors import Refusal
+from secex_firstboot.hostkeys import form
 from secex_firstboot.hostkeys.document import DECODING_ERRORS
+from secex_firstboot.hostkeys.form import Item
 
 FILE_LIMIT = 4 << 20  # bytes: a CA's CRL can have many thousand entries
 _MOST = 64  # certificates and CRLs in a file, and in all of them
 _BEGIN = b"-----BEGIN "  # of a PEM block: RFC 7468
-
-Item = x509.Certificate | x509.CertificateRevocationList
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,14 @@ def parse(name: str, content: bytes) -> list[Item]:
         raise _too_many(name)
     try:
         items = [_pem(_BEGIN + block) for block in blocks] or [_der(content, is_crl)]
-        for item in items:  # what is decoded, or stumbled over, when first asked for
-            _ = item.issuer, item.extensions, isinstance(item, x509.Certificate) and item.subject
+        faults = [fault for item in items if (fault := form.fault(item))]
     except DECODING_ERRORS:
         raise Refusal(
             f"{name} holds something else than X.509 certificates and CRLs in PEM or DER",
             "use the files as they are offered for download",
         ) from None
+    if faults:
+        raise Refusal(f"{name}: a certificate or CRL {faults[0]}", "get it again from who offers it")
     # OpenSSL would take it as one that never expires, genprotimg refuses it; RFC 5280, 5.1.2.5, asks for it.
     if any(crl.next_update_utc is None for crl in only_crls(items)):
         raise Refusal(f"the CRL {name} does not say when it expires (no nextUpdate)", "get the current one")

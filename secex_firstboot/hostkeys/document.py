@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from secex_firstboot.errors import Refusal
+from secex_firstboot.hostkeys import form
 from secex_firstboot.sdboot import image
 
 # What the cryptography library raises on something that is not X.509, or not of a kind it knows.
@@ -61,8 +62,11 @@ def parse(name: str, content: bytes) -> Document:
     """
     try:
         certificate = _load(_der(name, content))
+        fault = form.fault(certificate)
     except DECODING_ERRORS:
         raise _refusal(name, "is no X.509 certificate, neither PEM nor DER") from None
+    if fault:
+        raise _refusal(name, fault)
     try:
         public_key = certificate.public_key()
     except DECODING_ERRORS:  # of a kind that the library does not know
@@ -109,7 +113,6 @@ def _base64(block: re.Match[bytes]) -> bytes:
 
 def _load(der: bytes) -> x509.Certificate:
     certificate = x509.load_der_x509_certificate(der)  # which refuses trailing bytes
-    _ = certificate.extensions  # decoded, or stumbled over, when first asked for
     if certificate.public_bytes(Encoding.DER) != der:
         raise ValueError("not in DER")
     return certificate

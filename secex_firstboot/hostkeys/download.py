@@ -38,6 +38,7 @@ class Network:
     longest_wait: float = 30.0
     connect_timeout: float = 10.0
     attempt_timeout: float = 60.0  # the whole of one attempt, beyond the wait for the response headers
+    total: float = float("inf")  # all attempts together
     sleep: Callable[[float], None] = time.sleep
 
 
@@ -62,7 +63,8 @@ class Client:
         # urllib3 logs each path with its query on debug level.
         logging.getLogger("urllib3").setLevel(logging.INFO)
         host, reason = _host(request), ""
-        deadline = time.monotonic() + (self.timeouts.http_total or float("inf"))
+        total = min(self.network.total, self.timeouts.http_total or float("inf"))
+        deadline = time.monotonic() + total
         for attempt in range(1, self.network.attempts + 1):
             self.on_attempt(f"{request.what} from {host}: attempt {attempt} of {self.network.attempts}")
             budget = self.timeouts.http_response_headers + self.network.attempt_timeout

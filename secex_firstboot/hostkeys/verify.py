@@ -17,13 +17,14 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.padding import AsymmetricPadding
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtensionOID, NameOID
 
 from secex_firstboot import process
 from secex_firstboot.errors import FirstbootError, Refusal
-from secex_firstboot.hostkeys import crl
-from secex_firstboot.hostkeys.certificates import Item, Material, to_pem
+from secex_firstboot.hostkeys import crl, form
+from secex_firstboot.hostkeys.certificates import Material, to_pem
 from secex_firstboot.hostkeys.document import DECODING_ERRORS, Document
+from secex_firstboot.hostkeys.form import Item
 
 _IBM = "International Business Machines Corporation"
 _SIGNING_KEY = {
@@ -43,6 +44,18 @@ _LIKE_IBM = (
     *("-verify_depth", "2"),  # intermediate CAs at most
     *("-no-CApath", "-no-CAstore"),  # -CAfile alone says whom to trust
 )
+
+# Critical extensions of a document that are known, and do not matter for a key that starts images.
+_KNOWN = {
+    ExtensionOID.AUTHORITY_KEY_IDENTIFIER,
+    ExtensionOID.BASIC_CONSTRAINTS,
+    ExtensionOID.CRL_DISTRIBUTION_POINTS,
+    ExtensionOID.KEY_USAGE,
+    ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
+    ExtensionOID.SUBJECT_KEY_IDENTIFIER,
+}
+
+NEWER_CRLS_SECONDS = 30.0  # for looking for newer CRLs, where those that are given would do
 
 _CLOCK = "get the current one, and check the guest's clock"
 _CHAIN = "give the intermediate CAs' certificates that lead from it to a root in the image"
@@ -71,7 +84,8 @@ _CRL_FAULTS = {
     **dict.fromkeys((15, 16, 33, 35, 36, 44, 54), None),
 }
 _ERROR = re.compile(
-    r"^(?P<subject>.+)\n(?:\[CRL path\] )?error (?P<code>\d+) at (?P<depth>\d+) depth lookup: (?P<text>.+)$",
+    r"^(?:(?P<subject>.+)\n)?"
+    r"(?:\[CRL path\] )?error (?P<code>\d+) at (?P<depth>\d+) depth lookup: (?P<text>.+)$",
     re.M,
 )
 
@@ -86,30 +100,46 @@ def verify(
 ) -> None:
     """Raise Refusal, naming the document or certificate, unless every document is genuine and valid ``now``.
 
-    CRLs that ``material`` lacks are fetched from the certificates' distribution points; ``fetch_crl`` None
-    means offline. ``scratch`` is a directory for a moment's files.
+    CRLs are fetched from the certificates' distribution points, too, so that a newer one is not missed;
+    ``fetch_crl`` None means offline. ``scratch`` is a directory for a moment's files.
     """
     signer, key = _signing_key(material.certificates)
     for document in documents:
         _check_issued(document, signer, key, now)
 
-    def judge(crls: crl.Crls) -> None:
-        _check_chain(signer, material, crls, now, scratch)
-        _check_not_revoked(documents, crl.usable(signer, key, crls, now))
+    def missing(crls: crl.Crls) -> crl.NoCrl | None:
+        """Judges with these CRLs; what it returns, other CRLs may mend."""
+        try:
+            _check_chain(signer, material, crls, now, scratch)
+            _check_not_revoked(documents, crl.usable(signer, key, crls, now))
+        except crl.NoCrl as refusal:
+            return refusal
+        return None
 
+    lack, trouble = missing(material.crls), ""
+    if fetch_crl:
+        subjects = [*(document.certificate for document in documents), *material.certificates]
+        fetched, trouble = crl.fetch(subjects, fetch_crl, None if lack else NEWER_CRLS_SECONDS)
+        if not lack:  # what is of no issuer here must not take the place of what is
+            fetched = [each for each in fetched if _is_crl_of_any(each, material.certificates)]
+        if fetched:
+            lack = missing([*material.crls, *fetched])
+    if lack:
+        raise Refusal(f"{lack.message}. {trouble}" if trouble else lack.message, lack.cure)
+
+
+def _is_crl_of_any(found: x509.CertificateRevocationList, certificates: Sequence[x509.Certificate]) -> bool:
+    keys = [key for certificate in certificates if (key := _key(certificate))]
+    return any(found.is_signature_valid(key) for key in keys)
+
+
+def _key(certificate: x509.Certificate) -> crl.SigningKey | None:
+    """The certificate's key, if it is of a kind that signs here."""
     try:
-        judge(material.crls)
-    except crl.NoCrl:
-        if not fetch_crl:
-            raise
-    else:
-        return
-    subjects = [*(document.certificate for document in documents), *material.certificates]
-    fetched, trouble = crl.fetch(subjects, fetch_crl)
-    try:
-        judge([*material.crls, *fetched])
-    except crl.NoCrl as missing:
-        raise Refusal(f"{missing.message}. {trouble}" if trouble else missing.message, missing.cure) from None
+        key = certificate.public_key()
+    except DECODING_ERRORS:
+        return None
+    return key if isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey) else None
 
 
 def _signing_key(certificates: Sequence[x509.Certificate]) -> tuple[x509.Certificate, crl.SigningKey]:
@@ -119,11 +149,8 @@ def _signing_key(certificates: Sequence[x509.Certificate]) -> tuple[x509.Certifi
         raise Refusal(
             f"{len(found)} certificates of IBM's host-key signing key are given instead of one", cure
         )
-    try:
-        key = found[0].public_key()
-    except DECODING_ERRORS:
-        key = None
-    if not isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey):
+    key = _key(found[0])
+    if not key:
         raise Refusal("the certificate of IBM's host-key signing key has no RSA or elliptic-curve key", cure)
     return found[0], key
 
@@ -141,10 +168,13 @@ def _is_signing_key(subject: x509.Name) -> bool:
 def _check_issued(document: Document, signer: x509.Certificate, key: crl.SigningKey, now: datetime) -> None:
     """libpv/cert.c, pv_verify_host_key()."""
     certificate = document.certificate
+    unknown = form.unknown_critical(certificate.extensions, _KNOWN)
     if not _is_signed(certificate, key):
         fault, cure = "is not signed by the IBM host-key signing key that is given", "get both from IBM again"
     elif not crl.names_issuer(certificate.extensions, signer):
         fault, cure = "names another authority key than IBM's host-key signing key", "get both from IBM again"
+    elif unknown:
+        fault, cure = f"has a critical extension that is not known here ({unknown})", "use a newer version"
     elif now < certificate.not_valid_before_utc:
         fault, cure = _FAULTS[9]
     elif now >= certificate.not_valid_after_utc:
@@ -172,6 +202,10 @@ def _is_signed(certificate: x509.Certificate, key: crl.SigningKey) -> bool:
 def _check_not_revoked(documents: Sequence[Document], crls: crl.Crls) -> None:
     for document in documents:
         serial = document.certificate.serial_number
+        if not any(crl.covers(each, document.certificate) for each in crls):
+            raise crl.NoCrl(
+                f"the CRL of IBM's host-key signing key does not cover the document {document.name}", crl.CURE
+            )
         if any(each.get_revoked_certificate_by_serial_number(serial) for each in crls):
             fault, cure = _FAULTS[23]
             raise Refusal(f"the host-key document {document.name} {fault}", cure)
@@ -213,9 +247,11 @@ def _refusal(error: process.ToolError) -> FirstbootError:
     """OpenSSL's first complaint, or, where it did not get as far as a verdict, its error."""
     found = _ERROR.search(error.output)
     if not found:
-        return error
+        return Refusal(error.message, "get the certificates and CRLs again from who offers them")
     code, text = int(found["code"]), found["text"]
     whose = found["subject"] if int(found["depth"]) else "IBM's host-key signing key"
+    if not found["subject"]:  # what is wrong is with none of them alone
+        return Refusal(f"the chain of IBM's host-key signing key cannot be trusted ({text})", _CHAIN)
     if code in _CRL_FAULTS:
         fault = _CRL_FAULTS[code] or f"is of no use ({text})"
         return crl.NoCrl(f"the CRL of the issuer of {whose} {fault}", crl.CURE)

@@ -24,9 +24,9 @@ from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, read
 from secex_firstboot.storage import disk
 
 VERIFY_ARGUMENT = "secex.hostkey_verify"
-_CRL_ATTEMPTS = (
-    3  # a CRL may be in the config; a distribution point that does not answer is no reason to wait
-)
+# A distribution point that does not answer is no reason to wait, least of all where a CRL is given.
+_CRL_ATTEMPTS = 3
+_NEWER_CRL_SECONDS = 10.0
 
 
 class HostKeys(Step):
@@ -121,9 +121,19 @@ class Proof:
             scratch=self.scratch,
         )
 
-    def _crl(self, url: str) -> bytes:
-        network = Network(attempts=_CRL_ATTEMPTS)
-        return self._fetcher(network).url(url, "a certificate revocation list", certificates.FILE_LIMIT)
+    def _crl(self, url: str, seconds: float | None) -> bytes:
+        """As for crl.fetch: patiently, or, where what is given would do, within so many ``seconds``."""
+        what, network = "a certificate revocation list", Network(attempts=_CRL_ATTEMPTS)
+        if seconds is not None:
+            seconds = min(seconds, _NEWER_CRL_SECONDS)
+            what = f"a newer certificate revocation list, for {seconds:.0f} s at most,"
+            network = Network(attempts=1, total=seconds)
+        try:
+            return self._fetcher(network).url(url, what, certificates.FILE_LIMIT)
+        except Refusal as refusal:
+            if seconds is not None:
+                self.context.say(f"{refusal.message}: those that are given count")
+            raise
 
     def _fetcher(self, network: Network) -> Fetcher:
         return Fetcher(self.config, network, self.context.say)

@@ -5,7 +5,7 @@ The certification authorities are pretended, what they sign is real. Times are d
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cache
@@ -30,6 +30,7 @@ _OIDS = {
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 AuthorityKey = x509.AuthorityKeyIdentifier | bytes | None  # bytes: the key identifier; empty: the right one
+Extensions = Sequence[tuple[x509.ExtensionType, bool]]  # and whether it is critical
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 
 
@@ -81,6 +82,7 @@ class Authority:
         authority_key: AuthorityKey = b"",
         crl_urls: Sequence[str] = (),
         addresses: Sequence[IPv4Address | IPv6Address] = (),
+        more: Extensions = (),
     ) -> x509.Certificate:
         """A certificate for ``key``; its authority key identifier is left out if that is None."""
         builder = x509.CertificateBuilder(
@@ -91,7 +93,7 @@ class Authority:
             not_valid_before=self.now + timedelta(days=start),
             not_valid_after=self.now + timedelta(days=end),
         )
-        for extension, critical in _extensions(key, ca, crl_urls):
+        for extension, critical in (*_extensions(key, ca, crl_urls), *more):
             builder = builder.add_extension(extension, critical)
         if addresses:
             names = x509.SubjectAlternativeName([x509.IPAddress(address) for address in addresses])
@@ -118,6 +120,7 @@ class Authority:
         issuer: x509.Name | None = None,
         authority_key: AuthorityKey = b"",
         signed_by: PrivateKey | None = None,
+        more: Extensions = (),
     ) -> bytes:
         """A CRL in DER. ``end`` None: it has no nextUpdate, as RFC 5280 does not allow."""
         key = signed_by or self.key
@@ -129,6 +132,8 @@ class Authority:
         ).add_extension(x509.CRLNumber(1), critical=False)
         if identifier := self._identifier(authority_key):
             builder = builder.add_extension(identifier, critical=False)
+        for extension, critical in more:
+            builder = builder.add_extension(extension, critical)
         for certificate in revoked:
             entry = x509.RevokedCertificateBuilder(certificate.serial_number, last_update)
             builder = builder.add_revoked_certificate(entry.build())
@@ -233,18 +238,21 @@ def _key_id(key: PublicKey) -> bytes:
 def _without_next_update(der: bytes, key: PrivateKey) -> bytes:
     """The same CRL, signed again without that field: RFC 5280, section 5.1.
 
-    CertificateList: tbsCertList, signatureAlgorithm, signature; tbsCertList: version, signature, issuer,
-    thisUpdate, nextUpdate, and more.
+    tbsCertList: version, signature, issuer, thisUpdate, nextUpdate, and more.
     """
+    return resigned(der, key, lambda fields: fields[:4] + fields[5:])
+
+
+def resigned(der: bytes, key: PrivateKey, edit: Callable[[list[bytes]], list[bytes]]) -> bytes:
+    """The same certificate or CRL, signed again with other fields in what is signed, each in DER."""
     (whole,) = _elements(der)
-    tbs, algorithm, _ = _elements(_content(whole))
-    fields = _elements(_content(tbs))
-    tbs = _element(0x30, b"".join(fields[:4] + fields[5:]))
+    signed, algorithm, _ = _elements(_content(whole))
+    signed = _element(0x30, b"".join(edit(_elements(_content(signed)))))
     if isinstance(key, rsa.RSAPrivateKey):
-        signature = key.sign(tbs, padding.PKCS1v15(), hashes.SHA256())
+        signature = key.sign(signed, padding.PKCS1v15(), hashes.SHA256())
     else:
-        signature = key.sign(tbs, ec.ECDSA(hashes.SHA256()))
-    return _element(0x30, tbs + algorithm + _element(0x03, b"\0" + signature))
+        signature = key.sign(signed, ec.ECDSA(hashes.SHA256()))
+    return _element(0x30, signed + algorithm + _element(0x03, b"\0" + signature))
 
 
 def _header(der: bytes) -> tuple[int, int]:
