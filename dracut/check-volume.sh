@@ -1,15 +1,17 @@
 #!/bin/sh
-# At later boots, as soon as the volume $1 is open: is it what first boot made? The file $2, from sdboot, says what
-# that was, in a line that secex_firstboot.storage.devicemapper.crypt_mode made: the cipher, and of the options in
-# the mapping's table (Linux: Documentation/admin-guide/device-mapper/dm-crypt.rst) those that change what is read.
+# At later boots, as soon as the volume $1 is open: is it what first boot made? The file $2 says what that was, in a
+# line that secex_firstboot.storage.devicemapper.crypt_mode made: the mapping's UUID, which libcryptsetup makes of the
+# header's and the name, the cipher, and of the options in the mapping's table (Linux:
+# Documentation/admin-guide/device-mapper/dm-crypt.rst) those that change what is read.
 # Without that file, or with another line, this fails, and so does the unit that opened the volume.
 
 mode() {
+    uuid=$(dmsetup info --columns --noheadings -o uuid "$1") && [ -n "$uuid" ] || return 1
     set -f
     # shellcheck disable=SC2046  # fields: start, size, target, cipher, key, IV offset, device, offset, count, options
     set -- $(dmsetup table "$1")
     [ "$3" = crypt ] && [ $# -ge 9 ] || return 1
-    found=$4
+    found="$uuid $4"
     shift 9
     for option; do
         case $option in

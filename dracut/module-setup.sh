@@ -46,6 +46,12 @@ install_check_volume() {
     for name in boot root; do
         drop_in pinned-volume.conf "systemd-cryptsetup@$name.service"
     done
+    local unit=secex-firstboot-root.service requires="$systemdsystemunitdir/initrd-root-fs.target.requires"
+    inst_multiple cat dmsetup
+    inst_script "$moddir/check-root.sh" /usr/lib/secex-firstboot/check-root
+    inst_simple "$moddir/$unit" "$systemdsystemunitdir/$unit"
+    mkdir -p "$initdir$requires"
+    ln -sfn "../$unit" "$initdir$requires/$unit"
 }
 
 install_no_login() {

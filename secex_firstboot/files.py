@@ -3,8 +3,43 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 from typing import BinaryIO
+
+from secex_firstboot.errors import FirstbootError
+
+
+def exists(path: Path) -> bool:
+    """Whether something is there, at the end of all links. Only ENOENT is absence: any other error is none.
+
+    Path.exists() and its like take other errors for absence, more of them with each version of Python: a host
+    that makes a block unreadable must not make a file absent. Raises FirstbootError.
+    """
+    return _mode(path) is not None
+
+
+def is_directory(path: Path, *, follow_symlinks: bool = True) -> bool:
+    """Like ``exists``, of a directory."""
+    mode = _mode(path, follow_symlinks=follow_symlinks)
+    return mode is not None and stat.S_ISDIR(mode)
+
+
+def is_regular(path: Path) -> bool:
+    """Like ``exists``, of a regular file."""
+    mode = _mode(path)
+    return mode is not None and stat.S_ISREG(mode)
+
+
+def _mode(path: Path, *, follow_symlinks: bool = True) -> int | None:
+    try:
+        return path.stat(follow_symlinks=follow_symlinks).st_mode
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise FirstbootError(
+            f"cannot tell whether there is a file {path}: {error.strerror}", "look at the disk's health"
+        ) from error
 
 
 def open_private(path: Path) -> BinaryIO:

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from secex_firstboot import __version__, paths
-from secex_firstboot.files import write_private
+from secex_firstboot.files import exists, write_private
 
 
 class StepReport(BaseModel):
@@ -34,7 +34,7 @@ class Report(BaseModel):
 
     @classmethod
     def load(cls) -> Report:
-        if paths.REPORT.exists():
+        if exists(paths.REPORT):
             return cls.model_validate_json(paths.REPORT.read_text(encoding="utf-8"))
         return cls()
 

@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from secex_firstboot import paths
+from secex_firstboot.files import exists
 
 
 class Stage(StrEnum):
@@ -73,9 +74,9 @@ class Context:
 
     @property
     def phase(self) -> Phase:
-        if paths.COMMITTED.exists():
+        if exists(paths.COMMITTED):
             return Phase.COMMITTED
-        if (paths.LUKS_KEYS / "root").exists() or (paths.SYSROOT / "etc/luks/root").exists():
+        if exists(paths.LUKS_KEYS / "root") or exists(paths.SYSROOT / "etc/luks/root"):
             return Phase.PROVISIONED
         if paths.CMDLINE_FIRSTBOOT in (word.split("=")[0] for word in self.command_line.split()):
             return Phase.FIRST

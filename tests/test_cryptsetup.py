@@ -151,8 +151,11 @@ def test_closing_what_is_not_open_does_nothing():
 
 
 def test_a_mapping_that_cannot_be_closed_is_an_error(monkeypatch, tmp_path):
-    monkeypatch.setattr(devicemapper, "MAPPER", tmp_path)
-    (tmp_path / "secex-no-such-mapping").touch()
+    monkeypatch.setattr(devicemapper, "BLOCK", tmp_path)
+    mapping = tmp_path / "dm-0"
+    (mapping / "dm").mkdir(parents=True)
+    for name, content in {"dev": "253:0", "dm/name": "secex-no-such-mapping", "dm/uuid": ""}.items():
+        (mapping / name).write_text(f"{content}\n")
     with pytest.raises(CryptSetupError, match="secex-no-such-mapping"):
         close("secex-no-such-mapping")
 

@@ -5,6 +5,7 @@ Its answers are those of dmsetup(8); in the guest the real one creates and remov
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from secex_firstboot.errors import FirstbootError
 from secex_firstboot.process import ToolError
 from secex_firstboot.storage import devicemapper
-from secex_firstboot.storage.devicemapper import Piece, linear_table
+from secex_firstboot.storage.devicemapper import Mapping, Piece, linear_table
 
 CHECK_VOLUME = Path(__file__).parents[1] / "dracut/check-volume.sh"
 DMSETUP = """\
@@ -25,8 +26,8 @@ with (here / "calls").open("a") as calls:
     print(*sys.argv[1:], file=calls)
 if sys.argv[1] == "create":
     (here / "table").write_text(sys.stdin.read())
-elif sys.argv[1] == "table":
-    answer = here / sys.argv[2]
+elif sys.argv[1] in ("table", "info"):
+    answer = here / {{"table": sys.argv[2], "info": f"{{sys.argv[-1]}}.uuid"}}[sys.argv[1]]
     if not answer.exists():
         sys.exit("Device does not exist.")
     print(answer.read_text(), end="")
@@ -35,14 +36,24 @@ elif sys.argv[1] == "table":
 
 @pytest.fixture
 def dmsetup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The directory with the stand-in, its answers and what it was asked; /dev/mapper is below it."""
+    """The stand-in, its answers and what it was asked; /dev/mapper and sysfs are below it, too."""
     tool = tmp_path / "dmsetup"
     tool.write_text(DMSETUP.format(python=sys.executable))
     tool.chmod(0o755)
     (tmp_path / "mapper").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setattr(devicemapper, "MAPPER", tmp_path / "mapper")
+    monkeypatch.setattr(devicemapper, "BLOCK", tmp_path / "block")
     return tmp_path
+
+
+def put_mapping(directory: Path, number: int, name: str, uuid: str) -> None:
+    """As sysfs shows a mapping: Linux, Documentation/ABI/testing/sysfs-block-dm."""
+    device = directory / "block" / f"dm-{number}"
+    (device / "dm").mkdir(parents=True)
+    (device / "dev").write_text(f"253:{number}\n")
+    (device / "dm/name").write_text(f"{name}\n")
+    (device / "dm/uuid").write_text(f"{uuid}\n")
 
 
 def calls(dmsetup: Path) -> list[str]:
@@ -72,10 +83,29 @@ def test_a_mapping_is_created_under_its_name(dmsetup, read_only, options):
 def test_removing_what_does_not_exist_does_nothing(dmsetup):
     devicemapper.remove("root_old")
     assert calls(dmsetup) == []
-    (dmsetup / "mapper" / "root_old").touch()
+    put_mapping(dmsetup, 0, "root_old", "")
     assert devicemapper.exists("root_old")
     devicemapper.remove("root_old")
     assert calls(dmsetup) == ["remove --retry root_old"]
+
+
+def test_a_mapping_is_what_the_kernel_says_of_it_and_not_a_path(dmsetup):
+    (dmsetup / "mapper" / "root").touch()
+    assert devicemapper.find("root") is None
+    put_mapping(dmsetup, 7, "roots", "CRYPT-LUKS2-1-roots")
+    put_mapping(dmsetup, 300, "root", UUID)
+    assert devicemapper.find("root") == Mapping(os.makedev(253, 300), "root", UUID)
+
+
+def test_a_mapping_closed_meanwhile_is_none(dmsetup):
+    put_mapping(dmsetup, 1, "root", UUID)
+    (dmsetup / "block/dm-1/dm/uuid").unlink()
+    assert devicemapper.find("root") is None
+
+
+def test_the_uuid_of_a_mapping_is_made_as_libcryptsetup_makes_it():
+    uuid = "0e4a2f11-6a0c-4a6e-9d1b-2b6f3a1d90d0"
+    assert devicemapper.uuid_of("LUKS2", uuid, "root") == UUID
 
 
 @pytest.mark.parametrize(
@@ -103,10 +133,12 @@ TABLE = (
     "0 1298432 crypt capi:authenc(hmac(sha256),xts(aes))-random :96:logon:cryptsetup:0e4a-d0 0 254:1 0 "
     "2 integrity:32:aead sector_size:4096\n"
 )
-MODE = "capi:authenc(hmac(sha256),xts(aes))-random integrity:32:aead sector_size:4096"
+UUID = "CRYPT-LUKS2-0e4a2f116a0c4a6e9d1b2b6f3a1d90d0-root"
+MODE = f"{UUID} capi:authenc(hmac(sha256),xts(aes))-random integrity:32:aead sector_size:4096"
 
 
-def test_the_mode_of_a_volume_is_its_cipher_and_how_it_is_read(dmsetup):
+def test_the_mode_of_a_volume_is_its_uuid_its_cipher_and_how_it_is_read(dmsetup):
+    (dmsetup / "root.uuid").write_text(f"{UUID}\n")
     (dmsetup / "root").write_text(TABLE)
     assert devicemapper.crypt_mode("root") == MODE
     (dmsetup / "root").write_text(TABLE.replace("2 integrity", "3 allow_discards integrity"))
@@ -114,6 +146,7 @@ def test_the_mode_of_a_volume_is_its_cipher_and_how_it_is_read(dmsetup):
 
 
 def test_what_is_no_encrypted_volume_has_no_mode(dmsetup):
+    (dmsetup / "root.uuid").write_text("\n")
     (dmsetup / "root").write_text("0 1298432 linear 254:1 0\n")
     with pytest.raises(FirstbootError, match="is not an encrypted volume"):
         devicemapper.crypt_mode("root")
@@ -125,6 +158,7 @@ def check_volume(directory: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_at_later_boots_the_script_accepts_the_mode_that_first_boot_noted(dmsetup):
+    (dmsetup / "root.uuid").write_text(f"{UUID}\n")
     (dmsetup / "root").write_text(TABLE)
     (dmsetup / "root.mode").write_text(devicemapper.crypt_mode("root") + "\n")
     assert check_volume(dmsetup).returncode == 0
@@ -144,6 +178,7 @@ def test_at_later_boots_the_script_accepts_the_mode_that_first_boot_noted(dmsetu
     ],
 )
 def test_at_later_boots_the_script_refuses_any_other_mode(dmsetup, table):
+    (dmsetup / "root.uuid").write_text(f"{UUID}\n")
     (dmsetup / "root.mode").write_text(f"{MODE}\n")
     (dmsetup / "root").write_text(table)
     refused = check_volume(dmsetup)
@@ -151,9 +186,79 @@ def test_at_later_boots_the_script_refuses_any_other_mode(dmsetup, table):
     assert refused.stderr.startswith("secex-firstboot: the volume root is not as first boot made it")
 
 
+@pytest.mark.parametrize("uuid", [None, "\n", f"{UUID}2\n", f"{UUID.replace('LUKS2', 'PLAIN')}\n"])
+def test_at_later_boots_the_script_refuses_another_volume_of_the_same_mode(dmsetup, uuid):
+    if uuid is not None:
+        (dmsetup / "root.uuid").write_text(uuid)
+    (dmsetup / "root.mode").write_text(f"{MODE}\n")
+    (dmsetup / "root").write_text(TABLE)
+    assert check_volume(dmsetup).returncode == 1
+
+
 @pytest.mark.parametrize("noted", [None, "", "\n"])
 def test_at_later_boots_the_script_refuses_a_volume_of_which_nothing_was_noted(dmsetup, noted):
+    (dmsetup / "root.uuid").write_text(f"{UUID}\n")
     (dmsetup / "root").write_text(TABLE if noted is None else "")
     if noted is not None:
         (dmsetup / "root.mode").write_text(noted)
     assert check_volume(dmsetup).returncode == 1
+
+
+# --- what is mounted as root ---
+
+CHECK_ROOT = Path(__file__).parents[1] / "dracut/check-root.sh"
+MOUNTS = """\
+1 1 0:2 / / rw - rootfs rootfs rw
+30 1 {number} / /sysroot rw,relatime - xfs /dev/mapper/root rw
+31 1 253:8 / /sysroot/boot rw,relatime - ext4 /dev/mapper/boot rw
+"""
+
+
+@pytest.fixture
+def later_boot(tmp_path: Path) -> Path:
+    """What the script looks at in the initramfs of the provisioned system."""
+    for number, uuid in (("253:1", UUID), ("253:8", UUID.replace("root", "boot")), ("252:4", None)):
+        device = tmp_path / "sys/dev/block" / number
+        device.mkdir(parents=True)
+        if uuid:
+            (device / "dm").mkdir()
+            (device / "dm/uuid").write_text(f"{uuid}\n")
+    for name, content in {"etc/luks/root.mode": f"{MODE}\n", "proc/self/mountinfo": MOUNTS}.items():
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(content.replace("{number}", "253:1"))
+    return tmp_path
+
+
+def check_root(directory: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["/bin/sh", CHECK_ROOT, directory], capture_output=True, text=True)
+
+
+def test_at_later_boots_root_is_the_mapping_that_first_boot_made(later_boot):
+    done = check_root(later_boot)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    "mounts",
+    [
+        MOUNTS.replace("{number}", "253:8"),
+        MOUNTS.replace("{number}", "252:4"),
+        MOUNTS.replace("{number}", "253:9"),
+        MOUNTS.replace("{number}", "253:1") + "32 1 253:8 / /sysroot rw - xfs /dev/mapper/root rw\n",
+        MOUNTS.replace("/sysroot rw", "/else rw").replace("{number}", "253:1"),
+        "",
+    ],
+)
+def test_at_later_boots_another_root_is_refused_whatever_its_path(later_boot, mounts):
+    (later_boot / "proc/self/mountinfo").write_text(mounts)
+    refused = check_root(later_boot)
+    assert refused.returncode == 1
+    assert "secex-firstboot: what is mounted as root is not the volume that first boot made" in refused.stderr
+
+
+@pytest.mark.parametrize("noted", [None, "", "\n", f"{UUID}2 aes\n"])
+def test_at_later_boots_a_root_of_which_nothing_was_noted_is_refused(later_boot, noted):
+    (later_boot / "etc/luks/root.mode").unlink()
+    if noted is not None:
+        (later_boot / "etc/luks/root.mode").write_text(noted)
+    assert check_root(later_boot).returncode == 1

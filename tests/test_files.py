@@ -1,3 +1,5 @@
+import ast
+import errno
 import os
 import resource
 import signal
@@ -8,7 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from secex_firstboot.files import open_private, sync, write_private
+from secex_firstboot.errors import FirstbootError
+from secex_firstboot.files import exists, is_directory, is_regular, open_private, sync, write_private
+
+PACKAGE = Path(__file__).parents[1] / "secex_firstboot"
+# Of pathlib and os.path: what takes an error for absence.
+CREDULOUS = {
+    "exists",
+    "lexists",
+    "is_file",
+    "is_dir",
+    "is_symlink",
+    "is_mount",
+    "is_block_device",
+    "isfile",
+    "isdir",
+}
 
 
 @pytest.fixture
@@ -93,3 +110,42 @@ def test_files_and_directories_can_be_synced(tmp_path):
     sync(tmp_path)
     with pytest.raises(FileNotFoundError):
         sync(tmp_path / "missing")
+
+
+# --- absence ---
+
+
+def test_what_is_there_is_told_apart(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(".")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    names = ("file", ".", "link", "dangling", "absent")
+    assert [exists(tmp_path / name) for name in names] == [True, True, True, False, False]
+    assert [is_directory(tmp_path / name) for name in names] == [False, True, True, False, False]
+    assert [is_regular(tmp_path / name) for name in names] == [True, False, False, False, False]
+    assert not is_directory(tmp_path / "link", follow_symlinks=False)
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.EBADMSG, errno.EACCES, errno.ELOOP, errno.ENOTDIR])
+def test_only_enoent_is_absence(tmp_path, monkeypatch, error):
+    """The host makes blocks unreadable: pathlib is a stand-in for such a disk."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(Path, "stat", fails)
+    for ask in (exists, is_directory, is_regular):
+        with pytest.raises(FirstbootError, match="cannot tell whether there is a file"):
+            ask(tmp_path / "sealed")
+
+
+def test_the_package_asks_for_absence_in_one_way_only():
+    asked = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
+        and node.attr in CREDULOUS
+        and ast.unparse(node.value) != "devicemapper"
+    ]
+    assert asked == []

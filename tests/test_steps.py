@@ -67,6 +67,11 @@ class Machine:
 
     def map(self, name: str, *types: str) -> None:
         (self.root / "dev" / "mapper" / name).touch()
+        if name not in self.tables:
+            number = len(self.tables)
+            put(devicemapper.BLOCK / f"dm-{number}" / "dev", f"253:{number}\n")
+            put(devicemapper.BLOCK / f"dm-{number}" / "dm" / "name", f"{name}\n")
+            put(devicemapper.BLOCK / f"dm-{number}" / "dm" / "uuid", "\n")
         self.tables[name] = list(types)
 
     def find_by_serial(self, serial: str) -> Path:
@@ -152,6 +157,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
         return next(p.name for p in found.disk.partitions.values() if p.device == device)
 
     monkeypatch.setattr(devicemapper, "MAPPER", mapper)
+    monkeypatch.setattr(devicemapper, "BLOCK", tmp_path / "sys/class/block")
     monkeypatch.setattr(devicemapper, "target_types", lambda name: found.tables.get(name, []))
     monkeypatch.setattr(disk, "disks", lambda: iter(found.disks))
     monkeypatch.setattr(disk, "find_by_serial", found.find_by_serial)

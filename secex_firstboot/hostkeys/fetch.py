@@ -21,6 +21,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from cryptography import x509
 
 from secex_firstboot.errors import Refusal
+from secex_firstboot.files import exists
 from secex_firstboot.hostkeys.certificates import to_pem
 from secex_firstboot.hostkeys.document import DECODING_ERRORS
 from secex_firstboot.hostkeys.download import Client, Network, Request
@@ -75,7 +76,7 @@ def _authorities(config: Config, network: Network, on_attempt: Callable[[str], N
         return
     client = Client(network, ignition.timeouts, ignition.proxy, True, on_attempt)
     with tempfile.NamedTemporaryFile(suffix=".pem") as bundle:
-        bundle.write(system.read_bytes() if system.exists() else b"")
+        bundle.write(system.read_bytes() if exists(system) else b"")
         for index, resource in enumerate(resources):
             bundle.write(b"\n" + _authority(index, resource, client))
         bundle.flush()

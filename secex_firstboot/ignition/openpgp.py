@@ -25,6 +25,7 @@ import gnupg
 
 from secex_firstboot import process
 from secex_firstboot.errors import FirstbootError, Refusal
+from secex_firstboot.files import exists
 
 MESSAGE_LIMIT = 96 << 20  # bytes: a config of CONFIG_LIMIT, encrypted and armored
 CONFIG_LIMIT = 64 << 20  # bytes
@@ -241,7 +242,7 @@ def _gpg_home(work: Path) -> Iterator[Path]:
         finally:
             # The agent removes its sockets meanwhile: a file that is gone already is no error.
             shutil.rmtree(home, ignore_errors=True)
-            if home.exists():
+            if exists(home):
                 raise FirstbootError(f"the private key's directory {home} could not be removed")
 
 

@@ -89,7 +89,7 @@ def device_numbers(disk: Path, block: Path = Path("/sys/class/block")) -> frozen
         device = block / names.pop()
         major, _, minor = (device / "dev").read_text(encoding="ascii").strip().partition(":")
         found.add(os.makedev(int(major), int(minor)))
-        names += [child.name for child in device.iterdir() if (child / "partition").exists()]
+        names += [partition.parent.name for partition in device.glob("*/partition")]
         names += [holder.name for holder in (device / "holders").iterdir()]
     return frozenset(found)
 

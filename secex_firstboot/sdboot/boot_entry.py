@@ -15,6 +15,7 @@ from pathlib import Path
 
 from secex_firstboot.command_line import join, matches, name, parameters
 from secex_firstboot.errors import Refusal
+from secex_firstboot.files import is_regular
 
 _ENTRIES = "loader/entries"
 _ENTRY_LIMIT = 64 << 10  # bytes of one entry
@@ -97,6 +98,6 @@ def _resolve(boot: Path, name: str) -> Path:
             continue
         if not path.is_relative_to(boot.resolve()):
             raise Refusal(f"the boot entry's file {name!r} is outside the boot partition", _CURE)
-        if path.is_file():
+        if is_regular(path):
             return path
     raise Refusal(f"the boot entry's file {name!r} is missing on the boot partition", _CURE)

@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 from secex_firstboot.errors import FirstbootError
-from secex_firstboot.files import open_private, sync, write_private
+from secex_firstboot.files import exists, open_private, sync, write_private
 from secex_firstboot.process import run
 from secex_firstboot.storage import loop
 from secex_firstboot.storage.disk import Disk
@@ -31,7 +31,7 @@ _START_SIZE = 1 << 20  # bytes of the disk that zipl sees
 def settle(se: Path, disk: Disk) -> None:
     """Finish or take back a switch that was cut short, and remove an image that never became bootable."""
     previous = se / _PREVIOUS
-    if previous.exists() and _read(previous / _RECORD, PROGRAM) == _read(disk.device, PROGRAM):
+    if exists(previous) and _read(previous / _RECORD, PROGRAM) == _read(disk.device, PROGRAM):
         for name in (IMAGE, BOOT_MAP):
             _restore(previous / name, se / name)
         sync(se)
@@ -67,7 +67,7 @@ def _keep(se: Path, disk: Disk) -> None:
     new = se / f"{_PREVIOUS}.new"
     new.mkdir(mode=0o700)
     for name in (IMAGE, BOOT_MAP):
-        if (se / name).exists():
+        if exists(se / name):
             os.link(se / name, new / name)
     write_private(new / _RECORD, _read(disk.device, disk.block_size))
     new.replace(se / _PREVIOUS)
@@ -76,7 +76,7 @@ def _keep(se: Path, disk: Disk) -> None:
 
 def _restore(kept: Path, file: Path) -> None:
     """Give ``file`` the inode of ``kept`` again; rename(2) does nothing where it has it still."""
-    if not kept.exists() or (file.exists() and kept.samefile(file)):
+    if not exists(kept) or (exists(file) and kept.samefile(file)):
         return
     new = kept.with_name(f"{kept.name}.again")
     new.unlink(missing_ok=True)
@@ -88,7 +88,7 @@ def _remove(directory: Path) -> None:
     """Its name first, so that it is never found half empty."""
     gone = directory.with_name("removed")
     shutil.rmtree(gone, ignore_errors=True)
-    if directory.exists():
+    if exists(directory):
         directory.replace(gone)
         sync(directory.parent)
         shutil.rmtree(gone)

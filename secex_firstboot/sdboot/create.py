@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from secex_firstboot import process
 from secex_firstboot.errors import FirstbootError, Refusal
-from secex_firstboot.files import open_private, sync
+from secex_firstboot.files import is_regular, open_private, sync
 from secex_firstboot.sdboot import image, initramfs
 
 BUILT_IN = "built-in"
@@ -95,7 +95,7 @@ def find_boot_loaders() -> image.BootLoaders:
     """IBM's boot loaders where s390-tools installs them. Raises Refusal if they are nowhere."""
     for directory in BOOT_LOADER_DIRECTORIES:
         found = image.BootLoaders(directory / "stage3a.bin", directory / "stage3b_reloc.bin")
-        if found.stage3a.is_file() and found.stage3b.is_file():
+        if is_regular(found.stage3a) and is_regular(found.stage3b):
             return found
     raise Refusal(
         "the initramfs has neither pvimg nor genprotimg nor IBM's boot loaders",

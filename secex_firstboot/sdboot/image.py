@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 
 from secex_firstboot.errors import FirstbootError, Refusal
+from secex_firstboot.files import is_regular
 from secex_firstboot.sdboot import initramfs
 
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
@@ -412,7 +413,7 @@ def _command_line_limit(kernel: Path) -> int:
 
 
 def _size(path: Path, cure: str = "check that it is on the boot partition") -> int:
-    if not path.is_file():
+    if not is_regular(path):
         raise Refusal(f"{path} is missing or no regular file", cure)
     return path.stat().st_size
 

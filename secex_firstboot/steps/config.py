@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from secex_firstboot import paths
 from secex_firstboot.errors import FirstbootError, Refusal
-from secex_firstboot.files import write_private
+from secex_firstboot.files import exists, write_private
 from secex_firstboot.ignition import config, openpgp, specification
 from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, ready
 from secex_firstboot.storage import disk
@@ -20,11 +20,11 @@ class Config(Step):
     def observe(self, context: Context) -> Status:
         if context.phase is Phase.PROVISIONED:
             return done("provisioned before; Ignition does not run again")
-        if paths.IGNITION_USER_CONFIG.exists() and not paths.PRIVATE_KEY.exists():
+        if exists(paths.IGNITION_USER_CONFIG) and not exists(paths.PRIVATE_KEY):
             return done("Ignition has the config; the private key is gone")
-        if paths.CONFIG_REFUSED.exists():
+        if exists(paths.CONFIG_REFUSED):
             raise Refusal(paths.CONFIG_REFUSED.read_text(encoding="utf-8"))
-        if not paths.PRIVATE_KEY.exists():
+        if not exists(paths.PRIVATE_KEY):
             raise Refusal(
                 f"the initramfs has no private key {paths.PRIVATE_KEY}",
                 "build the SE-ready image with the key that configs are encrypted to",

@@ -15,7 +15,7 @@ from typing import Literal
 
 from secex_firstboot import identity, paths, record
 from secex_firstboot.errors import FirstbootError
-from secex_firstboot.files import size_of, sync
+from secex_firstboot.files import exists, size_of, sync
 from secex_firstboot.plan import MIB, Plan, Volume
 from secex_firstboot.record import Progress, Record
 from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, ready, waiting
@@ -244,7 +244,7 @@ class Encryption:
 
 def refuse_sealed(root: Path) -> None:
     """Raise FirstbootError if first boot ended on this root: then the host has put back an older sdboot."""
-    if (root / paths.SEALED.relative_to("/")).exists():
+    if exists(root / paths.SEALED.relative_to("/")):
         raise FirstbootError(
             "this system was set up before, and an older boot image was put back",
             "put back the newest sdboot and boot record, or start again from the image",

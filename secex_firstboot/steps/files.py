@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from secex_firstboot import paths
+from secex_firstboot.files import exists
 from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, ready, waiting
 from secex_firstboot.storage import filesystem, overlay
 
@@ -13,7 +14,7 @@ class Files(Step):
     stage = Stage.SEAL
 
     def observe(self, context: Context) -> Status:
-        if context.phase is Phase.PROVISIONED or paths.FILES_FINISHED.exists():
+        if context.phase is Phase.PROVISIONED or exists(paths.FILES_FINISHED):
             return done("the system has what Ignition wrote")
         if context.phase is not Phase.COMMITTED:
             return waiting("the commit point comes first")

@@ -13,7 +13,7 @@ from typing import Literal
 
 from secex_firstboot import paths
 from secex_firstboot.errors import Refusal
-from secex_firstboot.files import write_private
+from secex_firstboot.files import exists, write_private
 from secex_firstboot.hostkeys import certificates, document, verify
 from secex_firstboot.hostkeys.document import Document
 from secex_firstboot.hostkeys.download import Network
@@ -39,12 +39,12 @@ class HostKeys(Step):
             return done(f"documents in {paths.SYSTEM_HOST_KEYS}")
         if context.phase is Phase.COMMITTED:
             return done(f"{len(list(paths.HOST_KEYS.iterdir()))} documents in the plan")
-        if not paths.IGNITION_MERGED_CONFIG.exists():
+        if not exists(paths.IGNITION_MERGED_CONFIG):
             return waiting("Ignition merges the config first")
         verification(context)
         merged = config.parse(paths.IGNITION_MERGED_CONFIG.read_bytes())
         names = [entry.name for entry in named(merged)]
-        if all((paths.HOST_KEYS / name).exists() for name in names):
+        if all(exists(paths.HOST_KEYS / name) for name in names):
             return done(f"{len(names)} documents: {', '.join(names)}")
         return ready(f"fetch {', '.join(names)}")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from secex_firstboot import grow, identity, paths, record
 from secex_firstboot.errors import Refusal
-from secex_firstboot.files import write_private
+from secex_firstboot.files import exists, is_directory, write_private
 from secex_firstboot.plan import MIB, Plan, Source, lay_out
 from secex_firstboot.sdboot import boot_entry, boot_record, image
 from secex_firstboot.sdboot.boot_entry import BootEntry
@@ -25,7 +25,7 @@ from secex_firstboot.steps.sdboot import (
     se_mounted,
     system_command_line,
 )
-from secex_firstboot.storage import disk, filesystem, verity, volume
+from secex_firstboot.storage import devicemapper, disk, filesystem, verity, volume
 
 DEFAULT_HEADROOM = 256 * MIB
 HEADROOM_ARGUMENT = "secex.headroom"  # MiB
@@ -79,7 +79,7 @@ class Personalise(Step):
 
 
 def devices_open() -> list[bool]:
-    return [verity_step.device(name).exists() for name in verity_step.ARGUMENTS]
+    return [devicemapper.exists(verity_step.mapping(name)) for name in verity_step.ARGUMENTS]
 
 
 def _plan(context: Context, record_key: str) -> Plan:
@@ -147,11 +147,11 @@ def _state_files() -> dict[str, Entry]:
     """What a start after a crash needs: keys, plan, documents, the config as Ignition merged it, and ours."""
     files: dict[str, Entry] = {str(paths.STATE): Directory(0o700)}
     for path in sorted(paths.STATE.rglob("*")):
-        files[str(path)] = Directory(0o700) if path.is_dir() else File(path)
+        files[str(path)] = Directory(0o700) if is_directory(path) else File(path)
     files[str(paths.COMMITTED)] = File(b"")
     files[str(paths.IGNITION_USER_CONFIG)] = File(paths.IGNITION_MERGED_CONFIG)
     # Not part of the merged config: each of Ignition's stages merges the base configs anew.
     base = paths.IGNITION_BASE_CONFIGS / paths.NO_LOCAL_LOGIN.name
-    if base.exists():
+    if exists(base):
         files[str(base)] = File(base)
     return files

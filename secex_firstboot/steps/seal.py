@@ -7,7 +7,7 @@ from pathlib import Path
 
 from secex_firstboot import grow, paths, record
 from secex_firstboot.errors import FirstbootError, Refusal
-from secex_firstboot.files import sync, write_private
+from secex_firstboot.files import exists, sync, write_private
 from secex_firstboot.ignition import local_login
 from secex_firstboot.ignition.crypttab import merge_crypttab
 from secex_firstboot.process import run
@@ -115,5 +115,5 @@ def _enable_units(context: Context) -> None:
 
 def _add_to_crypttab(path: Path, lines: list[str]) -> None:
     """Ignition's files stage has written there what the config says of other volumes."""
-    existing = path.read_bytes() if path.exists() else b""
+    existing = path.read_bytes() if exists(path) else b""
     write_private(path, merge_crypttab(existing, lines))

@@ -1,8 +1,13 @@
-"""device-mapper mappings that need no secret: pieces of block devices put together with dm-linear."""
+"""device-mapper mappings: pieces of block devices put together, and what a mapping is known by.
+
+That is what the kernel says of it: number, name and UUID (Linux: Documentation/ABI/testing/sysfs-block-dm). A
+path below /dev is made by udev, after rules that other programs bring with them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +16,16 @@ from secex_firstboot.process import run
 from secex_firstboot.storage.disk import SECTOR
 
 MAPPER = Path("/dev/mapper")
+BLOCK = Path("/sys/class/block")
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """``number`` is the st_rdev of its device, and the st_dev of what lies on it as a file system."""
+
+    number: int
+    name: str
+    uuid: str
 
 
 @dataclass(frozen=True)
@@ -39,8 +54,33 @@ def create_linear(name: str, pieces: Sequence[Piece], *, read_only: bool = False
     return MAPPER / name
 
 
+def find(name: str) -> Mapping | None:
+    """The mapping of this name; the kernel has one at most."""
+    return next((mapping for mapping in _mappings() if mapping.name == name), None)
+
+
 def exists(name: str) -> bool:
-    return (MAPPER / name).exists()
+    return find(name) is not None
+
+
+def _mappings() -> Iterator[Mapping]:
+    for device in sorted(BLOCK.glob("dm-*")):
+        try:
+            major, _, minor = (device / "dev").read_text(encoding="ascii").strip().partition(":")
+            name, uuid = (
+                (device / "dm" / key).read_text(encoding="utf-8").strip() for key in ("name", "uuid")
+            )
+        except FileNotFoundError:  # closed meanwhile
+            continue
+        yield Mapping(os.makedev(int(major), int(minor)), name, uuid)
+
+
+def uuid_of(kind: str, uuid: str, name: str) -> str:
+    """The UUID that libcryptsetup gives a mapping of ``kind`` (LUKS2, VERITY), for that of the header.
+
+    lib/libdevmapper.c, dm_prepare_uuid.
+    """
+    return f"CRYPT-{kind}-{uuid.replace('-', '')}-{name}"
 
 
 def remove(name: str) -> None:
@@ -56,9 +96,13 @@ def target_types(name: str) -> list[str]:
 
 
 def crypt_mode(name: str) -> str:
-    """How a dm-crypt mapping reads its device: cipher and options, as check-volume sees them again."""
+    """Which volume a dm-crypt mapping is, and how it reads its device, as check-volume sees it again.
+
+    Its UUID, the cipher, and options.
+    """
+    uuid = run(["dmsetup", "info", "--columns", "--noheadings", "-o", "uuid", name]).strip()
     fields = run(["dmsetup", "table", name]).split()
     if fields[2:3] != ["crypt"]:
         raise FirstbootError(f"/dev/mapper/{name} is not an encrypted volume", "start again from the image")
     options = [field for field in fields[9:] if field.startswith(("integrity:", "sector_size:"))]
-    return " ".join([fields[3], *options])
+    return " ".join([uuid, fields[3], *options])

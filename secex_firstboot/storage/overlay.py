@@ -15,7 +15,7 @@ import shutil
 import stat
 from pathlib import Path
 
-from secex_firstboot.files import sync
+from secex_firstboot.files import exists, is_directory, sync
 from secex_firstboot.process import run
 from secex_firstboot.storage import filesystem
 
@@ -31,7 +31,7 @@ def settle(root: Path) -> bool:
     Returns whether it had ended. ``root`` is the file system itself, mounted without the overlay.
     """
     finished = root / TOP / _FINISHED
-    if finished.is_dir():
+    if is_directory(finished):
         _merge(finished, root)
         return True
     remove(root)
@@ -59,7 +59,7 @@ def take_over(where: Path, scratch: Path) -> None:
 
 def remove(root: Path) -> None:
     """Remove every trace of an overlay from the file system."""
-    if (root / TOP).exists():
+    if exists(root / TOP):
         shutil.rmtree(root / TOP)
         sync(root)
 
@@ -95,7 +95,7 @@ def _merge_directory(upper: Path, lower: Path) -> None:
 
 
 def _is_directory(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()
+    return is_directory(path, follow_symlinks=False)
 
 
 def _is_opaque(directory: Path) -> bool:

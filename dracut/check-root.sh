@@ -1,0 +1,29 @@
+#!/bin/sh
+# At later boots, as soon as the root file system is mounted and before anything of it is used: is it what first boot
+# made? What this compares with is in sdboot, and so not the host's to change. Tests put a directory, $1, before all
+# paths.
+
+main() {
+    mounted_from_the_volume
+}
+
+refuse() {
+    echo "secex-firstboot: $1: the disk or the boot image was changed: go back to a copy of them" >&2
+    exit 1
+}
+
+# By number, as the kernel has it mounted: what a path below /dev leads to, other programs of the initramfs decide, too.
+# What has this number is known by its UUID, which libcryptsetup made of the header's and the name when it opened it.
+mounted_from_the_volume() {
+    read -r made _ < "$top/etc/luks/root.mode"
+    number=
+    while read -r _ _ device _ where _; do
+        [ "$where" != /sysroot ] || number=$device # the last one is what is seen
+    done < "$top/proc/self/mountinfo"
+    uuid=$(cat "$top/sys/dev/block/$number/dm/uuid")
+    [ -n "$made" ] && [ "$uuid" = "$made" ] && return
+    refuse 'what is mounted as root is not the volume that first boot made'
+}
+
+top=$1
+main
