@@ -102,7 +102,7 @@ install() {
     local requires="$systemdsystemunitdir/ignition-complete.target.requires" unit
     mkdir -p "$initdir$requires"
     for unit in secex-firstboot-config.service secex-firstboot.service secex-firstboot-overlay.service sysroot-boot.mount \
-        secex-firstboot-seal.service; do
+        secex-firstboot-mount.service secex-firstboot-seal.service; do
         inst_simple "$moddir/$unit" "$systemdsystemunitdir/$unit"
         ln -sfn "../$unit" "$initdir$requires/$unit"
     done
@@ -114,6 +114,9 @@ install() {
     drop_in ignition-log.conf ignition-.service
     for unit in disks mount files; do
         drop_in ignition-files-once.conf "ignition-$unit.service"
+    done
+    for unit in mount files; do
+        drop_in ignition-after-mount.conf "ignition-$unit.service"
     done
     # In place of the one that says that kernelArguments are not supported: they are, the agent does it.
     rm -f "$initdir"/usr/{bin,sbin}/ignition-kargs-helper

@@ -17,6 +17,7 @@ class Stage(StrEnum):
 
     CONFIG = "config"
     PROVISION = "provision"
+    MOUNT = "mount"
     SEAL = "seal"
 
 

@@ -5,7 +5,6 @@ Its answers are those of dmsetup(8); in the guest the real one creates and remov
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 from secex_firstboot.errors import FirstbootError
 from secex_firstboot.process import ToolError
 from secex_firstboot.storage import devicemapper
-from secex_firstboot.storage.devicemapper import Mapping, Piece, linear_table
+from secex_firstboot.storage.devicemapper import Mapping, Piece, Target, linear_table
 
 CHECK_VOLUME = Path(__file__).parents[1] / "dracut/check-volume.sh"
 DMSETUP = """\
@@ -94,7 +93,7 @@ def test_a_mapping_is_what_the_kernel_says_of_it_and_not_a_path(dmsetup):
     assert devicemapper.find("root") is None
     put_mapping(dmsetup, 7, "roots", "CRYPT-LUKS2-1-roots")
     put_mapping(dmsetup, 300, "root", UUID)
-    assert devicemapper.find("root") == Mapping(os.makedev(253, 300), "root", UUID)
+    assert devicemapper.find("root") == Mapping("253:300", "root", UUID)
 
 
 def test_a_mapping_closed_meanwhile_is_none(dmsetup):
@@ -109,24 +108,27 @@ def test_the_uuid_of_a_mapping_is_made_as_libcryptsetup_makes_it():
 
 
 @pytest.mark.parametrize(
-    ("table", "types"),
+    ("table", "targets"),
     [
         (
-            "0 585728 crypt capi:authenc(hmac(sha256),xts(aes))-plain64 :96 0 254:0 0 1 integrity:32:aead",
-            ["crypt"],
+            "0 585728 crypt aes-xts-plain64 :96 0 254:0 0 1 integrity:32:aead",
+            [Target("crypt", ["aes-xts-plain64", ":96", "0", "254:0", "0", "1", "integrity:32:aead"])],
         ),
-        ("0 2048 linear 252:4 8\n2048 1 linear 252:3 0", ["linear", "linear"]),
+        (
+            "0 2048 linear 252:4 8\n2048 1 linear 252:3 0",
+            [Target("linear", ["252:4", "8"]), Target("linear", ["252:3", "0"])],
+        ),
         ("", []),
     ],
 )
-def test_the_targets_of_a_mapping_are_told(dmsetup, table, types):
+def test_the_targets_of_a_mapping_are_told(dmsetup, table, targets):
     (dmsetup / "boot").write_text(table)
-    assert devicemapper.target_types("boot") == types
+    assert devicemapper.table("boot") == targets
 
 
 def test_asking_for_the_targets_of_no_mapping_is_an_error(dmsetup):
     with pytest.raises(ToolError, match=r"dmsetup failed with exit code 1 .*Device does not exist"):
-        devicemapper.target_types("boot")
+        devicemapper.table("boot")
 
 
 TABLE = (

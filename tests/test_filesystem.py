@@ -161,4 +161,7 @@ def test_a_mount_ends_also_after_an_error(tmp_path):
 
 def test_a_mount_point_has_a_source_and_another_directory_none(tmp_path):
     assert filesystem.mount_sources(Path("/proc")) == ["proc"]
+    number = Path("/proc").stat().st_dev
+    assert filesystem.mounted_numbers(Path("/proc")) == [f"{os.major(number)}:{os.minor(number)}"]
+    assert filesystem.mounted_numbers(tmp_path) == []
     assert filesystem.mount_sources(tmp_path) == []

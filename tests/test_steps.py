@@ -31,10 +31,12 @@ from secex_firstboot.steps.platform import Platform
 from secex_firstboot.steps.seal import Seal
 from secex_firstboot.steps.verity import Verity
 from secex_firstboot.storage import devicemapper, disk, filesystem, partition_table, verity
+from secex_firstboot.storage.devicemapper import Target
 from secex_firstboot.storage.disk import Disk, Partition
 from secex_firstboot.storage.filesystem import FileSystem
 
 NO_LOCAL_LOGIN = Path(__file__).parents[1] / "dracut/no-local-login.ign"
+MODULE_SETUP = Path(__file__).parents[1] / "dracut/module-setup.sh"
 VECTORS = Path(__file__).parent / "vectors" / "se-image"
 HASHES = {"boot": "b0" * 32, "root": "0f" * 32}
 ARGUMENTS = f"bootfs.roothash={HASHES['boot']} rootfs.roothash={HASHES['root']}"
@@ -53,8 +55,8 @@ class Machine:
     root: Path
     disks: list[Disk]
     serials: dict[str, Path] = field(default_factory=dict)
-    mounts: dict[Path, Path] = field(default_factory=dict)
-    tables: dict[str, list[str]] = field(default_factory=dict)
+    mounts: dict[Path, str] = field(default_factory=dict)
+    tables: dict[str, list[Target]] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=lambda: dict(SOURCES))
     table_is_sound: bool = True
 
@@ -65,27 +67,38 @@ class Machine:
     def where(self, name: str) -> Path:
         return {"root": paths.SYSROOT, "boot": paths.SYSROOT / "boot"}[name]
 
-    def map(self, name: str, *types: str) -> None:
-        (self.root / "dev" / "mapper" / name).touch()
-        if name not in self.tables:
-            number = len(self.tables)
-            put(devicemapper.BLOCK / f"dm-{number}" / "dev", f"253:{number}\n")
-            put(devicemapper.BLOCK / f"dm-{number}" / "dm" / "name", f"{name}\n")
-            put(devicemapper.BLOCK / f"dm-{number}" / "dm" / "uuid", "\n")
-        self.tables[name] = list(types)
+    def map(self, name: str, table: str, uuid: str = "") -> str:
+        """Returns the number; ``table`` without start and size."""
+        type, *arguments = table.split()
+        self.tables[name] = [Target(type, arguments)]
+        minor = list(self.tables).index(name)
+        for key, content in {"dev": f"253:{minor}", "dm/name": name, "dm/uuid": uuid}.items():
+            put(devicemapper.BLOCK / f"dm-{minor}" / key, f"{content}\n")
+        return f"253:{minor}"
+
+    def number(self, device: Path) -> str:
+        return f"252:{device.name.removeprefix('vda')}"
 
     def find_by_serial(self, serial: str) -> Path:
         if serial not in self.serials:
             raise DeviceMissing(f"no disk has the serial {serial}", f"serial={serial}")
         return self.serials[serial]
 
-    def open_verity(self) -> None:
-        self.map("boot_verity", "verity")
-        self.map("root_verity", "verity")
+    def open_verity(self, *names: str, root_hash: str = "") -> None:
+        for name in names or ("boot", "root"):
+            data, tree = (self.disk.partitions[each].device for each in (name, f"{name}hash"))
+            devices = f"{self.number(data)} {self.number(tree)}"
+            table = f"verity 1 {devices} 4096 4096 8192 1 sha256 {root_hash or HASHES[name]} 5a17"
+            self.map(f"{name}_verity", table, f"CRYPT-VERITY-0e4a-{name}_verity")
 
-    def open_encrypted(self, name: str) -> None:
-        self.map(name, "crypt")
-        self.map(f"{name}_dif", "integrity")
+    def open_encrypted(self, name: str) -> str:
+        """As first boot does it; returns the number of the mapping."""
+        partition = self.number(self.disk.partitions[name].device)
+        below = self.map(f"{name}_dif", f"integrity {partition} 32768 32 J 7 journal_sectors:1")
+        table = (
+            f"crypt capi:authenc(hmac(sha256),xts(aes))-plain64 :96:logon:x 0 {below} 0 1 integrity:32:aead"
+        )
+        return self.map(name, table, f"CRYPT-LUKS2-{UUIDS[name].replace('-', '')}-{name}")
 
     def plan(self) -> Plan:
         boot, root = (
@@ -99,13 +112,23 @@ class Machine:
         put(paths.HOST_KEYS / "ibm-z-hostkey-a", "document")
         for name in ("boot", "root"):
             put(paths.STATE / "volumes" / name / "key", f"key of {name}")
-            put(paths.STATE / "volumes" / name / "header", f"header of {name}")
+            put(paths.STATE / "volumes" / name / "header", header(name))
         put(paths.IGNITION_USER_CONFIG, "{}")
         put(paths.COMMITTED)
 
     def provision(self) -> None:
         put(paths.LUKS_KEYS / "root")
+        for name in ("boot", "root"):
+            put(paths.LUKS_KEYS / f"{name}.header", header(name))
         self.disks[0] = without_hash_trees(self.disk)
+
+
+UUIDS = {name: f"0e4a2f11-6a0c-4a6e-9d1b-2b6f3a1d90d{number}" for number, name in enumerate(SOURCES)}
+
+
+def header(name: str) -> str:
+    """As far as it is read here: the UUID, where a LUKS2 header has it."""
+    return f"header of {name}".ljust(168, "\0") + UUIDS[name].ljust(40, "\0")
 
 
 NO_SWAP = "Filename Type Size Used Priority\n"  # proc(5): a line of headings
@@ -158,12 +181,14 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
     monkeypatch.setattr(devicemapper, "MAPPER", mapper)
     monkeypatch.setattr(devicemapper, "BLOCK", tmp_path / "sys/class/block")
-    monkeypatch.setattr(devicemapper, "target_types", lambda name: found.tables.get(name, []))
+    monkeypatch.setattr(devicemapper, "table", lambda name: found.tables[name])
+    monkeypatch.setattr(devicemapper, "number", lambda device: found.number(device))
     monkeypatch.setattr(disk, "disks", lambda: iter(found.disks))
     monkeypatch.setattr(disk, "find_by_serial", found.find_by_serial)
-    monkeypatch.setattr(
-        filesystem, "mount_sources", lambda where: [str(found.mounts[where])] if where in found.mounts else []
-    )
+    for asked in ("mount_sources", "mounted_numbers"):
+        monkeypatch.setattr(
+            filesystem, asked, lambda where: [found.mounts[where]] if where in found.mounts else []
+        )
     monkeypatch.setattr(verity, "data_size", data_size)
     monkeypatch.setattr(filesystem, "identify", lambda device, name: FileSystem("xfs", SOURCES[name], 4096))
     return found
@@ -424,10 +449,33 @@ def test_no_document_is_kept_unless_all_are_good(machine, monkeypatch):
 
 def test_verity_is_ready_with_both_root_hashes_and_done_with_both_mappings(machine):
     assert observe(machine, Verity()).state is State.READY
-    machine.map("boot_verity", "verity")
+    machine.open_verity("boot")
     assert observe(machine, Verity()).state is State.READY
     machine.open_verity()
     assert observe(machine, Verity()).done
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        f"verity 1 252:4 252:6 4096 4096 8192 1 sha256 {'0' * 64} 5a17",
+        f"verity 1 252:40 252:6 4096 4096 8192 1 sha256 {HASHES['root']} 5a17",
+        f"verity 1 252:4 252:5 4096 4096 8192 1 sha256 {HASHES['root']} 5a17",
+        "linear 252:4 0",
+    ],
+)
+def test_another_mapping_of_the_name_is_not_the_verified_volume(machine, table):
+    machine.open_verity()
+    machine.map("root_verity", table, "CRYPT-VERITY-0e4a-root_verity")
+    assert observe(machine, Verity()).state is State.READY
+    assert observe(machine, Personalise()).state is State.WAITING
+
+
+def test_a_verified_volume_is_known_by_its_uuid(machine):
+    machine.open_verity()
+    (target,) = machine.tables["root_verity"]
+    machine.map("root_verity", " ".join([target.type, *target.arguments]), "LVM-root_verity")
+    assert observe(machine, Verity()).state is State.READY
 
 
 @pytest.mark.parametrize(
@@ -452,7 +500,7 @@ def test_a_missing_root_hash_is_refused(machine, name):
 
 def test_personalise_waits_for_both_volumes(machine):
     assert observe(machine, Personalise()).state is State.WAITING
-    machine.map("boot_verity", "verity")
+    machine.open_verity("boot")
     assert observe(machine, Personalise()).state is State.WAITING
     machine.open_verity()
     assert observe(machine, Personalise()).state is State.READY
@@ -573,14 +621,36 @@ def test_encrypting_waits_for_the_commit_point(machine, step):
 
 
 @pytest.mark.parametrize("step", [EncryptBoot(), EncryptRoot()])
-def test_encrypting_is_done_only_with_dm_crypt_on_dm_integrity(machine, step):
+def test_encrypting_is_done_only_with_dm_crypt_on_dm_integrity_on_the_partition(machine, step):
     machine.commit()
-    machine.map(step.volume, "crypt")
-    assert observe(machine, step).state is State.WAITING
-    machine.map(f"{step.volume}_dif", "linear")
-    assert observe(machine, step).state is State.WAITING
+    (machine.root / "dev" / "mapper" / step.volume).touch()
+    assert observe(machine, step).state is State.READY
     machine.open_encrypted(step.volume)
     assert observe(machine, step).done
+    machine.map(f"{step.volume}_dif", "linear 252:3 0")
+    assert observe(machine, step).state is State.READY
+    machine.map(f"{step.volume}_dif", "integrity 252:16 32768 32 J 7 journal_sectors:1")
+    assert observe(machine, step).state is State.READY
+
+
+@pytest.mark.parametrize("step", [EncryptBoot(), EncryptRoot()])
+@pytest.mark.parametrize(
+    ("table", "uuid"),
+    [
+        ("linear 252:16 0", "{uuid}"),
+        ("crypt cipher_null-ecb - 0 252:16 0", "{uuid}"),
+        ("{table}", "mpath-{name}"),
+        ("{table}", "{uuid}2"),
+        ("{table}", ""),
+    ],
+)
+def test_a_mapping_that_has_only_the_name_is_not_the_encrypted_volume(machine, step, table, uuid):
+    machine.commit()
+    machine.open_encrypted(step.volume)
+    (target,), found = machine.tables[step.volume], devicemapper.find(step.volume)
+    same = " ".join([target.type, *target.arguments])
+    machine.map(step.volume, table.format(table=same), uuid.format(uuid=found.uuid, name=step.volume))
+    assert observe(machine, step).state is State.READY
 
 
 @pytest.fixture
@@ -681,13 +751,14 @@ def test_a_volume_too_small_for_headroom_keeps_its_file_system(devices):
 
 def mounted(machine: Machine) -> None:
     for name in ("root", "boot"):
-        machine.open_encrypted(name)
-        machine.mounts[machine.where(name)] = devicemapper.MAPPER / name
+        machine.mounts[machine.where(name)] = machine.open_encrypted(name)
 
 
 def test_mount_waits_for_both_volumes(machine):
     assert observe(machine, Mount()).state is State.WAITING
-    machine.mounts[paths.SYSROOT] = devicemapper.MAPPER / "root"
+    machine.commit()
+    assert observe(machine, Mount()).state is State.WAITING
+    machine.mounts[paths.SYSROOT] = machine.open_encrypted("root")
     assert observe(machine, Mount()).state is State.WAITING
     mounted(machine)
     assert observe(machine, Mount()).done
@@ -695,19 +766,33 @@ def test_mount_waits_for_both_volumes(machine):
 
 @pytest.mark.parametrize("name", ["boot", "root"])
 def test_a_mounted_device_that_is_not_the_encrypted_volume_is_refused(machine, name):
+    machine.commit()
     mounted(machine)
-    machine.mounts[machine.where(name)] = machine.disk.partitions[name].device
-    with pytest.raises(FirstbootError, match=rf"vda\d is mounted on {machine.where(name)}: "):
+    machine.mounts[machine.where(name)] = "252:16"
+    where = machine.where(name)
+    with pytest.raises(
+        FirstbootError, match=f"what is mounted on {where} is not the encrypted volume {name}: "
+    ):
         observe(machine, Mount())
 
 
-@pytest.mark.parametrize("source", ["dm-1", "mapper/root"])
-def test_the_root_volume_may_be_mounted_by_either_name(machine, source):
+@pytest.mark.parametrize("name", ["boot", "root"])
+def test_what_is_mounted_from_a_mapping_that_has_only_the_name_is_refused(machine, name):
+    machine.commit()
     mounted(machine)
-    (devicemapper.MAPPER / "root").unlink()
-    (devicemapper.MAPPER / "root").symlink_to(put(machine.root / "dev" / "dm-1"))
-    machine.mounts[paths.SYSROOT] = machine.root / "dev" / source
-    assert observe(machine, Mount()).done
+    machine.map(name, "linear 252:16 0", "mpath-root")
+    with pytest.raises(FirstbootError, match="is not the encrypted volume"):
+        observe(machine, Mount())
+
+
+def test_what_is_mounted_is_looked_at_before_ignition_writes_there():
+    units = Path(__file__).parents[1] / "systemd"
+    unit = (units / "secex-firstboot-mount.service").read_text()
+    assert "ExecStart=/usr/bin/secex-firstboot --stage=mount\n" in unit
+    assert Mount.stage == "mount"
+    assert "Before=ignition-mount.service ignition-files.service\n" in unit
+    assert "Requires=secex-firstboot-mount.service\n" in (units / "ignition-after-mount.conf").read_text()
+    assert 'drop_in ignition-after-mount.conf "ignition-$unit.service"' in MODULE_SETUP.read_text()
 
 
 # --- seal ---
@@ -717,7 +802,7 @@ def test_seal_waits_for_commit_point_and_mounts(machine):
     assert observe(machine, Seal()).detail == "the commit point comes first"
     machine.commit()
     assert observe(machine, Seal()).detail == "the encrypted volumes are mounted first"
-    machine.mounts[paths.SYSROOT / "boot"] = devicemapper.MAPPER / "boot"
+    machine.mounts[paths.SYSROOT / "boot"] = "253:1"
     assert observe(machine, Seal()).state is State.READY
 
 
@@ -727,10 +812,10 @@ def test_the_provisioned_system_gets_keys_detached_headers_and_crypttab(machine,
     machine.commit()
     assert {str(path): content for path, content in seal.key_files().items()} == {
         "/etc/luks/boot": b"key of boot",
-        "/etc/luks/boot.header": b"header of boot",
+        "/etc/luks/boot.header": header("boot").encode(),
         "/etc/luks/boot.mode": b"aes-of-boot integrity:32:aead\n",
         "/etc/luks/root": b"key of root",
-        "/etc/luks/root.header": b"header of root",
+        "/etc/luks/root.header": header("root").encode(),
         "/etc/luks/root.mode": b"aes-of-root integrity:32:aead\n",
     }
     assert [line.split() for line in seal.crypttab_lines()] == [

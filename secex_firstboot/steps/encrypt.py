@@ -33,10 +33,12 @@ class Encrypt(Step):
     volume: Literal["boot", "root"]
 
     def observe(self, context: Context) -> Status:
-        if devicemapper.exists(self.volume):
-            return _check_mapping(self.volume)
-        if context.phase is not Phase.COMMITTED:
+        if context.phase not in (Phase.COMMITTED, Phase.PROVISIONED):
             return waiting("the commit point comes first")
+        if is_open(context, self.volume):
+            return done(f"/dev/mapper/{self.volume}: dm-crypt on dm-integrity")
+        if context.phase is Phase.PROVISIONED:
+            return waiting(f"/dev/mapper/{self.volume} is not the encrypted volume")
         mib = _volume(Plan.load(paths.PLAN), self.volume).source_size >> 20
         return ready(f"encrypt {mib} MiB of {self.volume}, or go on where it was cut, and open the volume")
 
@@ -58,11 +60,11 @@ class EncryptRoot(Encrypt):
     volume = "root"
 
 
-def _check_mapping(name: str) -> Status:
-    types = devicemapper.target_types(name), devicemapper.target_types(f"{name}_dif")
-    if types != (["crypt"], ["integrity"]):
-        return waiting(f"/dev/mapper/{name} is {types}, not an encrypted volume")
-    return done(f"/dev/mapper/{name}: dm-crypt on dm-integrity")
+def is_open(context: Context, name: str) -> bool:
+    """Whether the mapping ``name`` is the volume that first boot made, at first boot or a later one."""
+    system = context.phase is Phase.PROVISIONED
+    header = paths.LUKS_KEYS / f"{name}.header" if system else volume_secrets(name).header
+    return volume.is_open(header, disk.find_disk().partitions[name].device, name)
 
 
 def _volume(plan: Plan, name: str) -> Volume:
@@ -182,7 +184,7 @@ class Encryption:
 
     def _opened(self) -> Path:
         """The volume under its final name, with its journal."""
-        if not devicemapper.exists(self.volume.name):
+        if not volume.is_open(self.secrets.header, self.partition, self.volume.name):
             volume.open_volume(self.secrets, self.partition, self.volume.name)
         return devicemapper.MAPPER / self.volume.name
 

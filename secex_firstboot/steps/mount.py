@@ -1,16 +1,15 @@
 """mount: the encrypted volumes are what lies on /sysroot and /sysroot/boot.
 
-systemd mounts both (sysroot.mount, sysroot-boot.mount) before Ignition writes there; this looks at what it
-did.
+systemd mounts both (sysroot.mount, sysroot-boot.mount); this looks at what it did before Ignition writes
+there.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from secex_firstboot import paths
 from secex_firstboot.errors import FirstbootError
 from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, waiting
+from secex_firstboot.steps import encrypt
 from secex_firstboot.steps.sdboot import ROOT_DEVICE
 from secex_firstboot.storage import devicemapper, filesystem
 
@@ -18,19 +17,24 @@ from secex_firstboot.storage import devicemapper, filesystem
 class Mount(Step):
     name = "mount"
     summary = "check that the encrypted volumes are mounted"
-    stage = Stage.SEAL
+    stage = Stage.MOUNT
 
     def observe(self, context: Context) -> Status:
         if context.phase is Phase.PROVISIONED:
             return done("the system runs from the encrypted volumes")
+        if context.phase is not Phase.COMMITTED:
+            return waiting("the commit point comes first")
         for where, name in ((paths.SYSROOT, "root"), (paths.SYSROOT / "boot", "boot")):
-            sources = filesystem.mount_sources(where)
-            if not sources:
+            numbers = filesystem.mounted_numbers(where)
+            if not numbers:
                 return waiting(f"systemd mounts {where} first")
+            mapping = devicemapper.find(name)
             # The first: what is mounted over it is the overlay that Ignition writes to.
-            source = Path(sources[0])
-            if source.resolve() != (devicemapper.MAPPER / name).resolve():
-                raise FirstbootError(f"{source} is mounted on {where}", f"start with root={ROOT_DEVICE}")
+            if not mapping or mapping.number != numbers[0] or not encrypt.is_open(context, name):
+                raise FirstbootError(
+                    f"what is mounted on {where} is not the encrypted volume {name}",
+                    f"start with root={ROOT_DEVICE}, and build the image without what maps disks by itself",
+                )
         return done("the encrypted volumes are mounted")
 
     def perform(self, context: Context) -> None:

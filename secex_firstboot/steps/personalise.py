@@ -25,7 +25,7 @@ from secex_firstboot.steps.sdboot import (
     se_mounted,
     system_command_line,
 )
-from secex_firstboot.storage import devicemapper, disk, filesystem, verity, volume
+from secex_firstboot.storage import disk, filesystem, verity, volume
 
 DEFAULT_HEADROOM = 256 * MIB
 HEADROOM_ARGUMENT = "secex.headroom"  # MiB
@@ -40,7 +40,7 @@ class Personalise(Step):
     def observe(self, context: Context) -> Status:
         if context.phase in (Phase.COMMITTED, Phase.PROVISIONED):
             return done("the boot record starts an image made here")
-        if not all(devices_open()):
+        if not all(verity_step.is_open(context, name) for name in verity_step.ARGUMENTS):
             return waiting("boot and root are opened first")
         _plan(context, record_key="0" * 64)
         return ready("make keys and plan, build sdboot for your hosts and make it bootable")
@@ -76,10 +76,6 @@ class Personalise(Step):
             overlay=_state_files(),
         )
         boot_record.install(se, found, paths.RUNTIME)
-
-
-def devices_open() -> list[bool]:
-    return [devicemapper.exists(verity_step.mapping(name)) for name in verity_step.ARGUMENTS]
 
 
 def _plan(context: Context, record_key: str) -> Plan:

@@ -75,12 +75,16 @@ def tidy_in_system(context: Context) -> None:
 
 
 def tidy(se: Path, root: Path) -> None:
-    """Remove what only first boot needed. The mark comes last: without it, the system does this again."""
+    """Remove what only first boot needed; as long as some of it is there, the system does this again.
+
+    The mark that stops an earlier boot image that is put back comes before the overlay's directory goes:
+    without that, nothing shows that Ignition has run.
+    """
     boot_record.tidy(se)
     record.remove(se)
     sync(se)
-    overlay.remove(root)
     write_private(root / paths.SEALED.relative_to("/"), b"")
+    overlay.remove(root)
 
 
 def key_files() -> dict[Path, bytes]:

@@ -35,7 +35,7 @@ class Verity(Step):
             return done("was checked before the commit point")
         for volume in ARGUMENTS:
             root_hash(context, volume)
-        if all(devicemapper.exists(mapping(volume)) for volume in ARGUMENTS):
+        if all(is_open(context, volume) for volume in ARGUMENTS):
             return done("boot and root match their root hashes")
         return ready("open boot and root through dm-verity")
 
@@ -50,6 +50,12 @@ class Verity(Step):
                 root_hash(context, volume),
             )
             filesystem.identify(device, volume)
+
+
+def is_open(context: Context, volume: str) -> bool:
+    partitions = disk.find_disk().partitions
+    data, tree = (partitions[name].device for name in (volume, f"{volume}hash"))
+    return verity.is_open(data, tree, mapping(volume), root_hash(context, volume))
 
 
 def close(volume: str) -> None:

@@ -21,9 +21,9 @@ BLOCK = Path("/sys/class/block")
 
 @dataclass(frozen=True)
 class Mapping:
-    """``number`` is the st_rdev of its device, and the st_dev of what lies on it as a file system."""
+    """``number`` ("MAJOR:MINOR") is that of its device, and of the file system that lies on it."""
 
-    number: int
+    number: str
     name: str
     uuid: str
 
@@ -66,13 +66,10 @@ def exists(name: str) -> bool:
 def _mappings() -> Iterator[Mapping]:
     for device in sorted(BLOCK.glob("dm-*")):
         try:
-            major, _, minor = (device / "dev").read_text(encoding="ascii").strip().partition(":")
-            name, uuid = (
-                (device / "dm" / key).read_text(encoding="utf-8").strip() for key in ("name", "uuid")
-            )
+            texts = [(device / each).read_text(encoding="utf-8") for each in ("dev", "dm/name", "dm/uuid")]
         except FileNotFoundError:  # closed meanwhile
             continue
-        yield Mapping(os.makedev(int(major), int(minor)), name, uuid)
+        yield Mapping(*(text.strip() for text in texts))
 
 
 def uuid_of(kind: str, uuid: str, name: str) -> str:
@@ -89,10 +86,24 @@ def remove(name: str) -> None:
         run(["dmsetup", "remove", "--retry", name])
 
 
-def target_types(name: str) -> list[str]:
-    """The targets of a mapping, e.g. ['crypt'] (dmsetup never prints keys here)."""
-    table = run(["dmsetup", "table", name])
-    return [line.split()[2] for line in table.splitlines() if len(line.split()) > 2]
+@dataclass(frozen=True)
+class Target:
+    """One line of a mapping's table; ``arguments`` are what follows its type."""
+
+    type: str
+    arguments: list[str]
+
+
+def table(name: str) -> list[Target]:
+    """The targets of a mapping (dmsetup never prints keys here)."""
+    lines = (line.split() for line in run(["dmsetup", "table", name]).splitlines())
+    return [Target(type, arguments) for _, _, type, *arguments in lines]
+
+
+def number(device: Path) -> str:
+    """A block device's number, as tables have it."""
+    found = device.stat().st_rdev
+    return f"{os.major(found)}:{os.minor(found)}"
 
 
 def crypt_mode(name: str) -> str:
@@ -101,8 +112,9 @@ def crypt_mode(name: str) -> str:
     Its UUID, the cipher, and options.
     """
     uuid = run(["dmsetup", "info", "--columns", "--noheadings", "-o", "uuid", name]).strip()
-    fields = run(["dmsetup", "table", name]).split()
-    if fields[2:3] != ["crypt"]:
+    targets = table(name)
+    if [target.type for target in targets] != ["crypt"]:
         raise FirstbootError(f"/dev/mapper/{name} is not an encrypted volume", "start again from the image")
-    options = [field for field in fields[9:] if field.startswith(("integrity:", "sector_size:"))]
-    return " ".join([uuid, fields[3], *options])
+    cipher, *arguments = targets[0].arguments
+    options = [option for option in arguments[5:] if option.startswith(("integrity:", "sector_size:"))]
+    return " ".join([uuid, cipher, *options])

@@ -80,19 +80,31 @@ def mount(device: Path, where: Path, *, type: str, options: str = "") -> None:
 
 def mount_sources(where: Path) -> list[str]:
     """What is mounted on ``where``, the one that is seen last (/proc/self/mountinfo)."""
-    return [source for point, source in _mounts() if point == where]
+    return [mount.source for mount in _mounts() if mount.where == where]
+
+
+def mounted_numbers(where: Path) -> list[str]:
+    """Like ``mount_sources``, but the numbers of their devices, "MAJOR:MINOR"."""
+    return [mount.number for mount in _mounts() if mount.where == where]
 
 
 def mount_points_below(where: Path) -> list[Path]:
     """The mount points below ``where``, in the order in which they were mounted."""
-    return [point for point, _ in _mounts() if point != where and point.is_relative_to(where)]
+    return [mount.where for mount in _mounts() if mount.where != where and mount.where.is_relative_to(where)]
 
 
-def _mounts() -> list[tuple[Path, str]]:
-    """(mount point, source) of all mounts: proc_pid_mountinfo(5), with its octal escapes undone."""
+@dataclass(frozen=True)
+class _Mount:
+    where: Path
+    source: str
+    number: str
+
+
+def _mounts() -> list[_Mount]:
+    """All mounts: proc_pid_mountinfo(5), with its octal escapes undone."""
     found = []
     for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
         fields = line.split(" ")
         point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])
-        found.append((Path(point), fields[fields.index("-") + 2]))
+        found.append(_Mount(Path(point), fields[fields.index("-") + 2], fields[2]))
     return found

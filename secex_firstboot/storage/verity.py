@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from secex_firstboot.storage import devicemapper
 from secex_firstboot.storage.cryptsetup import CryptSetup
 
 
@@ -21,3 +22,15 @@ def open_verified(data: Path, tree: Path, name: str, root_hash: str) -> Path:
     with CryptSetup(data, header=tree) as volume:
         volume.load_verity()
         return volume.activate_verity(name, bytes.fromhex(root_hash))
+
+
+def is_open(data: Path, tree: Path, name: str, root_hash: str) -> bool:
+    """Whether the mapping ``name`` is what ``open_verified`` makes: of these devices, with this root hash.
+
+    Linux: Documentation/admin-guide/device-mapper/verity.rst, construction parameters.
+    """
+    mapping = devicemapper.find(name)
+    if not mapping or not mapping.uuid.startswith("CRYPT-VERITY-"):
+        return False
+    found = [(each.type, [*each.arguments[1:3], *each.arguments[8:9]]) for each in devicemapper.table(name)]
+    return found == [("verity", [devicemapper.number(data), devicemapper.number(tree), root_hash])]

@@ -16,7 +16,7 @@ from pathlib import Path
 from secex_firstboot import memory
 from secex_firstboot.errors import FirstbootError
 from secex_firstboot.files import open_private, sync, write_private
-from secex_firstboot.storage import cryptsetup
+from secex_firstboot.storage import cryptsetup, devicemapper
 from secex_firstboot.storage.cryptsetup import DATA_OFFSET, CryptSetup
 from secex_firstboot.storage.integrity import SUPERBLOCK_BYTES, Layout, read_integrity_superblock
 
@@ -112,6 +112,29 @@ def open_volume(files: Secrets, device: Path, name: str) -> Path:
     with CryptSetup(device, header=files.header) as volume, memory.secret_file(files.key) as key:
         volume.load_luks2()
         return volume.activate(name, key)
+
+
+def is_open(header: Path, partition: Path, name: str) -> bool:
+    """Whether the mapping ``name`` is the volume of this header: dm-crypt on dm-integrity on ``partition``.
+
+    By what the kernel says: UUID, targets, numbers. Linux: dm-crypt.rst and dm-integrity.rst in
+    Documentation/admin-guide/device-mapper, for where a target's device stands.
+    """
+    mapping, below = devicemapper.find(name), devicemapper.find(f"{name}_dif")
+    if not mapping or not below or mapping.uuid != devicemapper.uuid_of("LUKS2", luks2_uuid(header), name):
+        return False
+    crypt = [(target.type, target.arguments[3:4]) for target in devicemapper.table(name)]
+    integrity = [(target.type, target.arguments[:1]) for target in devicemapper.table(below.name)]
+    return crypt == [("crypt", [below.number])] and integrity == [
+        ("integrity", [devicemapper.number(partition)])
+    ]
+
+
+def luks2_uuid(header: Path) -> str:
+    """The UUID in a LUKS2 header: LUKS2 On-Disk Format Specification, 2.1, binary header."""
+    with header.open("rb") as stream:
+        binary = stream.read(512)
+    return binary[168:208].split(b"\0")[0].decode("ascii", errors="replace")
 
 
 def write_zeros(device: Path, offset: int, size: int, progress: Callable[[int, int], None]) -> None:
