@@ -131,8 +131,8 @@ def test_a_command_line_that_makes_no_sense_changes_nothing(capsys, workstation,
 
 
 def test_help_shows_an_example_and_the_exit_status():
-    argv = [sys.executable, "-I", "-m", "secex_firstboot", "--help"]
-    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    argv = [sys.executable, "-m", "secex_firstboot", "--help"]  # of this tree, whatever is installed
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
     assert "example" in done.stdout
     assert "\n  secex-firstboot --dry-run\n" in done.stdout
     assert all(f"\n  {code}  " in done.stdout for code in (0, 1, 2))
