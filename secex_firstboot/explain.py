@@ -12,6 +12,7 @@ from typing import Any
 
 from secex_firstboot import paths, process
 from secex_firstboot.errors import FirstbootError
+from secex_firstboot.files import exists
 from secex_firstboot.ignition import failure
 from secex_firstboot.ignition.failure import Blame, Failure, Message
 
@@ -41,7 +42,7 @@ def lines() -> list[str]:
     except (FirstbootError, ValueError):
         return []  # the error may quote the log
     found = failure.explain(log, _json(paths.IGNITION_MERGED_CONFIG), _json(paths.IGNITION_USER_CONFIG))
-    return [str(found), advice(found, committed=paths.COMMITTED.exists())] if found else []
+    return [str(found), advice(found, committed=exists(paths.COMMITTED))] if found else []
 
 
 def advice(found: Failure, *, committed: bool) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from secex_firstboot import paths
+from secex_firstboot.files import exists
 from secex_firstboot.ignition import config
 from secex_firstboot.ignition.config import Unit
 
@@ -41,7 +42,7 @@ def unit_files() -> dict[str, bytes]:
 def _units() -> Iterator[Unit]:
     """Those of the base config that Ignition was given, but for what the user's config takes back by name."""
     base = paths.IGNITION_BASE_CONFIGS / paths.NO_LOCAL_LOGIN.name
-    if not base.exists():
+    if not exists(base):
         return
     theirs = {
         unit.name: unit for unit in config.parse(paths.IGNITION_MERGED_CONFIG.read_bytes()).systemd.units
