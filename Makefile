@@ -14,6 +14,7 @@ SYSTEM_UNITS := secex-firstboot-grow.service secex-firstboot-tidy.service
 VENV   := build/venv
 PYTHON := $(VENV)/bin/python
 FUZZ_SECONDS ?= 60
+FUZZ   := tests/test_fuzz_readers.py tests/test_fuzz_openpgp.py
 N      ?= 20
 VM     := PYTHONPATH=vm-tests $(PYTHON)
 # Two guests at a time; which tests stay together, and in what order they start: vm-tests/conftest.py.
@@ -37,10 +38,10 @@ check-long: ## All tests, and all of their cases
 	$(MAKE) --no-print-directory CHECKED=--long check
 
 check-unit: setup lint ## The tests that run anywhere
-	$(PYTHON) -m pytest -q --ignore=tests/test_fuzz_readers.py tests
+	$(PYTHON) -m pytest -q $(FUZZ:%=--ignore=%) tests
 
 fuzz: setup ## Throw damaged configs and documents at the readers, FUZZ_SECONDS long
-	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTHON) -m pytest -q tests/test_fuzz_readers.py
+	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTHON) -m pytest -q $(FUZZ)
 
 check-vm: setup ## The tests that boot guests
 	$(PYTHON) -m pytest --verbose --instafail --durations=20 $(GUESTS) $(CHECKED) vm-tests

@@ -4,7 +4,7 @@
 
 # called by dracut
 check() {
-    require_binaries secex-firstboot python3 gpg gpg-agent gpgconf openssl \
+    require_binaries secex-firstboot python3 gpg gpg-agent setpriv unshare openssl \
         zipl sfdisk partx losetup blkid dmsetup || return 1
     # Only on request: --add secex-firstboot
     return 255
@@ -91,7 +91,7 @@ install_emergency() {
 install() {
     install_python || return 1
     inst_multiple python3 secex-firstboot ldconfig \
-        gpg gpg-agent gpgconf gpg-connect-agent \
+        gpg gpg-agent setpriv unshare \
         zipl sfdisk partx losetup blkid dmsetup mount umount udevadm env openssl
     inst_multiple -o pvimg genprotimg /usr/lib/secex-firstboot/certs/*.cr[lt] \
         /usr/lib/s390-tools/stage3.bin /lib/s390-tools/stage3.bin \

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from secex_firstboot.errors import FirstbootError
 
@@ -35,7 +36,40 @@ def run(argv: Sequence[str | Path], *, stdin: str | None = None, ok: Sequence[in
     try:
         done = subprocess.run(words, input=stdin or "", capture_output=True, text=True, errors="replace")
     except FileNotFoundError:
-        raise FirstbootError(f"{words[0]} is not installed", "install the package that has it") from None
+        raise _not_installed(words[0]) from None
     if done.returncode not in ok:
         raise ToolError(Path(words[0]).name, done.returncode, done.stderr or done.stdout)
     return done.stdout
+
+
+def run_on_files(
+    argv: Sequence[str | Path],
+    *,
+    stdin: BinaryIO,
+    stdout: BinaryIO,
+    inherited: Sequence[int] = (),
+    environment: Mapping[str, str],
+) -> int:
+    """Run a program without a shell, from the start of one open file into another; its exit code.
+
+    For what is large or no text. The files are used by their descriptors; ``inherited`` are further ones that
+    the program gets. Its standard error is dropped. Raises FirstbootError if the program is not installed.
+    """
+    words = [str(word) for word in argv]
+    log.debug("run: %s", " ".join(words))
+    stdin.seek(0)
+    try:
+        return subprocess.run(
+            words,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=subprocess.DEVNULL,
+            pass_fds=inherited,
+            env=environment,
+        ).returncode
+    except FileNotFoundError:
+        raise _not_installed(words[0]) from None
+
+
+def _not_installed(program: str) -> FirstbootError:
+    return FirstbootError(f"{program} is not installed", "install the package that has it")

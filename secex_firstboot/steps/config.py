@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 from secex_firstboot import paths
 from secex_firstboot.errors import FirstbootError, Refusal
 from secex_firstboot.files import exists, write_private
@@ -35,8 +38,8 @@ class Config(Step):
     def perform(self, context: Context) -> None:
         try:
             message = openpgp.read_message(disk.find_by_serial(paths.CONFIG_DISK_SERIAL))
-            plain = openpgp.decrypt(message, paths.PRIVATE_KEY, paths.RUNTIME)
-            specification.check(config.parse(plain).ignition.version, specification.newest_known())
+            plain = openpgp.decrypt(message, paths.PRIVATE_KEY, Path(tempfile.gettempdir()))
+            _check(plain)
             _forbid_local_login(context)
             write_private(paths.IGNITION_USER_CONFIG, plain)
         except FirstbootError as error:
@@ -44,6 +47,14 @@ class Config(Step):
             raise
         finally:
             paths.PRIVATE_KEY.unlink(missing_ok=True)
+
+
+def _check(plain: bytes) -> None:
+    """Raises the one Refusal of a config that decrypted: the console, which is the host's, shows why."""
+    try:
+        specification.check(config.parse(plain).ignition.version, specification.newest_known())
+    except Refusal:
+        raise openpgp.refused() from None
 
 
 def _forbid_local_login(context: Context) -> None:
