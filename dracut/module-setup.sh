@@ -19,6 +19,21 @@ depends() {
 installkernel() {
     hostonly="" instmods dm_crypt dm_integrity dm_verity authenc hmac xts aes sha256 \
         loop overlay ext4 xfs virtio_blk virtio_net "=arch/s390/crypto"
+    leave_out virtio_rng virtio_crypto
+}
+
+# What is the host's: its random numbers count as entropy, and its cipher would see keys. Other dracut modules
+# bring both. dracut-install asks $omit_drivers, alternatives of a regular expression, for all that come later.
+leave_out() {
+    local name
+    for name; do
+        omit_drivers+="${omit_drivers:+|}^$name\$"
+        find "$initdir" -path '*/modules/*' -name "${name//_/[-_]}.ko*" -delete
+        if grep -qs "/${name//_/[-_]}\.ko" "$srcmods/modules.builtin"; then
+            dwarning "secex-firstboot: this kernel has $name built in:" \
+                "add initcall_blacklist=${name}_driver_init to the options of the boot entry"
+        fi
+    done
 }
 
 # Everything the agent loads: Python files and mapped libraries, found by importing it.

@@ -1,4 +1,5 @@
 """Secrets in this process's memory: never on a swap device, and gone from it when they are no longer needed.
+And the kernel's random numbers, which new ones are made of.
 
 Python can overwrite what lies in a bytearray; copies that libraries make for themselves it cannot.
 """
@@ -6,6 +7,9 @@ Python can overwrite what lies in a bytearray; copies that libraries make for th
 from __future__ import annotations
 
 import ctypes
+import errno
+import fcntl
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +20,8 @@ from secex_firstboot.files import size_of
 
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4  # mlockall(2); s390 has the generic values
 _RANDOM = Path("/dev/random")  # since Linux 5.6 it waits for the generator to be seeded, and for nothing else
+_POOL = Path("/dev/urandom")
+_RNDRESEEDCRNG = 0x5207  # include/uapi/linux/random.h: _IO('R', 0x07)
 
 
 def lock() -> None:
@@ -24,6 +30,24 @@ def lock() -> None:
     if library.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT):
         reason = os.strerror(ctypes.get_errno())
         raise FirstbootError(f"cannot lock the agent's memory: {reason}", "run secex-firstboot as root")
+
+
+def stir(*secrets: bytes) -> None:
+    """Mix what the host does not know into the kernel's random numbers, before keys are made of them.
+
+    What the machine offers as entropy at its first start may be the host's. The secrets go in as their
+    SHA-512 and count for nothing: drivers/char/random.c mixes what is written to the device, credits none,
+    and would use it only at its next reseed, up to a minute later; so that is asked for, too.
+    """
+    with _POOL.open("wb", buffering=0) as pool:
+        for secret in secrets:
+            pool.write(hashlib.sha512(secret).digest())
+        try:
+            fcntl.ioctl(pool, _RNDRESEEDCRNG)
+        except OSError as error:
+            # Not seeded yet: what was mixed in will be part of it. Not permitted: not root, so no first boot.
+            if error.errno not in (errno.ENODATA, errno.EPERM):
+                raise
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import re
 import subprocess
@@ -45,3 +47,24 @@ def test_a_key_is_gone_from_memory_also_after_an_error(tmp_path: Path):
 def test_no_two_random_keys_are_alike():
     with memory.random_secret(64) as first, memory.random_secret(64) as second:
         assert first != second
+
+
+def test_the_kernels_own_random_numbers_take_what_is_mixed_in():
+    """All that can be seen of it is that the kernel takes it."""
+    memory.stir(b"a secret", b"another one")
+
+
+@pytest.mark.parametrize("code", [errno.ENODATA, errno.EPERM])
+def test_a_generator_that_has_no_seed_yet_takes_it_later(monkeypatch, code):
+    def ioctl(file, request):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "ioctl", ioctl)
+    memory.stir(b"a secret")
+
+
+def test_any_other_failure_to_mix_is_one(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "_POOL", tmp_path / "pool")
+    (tmp_path / "pool").touch()
+    with pytest.raises(OSError, match="ioctl"):  # a file has no generator
+        memory.stir(b"a secret")

@@ -1,7 +1,9 @@
-"""The step that decrypts the config: what the console says of it."""
+"""The step that decrypts the config: what the console says of it, and what it leaves in the kernel."""
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import shutil
 import subprocess
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 from openpgp_messages import Gpg, confine, flipped
 
-from secex_firstboot import paths
+from secex_firstboot import memory, paths
 from secex_firstboot.errors import Refusal
 from secex_firstboot.ignition import openpgp, specification
 from secex_firstboot.step import Context
@@ -105,3 +107,23 @@ def test_what_anybody_can_see_on_the_disk_is_said(gpg: Gpg, config_disk: Path) -
 
 def test_the_words_say_where_the_owner_learns_more() -> None:
     assert "--dry-run --config FILE" in openpgp.refused().cure
+
+
+def test_key_and_config_are_mixed_into_the_kernels_random_numbers_before_any_key_is_made(
+    gpg: Gpg, key: bytes, config_disk: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The kernel does not show what is in its pool: a file and a call stand in for it."""
+    pool, asked = tmp_path / "urandom", []
+    pool.touch()
+    monkeypatch.setattr(memory, "_POOL", pool)
+
+    def ioctl(file: object, request: int) -> int:
+        asked.append((request, pool.stat().st_size, paths.IGNITION_USER_CONFIG.exists()))
+        return 0
+
+    monkeypatch.setattr(fcntl, "ioctl", ioctl)
+    text = json.dumps(GOOD).encode()
+    config_disk.write_bytes(gpg.encrypt(text))
+    Config().perform(CONTEXT)
+    assert pool.read_bytes() == hashlib.sha512(key).digest() + hashlib.sha512(text).digest()
+    assert asked == [(0x5207, 128, False)]  # RNDRESEEDCRNG, when both are in, before anything else happens

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from secex_firstboot import paths
+from secex_firstboot import memory, paths
 from secex_firstboot.errors import FirstbootError, Refusal
 from secex_firstboot.files import exists, write_private
 from secex_firstboot.ignition import config, openpgp, specification
@@ -39,6 +39,7 @@ class Config(Step):
         try:
             message = openpgp.read_message(disk.find_by_serial(paths.CONFIG_DISK_SERIAL))
             plain = openpgp.decrypt(message, paths.PRIVATE_KEY, Path(tempfile.gettempdir()))
+            memory.stir(paths.PRIVATE_KEY.read_bytes(), plain)
             _check(plain)
             _forbid_local_login(context)
             write_private(paths.IGNITION_USER_CONFIG, plain)
