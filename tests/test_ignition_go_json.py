@@ -1,0 +1,73 @@
+"""A config's JSON is read as Go reads it, and so as Ignition does; tried against Ignition 2.14 in the guests'
+system (vm-tests/test_ignition.py)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from secex_firstboot.errors import Refusal
+from secex_firstboot.ignition.config import Config, parse, parse_merged
+
+CASES = json.loads((Path(__file__).parent / "vectors/ignition-json.json").read_text(encoding="utf-8"))
+
+
+def paths(config: Config) -> list[Any]:
+    return [
+        [file.path, file.overwrite, file.contents.source, [part.source for part in file.append]]
+        for file in config.storage.files
+    ]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+def test_files_are_those_that_ignition_reads(case: dict[str, Any]) -> None:
+    assert paths(parse(case["text"].encode("latin-1"))) == case["files"]
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "01", "1.", "+1", "0x1", "1_0"])
+def test_what_is_no_number_of_json_is_refused(number: str) -> None:
+    with pytest.raises(Refusal, match="Invalid JSON"):
+        parse(b'{"ignition": {"version": "3.3.0"}, "x": %s}' % number.encode())
+
+
+@pytest.mark.parametrize("number", ["1", "-0", "1.5e-7", "12345678901234567890"])
+def test_numbers_that_no_field_takes_pass(number: str) -> None:
+    parse(b'{"ignition": {"version": "3.3.0"}, "x": %s}' % number.encode())
+
+
+@pytest.mark.parametrize(
+    "text", [b"\xef\xbb\xbf{}", b'{"a": "\n"}', b"{}{}", b"{'a': 1}", b'{"a": 1,}', b"\xff{}"]
+)
+def test_what_is_no_json_is_refused(text: bytes) -> None:
+    with pytest.raises(Refusal, match="Invalid JSON"):
+        parse(text)
+
+
+def test_a_text_nested_without_end_is_refused() -> None:
+    for deep in (b"[" * 1_000_000, b'{"storage":' * 1_000_000):
+        with pytest.raises(Refusal, match="Invalid JSON"):
+            parse(deep)
+
+
+def test_the_names_that_python_gives_the_fields_are_none_of_a_config() -> None:
+    luks = b'{"name": "a", "device": "/dev/vdb", "wipe_volume": true}'
+    config = parse(b'{"ignition": {"version": "3.3.0"}, "storage": {"luks": [%s]}}' % luks)
+    assert config.storage.luks[0].wipe_volume is None
+
+
+@pytest.mark.parametrize("version", ["3.3.1", "3.03.0", "3.3.0-rc1", "3.3.0+x"])
+def test_a_version_that_was_never_published_is_refused(version: str) -> None:
+    with pytest.raises(Refusal, match=r"ignition\.version"):
+        parse(json.dumps({"ignition": {"version": version}}).encode())
+
+
+def test_a_field_that_only_a_newer_ignition_knows_is_refused_in_a_merged_config() -> None:
+    ignition = {"version": "3.9.0-experimental"}
+    parse_merged(json.dumps({"ignition": ignition, "storage": {"luks": [], "raid": []}}).encode())
+    newer = {"ignition": ignition, "storage": {"files": [{"path": "/a", "alsoAt": "/etc/luks/root"}]}}
+    parse(json.dumps(newer).encode())
+    with pytest.raises(Refusal, match=r"storage\.files\[0\]\.alsoAt"):
+        parse_merged(json.dumps(newer).encode())
