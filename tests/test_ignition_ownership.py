@@ -59,6 +59,9 @@ def test_the_system_disk_is_refused_wherever_a_device_is_named(device: str) -> N
         "/dev/disk/by-partlabel/roothash",
         "/dev/disk/by-id/dm-name-root",
         "/dev/disk/by-id/dm-uuid-CRYPT-LUKS2-00-boot",
+        "/dev/disk/by-id/dm-uuid-CRYPT-VERITY-8c9d0e-root_verity",
+        "/dev/disk/by-id/dm-uuid-CRYPT-INTEGRITY-root_dif",
+        "/dev/disk/by-id/dm-name-boot_dif",
         "//dev/./mapper/../mapper/root/",
     ],
 )
@@ -74,6 +77,12 @@ def test_other_disks_are_the_configs() -> None:
         filesystems=[
             {"device": "/dev/mapper/data", "format": "xfs", "path": "/var", "label": "var"},
             {"device": "/dev/disk/by-id/dm-name-data", "format": "swap"},
+            {"device": "/dev/disk/by-id/dm-name-my-root", "format": "swap"},
+            {"device": "/dev/disk/by-id/dm-name-data-boot", "format": "swap"},
+            {"device": "/dev/disk/by-id/dm-name-luks-root", "format": "swap", "path": ""},
+            {"device": "/dev/disk/by-id/dm-uuid-CRYPT-LUKS2-00-my-root", "format": "xfs"},
+            {"device": "/dev/disk/by-id/dm-uuid-CRYPT-INTEGRITY-my-root", "format": "xfs"},
+            {"device": "/dev/disk/by-id/dm-uuid-LVM-00-root", "format": "xfs"},
             {"device": "/dev/md/md", "format": "ext4", "path": "/srv/boot"},
             {"device": "/dev/disk/by-label/data", "format": "ext4", "path": "/etc/containers"},
         ],
@@ -94,12 +103,18 @@ def test_the_labels_of_our_file_systems_and_volumes_are_refused(label: str) -> N
     assert refused(luks=[luks("data", label=label)]) == "storage.luks[0].label"
 
 
-@pytest.mark.parametrize("name", ["boot", "root", "boot_dif", "root_dif", "root_verity", "root.header"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("boot", "root", "boot_dif", "root_dif", "root_verity", "root.header", "boot.header", "boot.mode"),
+        *("sealed", "sealed.new", "data.new", "data.header", "data.mode"),
+    ],
+)
 def test_the_names_of_our_volumes_are_refused(name: str) -> None:
     assert refused(luks=[luks(name)]) == "storage.luks[0].name"
 
 
-@pytest.mark.parametrize("name", ["data", "rootless", "bootstrap", "data_root"])
+@pytest.mark.parametrize("name", ["data", "rootless", "bootstrap", "data_root", "unsealed", "header", "a.b"])
 def test_other_names_of_volumes_are_accepted(name: str) -> None:
     check(luks=[luks(name)])
 
@@ -143,6 +158,9 @@ OURS = [
     "/boot/extra",
     "/etc/../boot",
     "/boot/loader/entries/mine.conf",
+    "/.secex-firstboot",
+    "/.secex-firstboot/finished/etc/crypttab",
+    "/etc/crypttab.new",
 ]
 ABOVE_OURS = ["/", "/etc", "/usr", "/usr/lib", "/usr/../etc"]
 
@@ -180,7 +198,7 @@ def test_the_mode_of_a_directory_above_ours_is_the_configs() -> None:
         "/etc/luksd",
         "/etc/luks.conf",
         "/etc/crypttab.d/x",
-        "/etc/secex-firstboot.conf",
+        "/etc/secex-firstboot.config",
         "/etc/se-hostkeys/ibm-z-hostkey-a",
         "/boots",
         "/var/lib/luks",
@@ -269,3 +287,91 @@ def test_a_link_has_the_number_of_its_device(tmp_path: Path) -> None:
         pytest.skip("making a device node takes root")
     (tmp_path / "link").symlink_to("device")
     assert ownership.device_number(str(tmp_path / "link")) == os.makedev(252, 4)
+
+
+def config_with(**sections: Any) -> None:
+    text = json.dumps({"ignition": {"version": "3.4.0-experimental"}, **sections})
+    ownership.check(parse(text.encode()), set(SYSTEM.values()), NUMBERS.get)
+
+
+def refused_with(**sections: Any) -> str:
+    with pytest.raises(Refusal) as refusal:
+        config_with(**sections)
+    return refusal.value.message.removeprefix("the Ignition config's ").split()[0]
+
+
+def test_the_settings_are_a_regular_file_and_nothing_else() -> None:
+    settings = "/etc/secex-firstboot.conf"
+    check(files=[{"path": settings, "overwrite": True, "contents": {"source": "data:,x"}}])
+    assert refused(files=[{"path": f"{settings}/x"}]) == "storage.files[0].path"
+    assert refused(directories=[{"path": settings}]) == "storage.directories[0].path"
+    assert refused(links=[{"path": settings, "target": "/srv/x"}]) == "storage.links[0].path"
+    assert refused(filesystems=[{"device": "/dev/vdb", "path": settings}]) == "storage.filesystems[0].path"
+
+
+SAID_OF_A_UNIT: list[dict[str, Any]] = [
+    {"contents": "[Unit]\n"},
+    {"mask": True},
+    {"mask": False},
+    {"enabled": True},
+    {"enabled": False},
+    {"dropins": [{"name": "x.conf", "contents": "[Service]\n"}]},
+]
+
+
+@pytest.mark.parametrize("said", SAID_OF_A_UNIT)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "systemd-cryptsetup@root.service",
+        "secex-firstboot-grow.service",
+        "boot.mount",
+        "dev-mapper-root.device",
+    ],
+)
+def test_units_that_first_boot_needs_are_left_alone(name: str, said: dict[str, Any]) -> None:
+    config_with(systemd={"units": [{"name": "a.service"} | said]})
+    place = refused_with(systemd={"units": [{"name": "a.service"}, {"name": name} | said]})
+    assert place.startswith("systemd.units[1].")
+
+
+def test_files_that_are_units_are_looked_at_as_such() -> None:
+    units = "/etc/systemd/system"
+    for path in (
+        f"{units}/secex-firstboot-grow.service",
+        f"{units}/systemd-cryptsetup@boot.service.d/x.conf",
+        "/lib/systemd/system/boot.mount",
+        f"{units}/multi-user.target.wants/secex-firstboot-grow.service",
+    ):
+        assert refused(files=[{"path": path}]) == "storage.files[0].path"
+        assert refused(links=[{"path": path, "target": "/dev/null"}]) == "storage.links[0].path"
+    check(
+        files=[{"path": f"{units}/a.service"}, {"path": f"{units}/systemd-cryptsetup@data.service.d/x.conf"}]
+    )
+    check(links=[{"path": f"{units}/multi-user.target.wants/a.service", "target": "/dev/null"}])
+
+
+def test_homes_and_what_is_written_to_them_stay_out_of_what_is_owned() -> None:
+    config_with(passwd={"users": [{"name": "core", "homeDir": "/var/home/core", "sshAuthorizedKeys": ["k"]}]})
+    config_with(passwd={"users": [{"name": "svc", "homeDir": "/", "noCreateHome": True}]})
+    config_with(passwd={"users": [{"name": "gone", "homeDir": "/boot", "shouldExist": False}]})
+    for home in ("/boot/core", "/etc/luks", "/etc/secex-firstboot.conf", "/usr/../etc/luks/x"):
+        users = [{"name": "core"}, {"name": "a", "homeDir": home, "noCreateHome": True}]
+        assert refused_with(passwd={"users": users}).startswith("passwd.users[1].homeDir")
+    linked = {"links": [{"path": "/srv/keys", "target": "/etc/luks"}]}
+    assert refused_with(storage=linked, passwd={"users": [{"name": "a", "homeDir": "/srv/keys/a"}]})
+
+
+def test_a_hard_link_to_what_is_owned_is_refused_and_a_soft_one_is_only_text() -> None:
+    check(links=[{"path": "/srv/x", "target": "/etc/luks/root"}])
+    check(links=[{"path": "/srv/x", "target": "/srv/y", "hard": True}])
+    for target in ("/etc/luks/root", "/boot/x", "etc/crypttab", "/srv/../etc/luks/x"):
+        link = {"path": "/srv/x", "target": target, "hard": True}
+        assert refused(links=[link]) == "storage.links[0].target"
+
+
+def test_units_through_a_link_of_the_config_are_refused_for_where_they_lead() -> None:
+    unit = {"units": [{"name": "zz.service", "contents": "options x"}]}
+    config_with(storage={"links": [{"path": "/etc/systemd", "target": "/srv"}]}, systemd=unit)
+    linked = {"links": [{"path": "/etc/systemd/system", "target": "/boot/loader/entries"}]}
+    assert refused_with(storage=linked, systemd=unit) == "systemd.units[0].name"

@@ -1,42 +1,21 @@
 """What the agent owns, and a config must leave alone: the system disk, and what opens it.
 
-It is asked of the config that Ignition merged, whose field names are exact: Ignition reads those of a user's
-config in any case. What Ignition does with each entry: https://coreos.github.io/ignition/operator-notes/.
+What that is: ``contract.owned``. What Ignition does with each entry: ``writes``, and
+https://coreos.github.io/ignition/operator-notes/.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path, PurePosixPath
 
+from secex_firstboot.contract import owned
 from secex_firstboot.errors import Refusal
-from secex_firstboot.ignition.config import Config, Node
-
-_VOLUMES = ("boot", "root")
-_PARTITIONS = {"se", "boot", "root", "boothash", "roothash"}
-_LABELS = {"se", "boot", "root", "crypt_bootfs", "crypt_rootfs"}
-
-# Below these, nothing from a config: the agent writes there, or builds the boot image from it.
-_TREES = tuple(
-    PurePosixPath(path)
-    for path in (
-        "/etc/luks",
-        "/etc/crypttab",
-        "/etc/secex-firstboot",
-        "/usr/lib/secex-firstboot",
-        "/var/lib/secex-firstboot",
-        "/boot",  # a volume of its own, on which a files stage that was cut short cannot be undone
-    )
-)
-# /var may be a volume of its own: what is in it of ours is no more than notes.
-_NOT_TO_BE_MOUNTED_OVER = tuple(tree for tree in _TREES if tree.parts[1] != "var")
-_CRYPTTAB = PurePosixPath("/etc/crypttab")
-
-_ROOT = PurePosixPath("/")
-_MERGED_USR = {PurePosixPath("/lib"): "usr/lib"}
-_LINKS_FOLLOWED = 40  # as many as Linux follows in one path, path_resolution(7)
+from secex_firstboot.ignition import writes
+from secex_firstboot.ignition.config import Config
+from secex_firstboot.ignition.writes import Kind, Write
 
 _ON_THE_SYSTEM_DISK = "is on the system disk, which first boot encrypts", "use another disk"
 _TAKEN = "is a name that first boot needs for its own volumes", "use another name"
@@ -49,6 +28,11 @@ _REPLACED = "replaces or hides what belongs to first boot", "use another path"
 _WRITES_CRYPTTAB = (
     "is /etc/crypttab, where first boot puts its volumes",
     "use storage.luks for volumes of your own: Ignition adds them there itself",
+)
+_NO_SETTINGS = "is where first boot reads your settings, from a regular file", "make it a file"
+_A_NEEDED_UNIT = (
+    "is about a unit that opens, mounts or looks after what first boot makes",
+    "use another unit, or remove it from the config",
 )
 
 
@@ -78,7 +62,10 @@ def check(
     for index, luks in enumerate(config.storage.luks):
         if not luks.can_be_made_twice:
             raise _refusal(f"storage.luks[{index}].wipeVolume", _ONLY_ONCE)
-    _check_paths(config)
+    resolve = writes.resolver(config)
+    for write in writes.of(config):
+        if reason := _why_not(write, resolve(write.path)):
+            raise _refusal(write.place, reason)
 
 
 def device_numbers(disk: Path, block: Path = Path("/sys/class/block")) -> frozenset[int]:
@@ -113,86 +100,47 @@ def _is_ours_by_name(device: str) -> bool:
     ``dm-N`` is refused as a whole: which mapping has the number is not known before.
     """
     path = PurePosixPath(os.path.normpath(f"/{device.lstrip('/')}"))
-    if path.parent == PurePosixPath("/dev"):
-        return path.name.startswith("dm-")
-    if path.parent == PurePosixPath("/dev/mapper"):
-        return _is_mapping_of_ours(path.name)
-    if path.parent == PurePosixPath("/dev/disk/by-id"):
-        return path.name.startswith("dm-") and _is_mapping_of_ours(path.name.rpartition("-")[2])
-    if path.parent == PurePosixPath("/dev/disk/by-label"):
-        return path.name in _LABELS
-    return path.parent == PurePosixPath("/dev/disk/by-partlabel") and path.name in _PARTITIONS
-
-
-def _is_mapping_of_ours(name: str) -> bool:
-    """boot, boot_dif, boot_verity… and so for root."""
-    return name.partition("_")[0] in _VOLUMES
+    match str(path.parent):
+        case "/dev":
+            return path.name.startswith("dm-")
+        case "/dev/mapper":
+            return owned.is_mapping(path.name)
+        case "/dev/disk/by-id":
+            return owned.is_link_to_mapping(path.name)
+        case "/dev/disk/by-label":
+            return path.name in owned.LABELS
+        case "/dev/disk/by-partlabel":
+            return path.name in owned.PARTITIONS
+    return False
 
 
 def _names(config: Config) -> Iterator[tuple[str, str | None, Collection[str]]]:
     storage = config.storage
     for index, disk in enumerate(storage.disks):
         for number, partition in enumerate(disk.partitions):
-            yield f"storage.disks[{index}].partitions[{number}].label", partition.label, _PARTITIONS
+            yield f"storage.disks[{index}].partitions[{number}].label", partition.label, owned.PARTITIONS
     for index, luks in enumerate(storage.luks):
-        # Ignition keeps the key in a file of this name in /etc/luks, where ours and the headers are.
-        taken = {luks.name} if _is_mapping_of_ours(luks.name.partition(".")[0]) else set()
-        yield f"storage.luks[{index}].name", luks.name, taken
-        yield f"storage.luks[{index}].label", luks.label, _LABELS
+        yield f"storage.luks[{index}].label", luks.label, owned.LABELS
     for index, filesystem in enumerate(storage.filesystems):
-        yield f"storage.filesystems[{index}].label", filesystem.label, _LABELS
+        yield f"storage.filesystems[{index}].label", filesystem.label, owned.LABELS
 
 
-def _check_paths(config: Config) -> None:
-    storage = config.storage
-    links = dict(_MERGED_USR)
-    for link in storage.links:
-        links[_resolved(link.path, links)] = link.target
-    nodes: dict[str, Sequence[Node]] = {
-        "files": storage.files,
-        "directories": storage.directories,
-        "links": storage.links,
-    }
-    for kind, entries in nodes.items():
-        for index, node in enumerate(entries):
-            place, path = f"storage.{kind}[{index}].path", _resolved(node.path, links)
-            if path == _CRYPTTAB:
-                raise _refusal(place, _WRITES_CRYPTTAB)
-            if _is_ours(path):
-                raise _refusal(place, _ITS_OWN)
-            if (kind != "directories" or node.overwrite) and _covers(path, _TREES):
-                raise _refusal(place, _REPLACED)
-    for index, filesystem in enumerate(storage.filesystems):
-        if filesystem.path is None:
-            continue
-        path = _resolved(filesystem.path, links)
-        if _is_ours(path) or _covers(path, _NOT_TO_BE_MOUNTED_OVER):
-            raise _refusal(f"storage.filesystems[{index}].path", _REPLACED)
-
-
-def _is_ours(path: PurePosixPath) -> bool:
-    return any(path.is_relative_to(tree) for tree in _TREES)
-
-
-def _covers(path: PurePosixPath, trees: Sequence[PurePosixPath]) -> bool:
-    return any(tree.is_relative_to(path) for tree in trees)
-
-
-def _resolved(path: str, links: Mapping[PurePosixPath, str]) -> PurePosixPath:
-    """Where Ignition writes ``path``: it follows links, here those known, in all but the last element."""
-    here, ahead, followed = _ROOT, _elements(path)[::-1], 0
-    while ahead:
-        element = ahead.pop()
-        here = here.parent if element == ".." else here / element
-        if ahead and here in links and followed < _LINKS_FOLLOWED:
-            target = links[here]
-            ahead += _elements(target)[::-1]
-            here, followed = _ROOT if target.startswith("/") else here.parent, followed + 1
-    return here
-
-
-def _elements(path: str) -> list[str]:
-    return [element for element in path.split("/") if element not in ("", ".")]
+def _why_not(write: Write, path: PurePosixPath) -> tuple[str, str] | None:
+    """Why a config may not write this, at the ``path`` that it leads to."""
+    if write.kind is Kind.KEY:
+        return _TAKEN if owned.is_luks_name(path.name) else None
+    if path == owned.CRYPTTAB:
+        return _WRITES_CRYPTTAB
+    if owned.is_below(path, owned.TREES):
+        return _ITS_OWN
+    if any(map(owned.is_unit, owned.units_in(path))):
+        return _A_NEEDED_UNIT
+    if write.kind is Kind.MOUNT:
+        return _REPLACED if owned.is_mount_point(path) else None
+    if owned.is_below(path, owned.SETTINGS) and not (write.kind is Kind.FILE and path in owned.SETTINGS):
+        return _NO_SETTINGS
+    takes_the_place = write.replaces or write.kind in (Kind.FILE, Kind.LINK)
+    return _REPLACED if takes_the_place and owned.is_around(path, owned.TREES) else None
 
 
 def _refusal(place: str, reason: tuple[str, str]) -> Refusal:
