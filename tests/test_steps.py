@@ -113,7 +113,7 @@ class Machine:
         for name in ("boot", "root"):
             put(paths.STATE / "volumes" / name / "key", f"key of {name}")
             put(paths.STATE / "volumes" / name / "header", header(name))
-        put(paths.IGNITION_USER_CONFIG, "{}")
+        put(paths.IGNITION_USER_CONFIG, CONFIG % "")
         put(paths.COMMITTED)
 
     def provision(self) -> None:
@@ -189,6 +189,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
         monkeypatch.setattr(
             filesystem, asked, lambda where: [found.mounts[where]] if where in found.mounts else []
         )
+    monkeypatch.setattr(ownership, "device_numbers", lambda disk: frozenset())
     monkeypatch.setattr(verity, "data_size", data_size)
     monkeypatch.setattr(filesystem, "identify", lambda device, name: FileSystem("xfs", SOURCES[name], 4096))
     return found
@@ -568,7 +569,7 @@ def test_the_committed_image_brings_back_all_state_and_the_merged_config(machine
     files = personalise._state_files()
     assert files[str(paths.STATE)] == Directory(0o700)
     assert files[str(paths.COMMITTED)] == File(b"")
-    assert files[str(paths.IGNITION_USER_CONFIG)] == File(paths.IGNITION_MERGED_CONFIG)
+    assert files[str(paths.IGNITION_USER_CONFIG)] == File(paths.IGNITION_USER_CONFIG)
     for path in (paths.PLAN, paths.STATE / "volumes/boot/key", paths.HOST_KEYS / "ibm-z-hostkey-a"):
         assert files[str(path)] == File(path)
     assert all(str(path) in files for path in paths.STATE.rglob("*"))

@@ -8,7 +8,7 @@ from pathlib import Path
 from secex_firstboot import memory, paths
 from secex_firstboot.errors import FirstbootError, Refusal
 from secex_firstboot.files import exists, write_private
-from secex_firstboot.ignition import config, openpgp, specification
+from secex_firstboot.ignition import checks, config, openpgp, ownership, specification
 from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, ready
 from secex_firstboot.storage import disk
 
@@ -24,6 +24,9 @@ class Config(Step):
         if context.phase is Phase.PROVISIONED:
             return done("provisioned before; Ignition does not run again")
         if exists(paths.IGNITION_USER_CONFIG) and not exists(paths.PRIVATE_KEY):
+            if context.phase is Phase.COMMITTED:
+                devices = ownership.device_numbers(disk.find_disk().device)
+                checks.stored(paths.IGNITION_USER_CONFIG.read_bytes(), devices)
             return done("Ignition has the config; the private key is gone")
         if exists(paths.CONFIG_REFUSED):
             raise Refusal(paths.CONFIG_REFUSED.read_text(encoding="utf-8"))

@@ -18,7 +18,7 @@ from secex_firstboot.hostkeys import certificates, document, verify
 from secex_firstboot.hostkeys.document import Document
 from secex_firstboot.hostkeys.download import Network
 from secex_firstboot.hostkeys.fetch import DOCUMENT_LIMIT, Fetcher
-from secex_firstboot.ignition import config, kernel_arguments, ownership
+from secex_firstboot.ignition import checks, config, ownership
 from secex_firstboot.ignition.config import Config, FileEntry
 from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, ready, waiting
 from secex_firstboot.storage import disk
@@ -49,9 +49,8 @@ class HostKeys(Step):
         return ready(f"fetch {', '.join(names)}")
 
     def perform(self, context: Context) -> None:
-        merged = config.parse(paths.IGNITION_MERGED_CONFIG.read_bytes())
-        ownership.check(merged, ownership.device_numbers(disk.find_disk().device))
-        kernel_arguments.check(merged.kernel_arguments)
+        devices = ownership.device_numbers(disk.find_disk().device)
+        merged = checks.merged(paths.IGNITION_MERGED_CONFIG.read_bytes(), devices)
         proof = Proof(merged, paths.CERTIFICATES, verification(context), paths.RUNTIME, context)
         documents = proof.documents()
         document.check_this_host(documents, document.this_host_key_hashes(paths.THIS_HOSTS_KEYS))

@@ -13,6 +13,7 @@ from pathlib import Path
 from secex_firstboot import grow, identity, paths, record
 from secex_firstboot.errors import Refusal
 from secex_firstboot.files import exists, is_directory, write_private
+from secex_firstboot.ignition import config
 from secex_firstboot.plan import MIB, Plan, Source, lay_out
 from secex_firstboot.sdboot import boot_entry, boot_record, image
 from secex_firstboot.sdboot.boot_entry import BootEntry
@@ -67,6 +68,9 @@ class Personalise(Step):
     def _commit(self, context: Context, plan: Plan, entry: BootEntry, se: Path, found: disk.Disk) -> None:
         _prepare_volumes(context, plan, found)
         write_private(paths.PLAN, plan.model_dump_json().encode())
+        # What a start after a crash goes on with: Ignition merged it once, and does not again.
+        merged = paths.IGNITION_MERGED_CONFIG.read_bytes()
+        write_private(paths.IGNITION_USER_CONFIG, config.without_references(merged))
         record.remove(se)
         build_sdboot(
             context,
@@ -145,7 +149,7 @@ def _state_files() -> dict[str, Entry]:
     for path in sorted(paths.STATE.rglob("*")):
         files[str(path)] = Directory(0o700) if is_directory(path) else File(path)
     files[str(paths.COMMITTED)] = File(b"")
-    files[str(paths.IGNITION_USER_CONFIG)] = File(paths.IGNITION_MERGED_CONFIG)
+    files[str(paths.IGNITION_USER_CONFIG)] = File(paths.IGNITION_USER_CONFIG)
     # Not part of the merged config: each of Ignition's stages merges the base configs anew.
     base = paths.IGNITION_BASE_CONFIGS / paths.NO_LOCAL_LOGIN.name
     if exists(base):

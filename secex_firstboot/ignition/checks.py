@@ -1,0 +1,29 @@
+"""All that is asked of a merged config before anything uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from secex_firstboot.errors import Refusal
+from secex_firstboot.ignition import config, kernel_arguments, ownership, validity
+from secex_firstboot.ignition.config import Config
+
+
+def merged(text: bytes, devices: Collection[int]) -> Config:
+    """What Ignition has merged. ``devices`` are the numbers of the system disk's. Raises Refusal."""
+    found = config.parse_merged(text)
+    validity.check(found)
+    ownership.check(found, devices)
+    kernel_arguments.check(found.kernel_arguments)
+    return found
+
+
+def stored(text: bytes, devices: Collection[int]) -> Config:
+    """The one that the boot image brought back after a crash: it was merged, so nothing is fetched again."""
+    found = merged(text, devices)
+    references = found.ignition.config
+    if references.merge or references.replace.source is not None:
+        raise Refusal(
+            "the Ignition config in the boot image refers to others", "start again from an unchanged image"
+        )
+    return found

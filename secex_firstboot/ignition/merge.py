@@ -1,0 +1,108 @@
+"""Merging configs as Ignition does, as far as that needs no network: for what a workstation can tell.
+
+From Ignition's internal/exec/config_fetcher.go (what is merged in which order) and config/merge (how). At
+first boot, Ignition itself has merged the config that is looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from secex_firstboot.errors import Refusal
+from secex_firstboot.ignition import inline
+from secex_firstboot.ignition.config import Config, Resource, fields_of, of_fields, shape
+from secex_firstboot.ignition.go_json import Field, Shape
+
+_LIMIT = 64 << 20  # bytes of one config, as of that on the config disk
+_MOST = 64  # references; Ignition has no bound
+
+Fields = dict[str, Any]
+
+
+def read(text: bytes) -> tuple[Config, list[str]]:
+    """The config with what it refers to inline, and the places of references that only first boot can follow.
+
+    Where ``replace`` is one of those, nothing of the config itself will count. Raises Refusal.
+    """
+    reader = _Reader()
+    merged = reader.rendered(fields_of(text), "ignition.config")
+    return of_fields(merged), reader.elsewhere
+
+
+class _Reader:
+    def __init__(self) -> None:
+        self.elsewhere: list[str] = []
+        self.followed = 0
+
+    def rendered(self, fields: Any, place: str) -> Fields:
+        """With its references, and theirs. ``place`` is where the references are."""
+        references = of_fields(fields).ignition.config
+        merged: Fields = fields
+        if references.replace.source is not None:
+            new = self._referenced(references.replace, f"{place}.replace")
+            return merged if new is None else self.rendered(new, f"{place}.replace")
+        for index, reference in enumerate(references.merge):
+            where = f"{place}.merge[{index}]"
+            if (new := self._referenced(reference, where)) is not None:
+                merged = _merged(merged, self.rendered(new, where), shape(Config))
+        return merged
+
+    def _referenced(self, reference: Resource, place: str) -> Any:
+        if not inline.is_inline(reference):
+            self.elsewhere.append(place)
+            return None
+        self.followed += 1
+        if self.followed > _MOST:
+            raise Refusal(f"the Ignition config has more than {_MOST} references", "merge some of them")
+        try:
+            return fields_of(inline.content(reference, _LIMIT))
+        except inline.ContentError as error:
+            cure = "correct it; butane makes sources, hashes and compression from files"
+            raise Refusal(f"the Ignition config's {place} {error}", cure) from None
+
+
+def _merged(parent: Mapping[str, Any], child: Mapping[str, Any], kind: Shape) -> Fields:
+    result: Fields = {}
+    for name, field in kind.fields.items():
+        if name not in child and name not in parent:
+            continue
+        if field.many:
+            result[name] = _merged_list(parent, child, kind, name)
+        elif field.shape and name in child and name in parent:
+            result[name] = _merged(parent[name], child[name], field.shape)
+        else:
+            result[name] = child[name] if name in child else parent[name]
+    return result
+
+
+def _merged_list(parent: Mapping[str, Any], child: Mapping[str, Any], kind: Shape, name: str) -> list[Any]:
+    """The parent's items, each merged with the child's of the same key, and then the child's others.
+
+    Not those of the parent whose key the child has in another list that shares its keys with this one.
+    """
+    field, ours, theirs = kind.fields[name], parent.get(name, []), child.get(name, [])
+    if name in kind.appended:
+        return [*ours, *theirs]
+    here = {_key(item, field): item for item in theirs}
+    elsewhere = {
+        _key(item, kind.fields[other])
+        for other in kind.shared
+        if name in kind.shared and other != name
+        for item in child.get(other, [])
+    }
+    known = {_key(item, field) for item in ours}
+    result = []
+    for item in ours:
+        key = _key(item, field)
+        if key in here:
+            if name == "httpHeaders" and "value" not in here[key]:
+                continue  # so a child removes a header
+            result.append(_merged(item, here[key], field.shape) if field.shape else here[key])
+        elif key not in elsewhere:
+            result.append(item)
+    return result + [item for item in theirs if _key(item, field) not in known]
+
+
+def _key(item: Any, field: Field) -> str:
+    return field.shape.key(item) if field.shape else str(item)
