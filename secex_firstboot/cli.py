@@ -11,6 +11,7 @@ from pathlib import Path
 from secex_firstboot import __version__, explain, grow, machine, memory, paths
 from secex_firstboot.console import Console
 from secex_firstboot.errors import FirstbootError
+from secex_firstboot.files import exists
 from secex_firstboot.machine import Observation
 from secex_firstboot.preflight import Preflight
 from secex_firstboot.step import Context, Stage, State, kernel_command_line
@@ -106,11 +107,18 @@ def main(arguments: list[str] | None = None) -> int:
             seal.tidy_in_system(context)
         else:
             memory.lock()
+            _stir_again()
             machine.run(options.stage, context)
     except (FirstbootError, OSError) as error:
         print(f"secex-firstboot: {error}", file=sys.stderr, flush=True)
         return 1
     return 0
+
+
+def _stir_again() -> None:
+    """After a power cut the config is not decrypted again, and new keys are made all the same, for sdboot."""
+    if exists(paths.PLAN):
+        memory.stir(paths.PLAN.read_bytes())  # with the record's key, which only the guest knows
 
 
 def _to_stderr(line: str) -> None:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from secex_firstboot import memory
+from secex_firstboot import cli, memory, paths
 
 LOCK = """
-from secex_firstboot import memory
+from secex_firstboot import cli, memory, paths
 memory.lock()
 later = bytearray(b"x" * (8 << 20))
 print(open("/proc/self/status").read())
@@ -68,3 +68,16 @@ def test_any_other_failure_to_mix_is_one(monkeypatch, tmp_path):
     (tmp_path / "pool").touch()
     with pytest.raises(OSError, match="ioctl"):  # a file has no generator
         memory.stir(b"a secret")
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_after_a_power_cut_the_plan_is_mixed_in_before_any_key_is_made(monkeypatch, tmp_path, committed):
+    plan, happened = tmp_path / "plan.json", []
+    if committed:
+        plan.write_bytes(b"the record's key")
+    monkeypatch.setattr(paths, "PLAN", plan)
+    monkeypatch.setattr(memory, "lock", lambda: happened.append("lock"))
+    monkeypatch.setattr(memory, "stir", lambda *secrets: happened.append(secrets))
+    monkeypatch.setattr(cli.machine, "run", lambda stage, context: happened.append(stage))
+    assert cli.main(["--stage", "provision"]) == 0
+    assert happened == ["lock", *([(b"the record's key",)] if committed else []), "provision"]

@@ -242,6 +242,22 @@ def config_for_another_image(host: Host) -> None:
         se_image.encrypt_config({"ignition": {"version": "3.3.0"}}, public, host.config_disk)
 
 
+def config_within_one_of_the_hosts(host: Host) -> None:
+    """The owner's message, altered, where another has its plaintext. All that it takes is gpg."""
+    armor = host.config_disk.read_bytes().rstrip(b"\0")
+    with tempfile.TemporaryDirectory() as home:
+        gpg = ["gpg", "--homedir", home, "--batch", "--quiet", "--trust-model=always"]
+        owners = subprocess.run([*gpg, "--dearmor"], input=armor, check=True, capture_output=True).stdout
+        to_image = [
+            f"--recipient-file={host.target.first_boot.public_key}",
+            "--no-literal",
+            "--compress-algo=none",
+        ]
+        altered = owners[:-40] + bytes([owners[-40] ^ 1]) + owners[-39:]
+        done = subprocess.run([*gpg, *to_image, "--encrypt"], input=altered, check=True, capture_output=True)
+    host.config_disk.write_bytes(done.stdout + bytes(-len(done.stdout) % 512))
+
+
 # --- cases -------------------------------------------------------------------------------------------------
 
 
@@ -313,6 +329,13 @@ CONFIG = [
     Case("a byte of the config's armor", IMAGE, flip_armor, REFUSED, "config"),
     Case("the config cut in half", IMAGE, truncate_config, REFUSED, "config|armor"),
     Case("a config for another image", IMAGE, config_for_another_image, REFUSED, "key"),
+    Case(
+        "the config within one of the host's",
+        IMAGE,
+        config_within_one_of_the_hosts,
+        REFUSED,
+        "the config is damaged or was altered, is not for this image's key, or is no valid Ignition config",
+    ),
     Case("two config disks", IMAGE, attach_second_config, REFUSED, "both have the serial"),
 ]
 
