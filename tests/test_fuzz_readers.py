@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import io
 import json
 import tempfile
 from collections.abc import Callable
@@ -16,12 +17,14 @@ from typing import Any
 import fuzzing
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_public_key
 from hypothesis import strategies as st
 
+from secex_firstboot import process
 from secex_firstboot.errors import FirstbootError
 from secex_firstboot.hostkeys import document
 from secex_firstboot.ignition import config, crypttab, kernel_arguments, openpgp, ownership
+from secex_firstboot.sdboot import image
 
 
 def edited(sample: bytes, edits: list[tuple[int, int, bytes]]) -> bytes:
@@ -180,12 +183,54 @@ def merge_crypttab(existing: bytes) -> None:
 
 # host-key document
 
-PEM = (Path(__file__).parent / "vectors/se-image/host-a.crt").read_bytes()
-DER = x509.load_pem_x509_certificate(PEM).public_bytes(Encoding.DER)
+VECTORS = Path(__file__).parent / "vectors"
+PEM = [(VECTORS / f"se-image/host-{name}.crt").read_bytes() for name in "ab"]
+DER = [x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER) for pem in PEM]
+HYBRID = (VECTORS / "hybrid/host-hybrid.crt").read_bytes()
+BETWEEN = [
+    b"",
+    b"\n",
+    b" \r\n\t",
+    b"\0",
+    b"text\n",
+    b"-----BEGIN EC PARAMETERS-----\nBgUrgQQAIw==\n-----END EC PARAMETERS-----\n",
+    b"-----BEGIN CERTIFICATE-----\n",
+    b"\n-----END CERTIFICATE-----\n",
+    PEM[0].replace(b" CERTIFICATE", b" TRUSTED CERTIFICATE"),
+    PEM[0].replace(b" CERTIFICATE", b" X509 CERTIFICATE"),
+    DER[0][:40],
+    HYBRID[: HYBRID.rindex(b"-----BEGIN")],
+    HYBRID[HYBRID.rindex(b"-----BEGIN") :],
+]
+several_faces = st.lists(st.sampled_from(PEM + DER + BETWEEN), min_size=1, max_size=4).map(b"".join)
 
 
 def read_document(content: bytes) -> None:
-    document.key_hash(document.parse("a", content))
+    """What is accepted is one certificate and nothing else, and OpenSSL reads its key in what we hand on."""
+    parsed = document.parse("a", content)
+    der = parsed.certificate.public_bytes(Encoding.DER)
+    assert content == der or b"".join(content.split()) == b"".join(parsed.pem.split())
+    assert x509.load_pem_x509_certificates(parsed.pem) == [parsed.certificate]
+    shown = process.run(["openssl", "x509", "-pubkey", "-noout"], stdin=parsed.pem.decode())
+    assert image.host_key_hash(load_pem_public_key(shown.encode())) == document.key_hash(parsed)
+
+
+# key slots of an image
+
+LOADER, END = 0x10000, 0x15000
+IMAGES = [(VECTORS / f"se-image/{name}.img").read_bytes()[LOADER:END] for name in ("two-keys", "no-ramdisk")]
+fields = st.tuples(
+    st.sampled_from([11200, 11208, 11216, *(0x4000 + at for at in (0, 8, 12, 32, 40, 64, 416, 496))]),
+    st.integers(0, 4).map(lambda size: size * 2),
+    st.binary(max_size=8),
+)
+broken_headers = st.builds(edited, st.sampled_from(IMAGES), st.lists(fields, max_size=3))
+
+
+def read_key_slots(content: bytes) -> None:
+    slots = image.key_slots(io.BytesIO(bytes(LOADER) + content))
+    assert 1 <= len(slots) <= 95
+    assert {len(slot) for slot in slots} == {32}
 
 
 READERS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], None]]] = {
@@ -197,7 +242,8 @@ READERS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], None]]] = {
     ),
     "message": (st.binary() | mutated([MESSAGE, ARMORED]), read_message),
     "crypttab": (st.binary() | crypttab_lines.map(b"".join), merge_crypttab),
-    "document": (st.binary() | mutated([PEM, DER]), read_document),
+    "document": (st.binary() | mutated([*PEM, *DER, HYBRID]) | several_faces, read_document),
+    "key slots": (st.binary() | mutated(IMAGES) | broken_headers, read_key_slots),
 }
 
 
