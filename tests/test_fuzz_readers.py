@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from secex_firstboot import process
 from secex_firstboot.errors import FirstbootError
 from secex_firstboot.hostkeys import document
-from secex_firstboot.ignition import config, crypttab, kernel_arguments, openpgp, ownership
+from secex_firstboot.ignition import config, crypttab, kernel_arguments, openpgp, ownership, transport
 from secex_firstboot.sdboot import image
 
 
@@ -110,7 +110,9 @@ CONFIG = json.dumps(
 
 
 def read_config(text: bytes) -> None:
-    config.host_keys(config.parse(text))
+    parsed = config.parse(text)
+    config.host_keys(parsed)
+    transport.check(parsed, lambda line: None)
 
 
 def check_ownership(text: bytes) -> None:

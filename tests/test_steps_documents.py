@@ -7,6 +7,7 @@ import json
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -44,8 +45,8 @@ def fetch(**documents: bytes) -> None:
     HostKeys().perform(Context("secex.hostkey_verify=no"))
 
 
-def give(files: dict[str, bytes]) -> None:
-    """Make a merged config with these files below /etc/se-hostkeys."""
+def give(files: dict[str, bytes], *more: dict[str, Any]) -> None:
+    """Make a merged config with these files below /etc/se-hostkeys, and ``more`` entries of files."""
     entries = [
         {
             "path": f"/etc/se-hostkeys/{name}",
@@ -53,7 +54,7 @@ def give(files: dict[str, bytes]) -> None:
         }
         for name, content in files.items()
     ]
-    merged = {"ignition": {"version": "3.3.0"}, "storage": {"files": entries}}
+    merged = {"ignition": {"version": "3.3.0"}, "storage": {"files": [*entries, *more]}}
     paths.IGNITION_MERGED_CONFIG.write_text(json.dumps(merged))
 
 
@@ -69,6 +70,20 @@ def test_a_document_with_two_faces_is_not_kept() -> None:
     with pytest.raises(Refusal, match="ibm-z-hostkey-a holds something else beside its certificate"):
         fetch(a=DER_B + HOST_A)
     assert not paths.HOST_KEYS.exists()
+
+
+def test_what_the_host_can_change_on_its_way_is_warned_of_and_nothing_below_se_hostkeys() -> None:
+    """Nothing but the document is fetched by this step: Ignition fetches the rest, later."""
+    contents = {"source": "http://127.0.0.1:1/secret"}
+    warnings: list[str] = []
+    context = Context("secex.hostkey_verify=no", warn=warnings.append)
+    give({"ibm-z-hostkey-a": HOST_A}, {"path": "/etc/se-hostkeys/more", "contents": contents})
+    with pytest.raises(Refusal, match=r"storage\.files\[1\]\.contents comes over http without"):
+        HostKeys().perform(context)
+    assert not paths.HOST_KEYS.exists()
+    give({"ibm-z-hostkey-a": HOST_A}, {"path": "/etc/motd", "contents": contents})
+    HostKeys().perform(context)
+    assert warnings[0].startswith("storage.files[1].contents comes over http without verification.hash")
 
 
 def test_revocation_lists_that_are_given_do_where_none_can_be_fetched(
