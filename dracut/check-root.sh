@@ -5,6 +5,7 @@
 
 main() {
     mounted_from_the_volume
+    left_by_first_boot
 }
 
 refuse() {
@@ -23,6 +24,19 @@ mounted_from_the_volume() {
     uuid=$(cat "$top/sys/dev/block/$number/dm/uuid")
     [ -n "$made" ] && [ "$uuid" = "$made" ] && return
     refuse 'what is mounted as root is not the volume that first boot made'
+}
+
+# The keys are older than what they are for: they open a root that Ignition has not written to, or not all of it, with
+# the owner's secrets beside it. First boot writes them there once all the rest is in place, and sdboot comes after.
+# No links: they would lead to the files of sdboot.
+left_by_first_boot() {
+    for name in boot root; do
+        for path in etc etc/luks "etc/luks/$name"; do
+            [ ! -L "$top/sysroot/$path" ] || refuse "the root file system has a link for /$path"
+        done
+        cmp -s "$top/etc/luks/$name" "$top/sysroot/etc/luks/$name" ||
+            refuse 'the root file system is from before first boot had ended'
+    done
 }
 
 top=$1

@@ -62,7 +62,7 @@ install_check_volume() {
         drop_in pinned-volume.conf "systemd-cryptsetup@$name.service"
     done
     local unit=secex-firstboot-root.service requires="$systemdsystemunitdir/initrd-root-fs.target.requires"
-    inst_multiple cat dmsetup
+    inst_multiple cat cmp dmsetup
     inst_script "$moddir/check-root.sh" /usr/lib/secex-firstboot/check-root
     inst_simple "$moddir/$unit" "$systemdsystemunitdir/$unit"
     mkdir -p "$initdir$requires"

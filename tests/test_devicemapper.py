@@ -225,8 +225,17 @@ def later_boot(tmp_path: Path) -> Path:
         if uuid:
             (device / "dm").mkdir()
             (device / "dm/uuid").write_text(f"{uuid}\n")
-    for name, content in {"etc/luks/root.mode": f"{MODE}\n", "proc/self/mountinfo": MOUNTS}.items():
-        (tmp_path / name).parent.mkdir(parents=True)
+    keys = {
+        f"{top}etc/luks/{name}": f"key of {name}\0{name}\n"
+        for top in ("", "sysroot/")
+        for name in ("boot", "root")
+    }
+    for name, content in {
+        "etc/luks/root.mode": f"{MODE}\n",
+        "proc/self/mountinfo": MOUNTS,
+        **keys,
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content.replace("{number}", "253:1"))
     return tmp_path
 
@@ -256,6 +265,29 @@ def test_at_later_boots_another_root_is_refused_whatever_its_path(later_boot, mo
     refused = check_root(later_boot)
     assert refused.returncode == 1
     assert "secex-firstboot: what is mounted as root is not the volume that first boot made" in refused.stderr
+
+
+@pytest.mark.parametrize("name", ["boot", "root"])
+@pytest.mark.parametrize("content", [None, "", "key of root\0rooT\n", "key of root\0root", "key of root"])
+def test_at_later_boots_a_root_without_the_keys_of_sdboot_is_refused(later_boot, name, content):
+    """First boot wrote them last; what has others, or none, is older."""
+    path = later_boot / "sysroot/etc/luks" / name
+    path.unlink()
+    if content is not None:
+        path.write_text(content.replace("root", name))
+    refused = check_root(later_boot)
+    assert refused.returncode == 1
+    assert "secex-firstboot: the root file system is from before first boot had ended: " in refused.stderr
+
+
+@pytest.mark.parametrize("path", ["etc", "etc/luks", "etc/luks/boot", "etc/luks/root"])
+def test_at_later_boots_no_link_on_root_leads_to_the_keys_of_sdboot(later_boot, path):
+    on_root = later_boot / "sysroot" / path
+    on_root.rename(later_boot / "kept")
+    on_root.symlink_to(later_boot / path)
+    refused = check_root(later_boot)
+    assert refused.returncode == 1
+    assert f"the root file system has a link for /{path}: " in refused.stderr
 
 
 @pytest.mark.parametrize("noted", [None, "", "\n", f"{UUID}2 aes\n"])

@@ -31,7 +31,7 @@ from secex_firstboot.sdboot import boot_record, image
 from secex_firstboot.sdboot.initramfs import File, write_archive
 from secex_firstboot.storage import volume
 
-IMAGE, COMMITTED, BOOT_HALF, ROOT_HALF, ROOT_COPIED, BEFORE_SEAL, PROVISIONED = Moment
+IMAGE, COMMITTED, BOOT_HALF, ROOT_HALF, ROOT_COPIED, MERGING, BEFORE_SEAL, PROVISIONED = Moment
 Change = Callable[[Host], None]
 
 
@@ -358,6 +358,18 @@ HALF_WAY = [
     Case("a second disk with the partitions", ROOT_HALF, attach_image, REFUSED, "both carry partitions"),
 ]
 
+# The volume keys are those of the sealed sdboot already.
+EARLIER = [
+    *(
+        Case("the sealed sdboot", moment, put_back(PROVISIONED, table=True), REFUSED)
+        for moment in (IMAGE, COMMITTED, BOOT_HALF, ROOT_HALF)
+    ),
+    *(
+        Case("the sealed sdboot", moment, put_back(PROVISIONED), REFUSED, "from before first boot had ended")
+        for moment in (ROOT_COPIED, MERGING, BEFORE_SEAL)
+    ),
+]
+
 AFTERWARDS = [
     Case("LUKS2 headers, null cipher and another key", PROVISIONED, other_headers, (End.CORRECT,)),
     Case("superblock zeroed", PROVISIONED, zero_target("root", "superblock", BLOCK), REFUSED),
@@ -383,6 +395,7 @@ CASES = [
     *sample.kind("CONFIG", CONFIG),
     *sample.kind("VERITY", VERITY),
     *sample.kind("HALF_WAY", HALF_WAY, 2),
+    *sample.kind("EARLIER", EARLIER),
     *sample.kind("AFTERWARDS", AFTERWARDS, 4),
 ]
 

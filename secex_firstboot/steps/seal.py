@@ -42,11 +42,12 @@ class Seal(Step):
 
     def perform(self, context: Context) -> None:
         files, crypttab = key_files(), crypttab_lines()
+        _add_to_crypttab(paths.SYSROOT / CRYPTTAB.relative_to("/"), crypttab)
+        _enable_units(context)
+        # Last: check-root, at later boots, knows by them that root has all that was to be written there.
         for path, content in files.items():
             write_private(paths.SYSROOT / path.relative_to("/"), content)
-        _add_to_crypttab(paths.SYSROOT / CRYPTTAB.relative_to("/"), crypttab)
         grow.at_first_boot(context, paths.SYSROOT, devicemapper.MAPPER / "root")
-        _enable_units(context)
         found = disk.find_disk()
         entry = boot_entry.find(paths.SYSROOT / "boot")
         added: dict[str, Entry] = {str(paths.LUKS_KEYS): Directory(0o700)}

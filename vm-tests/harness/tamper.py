@@ -45,6 +45,7 @@ class Moment(StrEnum):
     BOOT_HALF = "boot half encrypted"
     ROOT_HALF = "root half encrypted"
     ROOT_COPIED = "root copied"  # and not yet noted as finished
+    MERGING = "Ignition's files half taken over"
     BEFORE_SEAL = "before seal"
     PROVISIONED = "provisioned"
 
@@ -55,6 +56,7 @@ _CUTS: dict[Moment, tuple[str, float] | bytes] = {
     Moment.BOOT_HALF: ("encrypt boot", 0.5),
     Moment.ROOT_HALF: ("encrypt root", 0.3),
     Moment.ROOT_COPIED: b'"root":{"progress":"finished"',
+    Moment.MERGING: ("files", 0.5),
     Moment.BEFORE_SEAL: ("seal", 0.0),
 }
 
