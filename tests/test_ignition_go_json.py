@@ -71,3 +71,26 @@ def test_a_field_that_only_a_newer_ignition_knows_is_refused_in_a_merged_config(
     parse(json.dumps(newer).encode())
     with pytest.raises(Refusal, match=r"storage\.files\[0\]\.alsoAt"):
         parse_merged(json.dumps(newer).encode())
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("a" * 5000, "a" * 5000),
+        ("a" * 5000 + r"\u0062\n", "a" * 5000 + "b\n"),
+        ("a" * 4093 + r"\"}]", "a" * 4093 + '"}]'),
+        ("é" * 5000, "é" * 5000),
+    ],
+)
+def test_long_content_is_read_like_short(given: str, read: str) -> None:
+    text = '{"ignition": {"version": "3.3.0"}, "%s": ["%s"], "storage": {"files": [%s]}}'
+    file = '{"path": "/a", "contents": {"source": "%s"}}'
+    for times in (1, 2):
+        config = parse((text % ("k" * 5000 * times, given, file % given)).encode())
+        assert config.storage.files[0].contents.source == read
+
+
+def test_long_text_that_is_no_json_is_refused() -> None:
+    for text in ('"%s', '{"ignition": "%s" "%s"}', '["%s\n"]', "%s", '" "%s" "', '["%s\\"]', '{"a" "%s" 1}'):
+        with pytest.raises(Refusal, match="Invalid JSON"):
+            parse(text.replace("%s", "a" * 5000).encode())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -17,6 +18,9 @@ from typing import Any, NoReturn
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # Beside those of ASCII, the only letters that fold to one of ASCII (Unicode: CaseFolding.txt, status C).
 _FOLDED = {ord(upper): upper.lower() for upper in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"} | {0x17F: "s", 0x212A: "k"}
+
+_LITERAL = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_LONG_AND_PLAIN = re.compile(rb'"[ !#-\[\]-~]{4096,}"')
 
 
 class _Members(list[tuple[str, Any]]):
@@ -53,18 +57,24 @@ class Decoder:
     """``unknown`` are the places of what no field takes, and so Ignition ignores."""
 
     unknown: list[str] = field(default_factory=list)
+    _aside: dict[str, memoryview] = field(default_factory=dict, init=False)
 
     def decode(self, text: bytes, shape: Shape) -> Any:
         """Dicts whose keys are the fields' exact names, for what can be such; other values as they are.
 
         Raises ValueError, without any of the text, for what is no JSON.
         """
-        return self._value(_loads(text), shape, None, "")
+        skeleton, self._aside = _set_aside(text)
+        return self._value(_loads(skeleton), shape, None, "")
 
     def _value(self, value: Any, shape: Shape | None, before: Any, place: str) -> Any:
         if isinstance(value, _Members):
             return self._structure(value, shape, before, place) if shape else {}
-        return _SURROGATE.sub("\ufffd", value) if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        if value in self._aside:
+            return str(self._aside[value], "ascii")
+        return _SURROGATE.sub("\ufffd", value)
 
     def _structure(self, members: _Members, shape: Shape, before: Any, place: str) -> dict[str, Any]:
         found: dict[str, Any] = before if isinstance(before, dict) else {}
@@ -108,6 +118,24 @@ def _name(given: str, shape: Shape) -> str | None:
         return given
     folded = given.translate(_FOLDED)
     return next((name for name in shape.fields if name.translate(_FOLDED) == folded), None)
+
+
+def _set_aside(text: bytes) -> tuple[bytes, dict[str, memoryview]]:
+    """``text`` with a word that nobody can know for each long string, and those: most of a config is content,
+    and is in memory twice, not three times.
+    """
+    view, word = memoryview(text), secrets.token_hex(16)
+    aside: dict[str, memoryview] = {}
+    skeleton, copied = bytearray(), 0
+    for found in _LITERAL.finditer(text):
+        begin, end = found.span()
+        if _LONG_AND_PLAIN.fullmatch(text, begin, end):
+            name = f"{word}-{len(aside)}"
+            aside[name] = view[begin + 1 : end - 1]
+            skeleton += view[copied:begin]
+            skeleton += f'"{name}"'.encode()
+            copied = end
+    return bytes(skeleton) + view[copied:] if aside else text, aside
 
 
 def _loads(text: bytes) -> Any:
