@@ -69,6 +69,7 @@ install: ## Install package, dracut module and units below DESTDIR
 	    > "$(DESTDIR)$(PREFIX)/bin/secex-firstboot"
 	chmod 755 "$(DESTDIR)$(PREFIX)/bin/secex-firstboot"
 	install -D -m 755 -t "$(DESTDIR)$(DRACUTDIR)/50secex-firstboot" dracut/*.sh
+	install -D -m 755 dracut/check-volume.sh "$(DESTDIR)$(PREFIX)/lib/secex-firstboot/check-volume"
 	install -D -m 644 -t "$(DESTDIR)$(DRACUTDIR)/50secex-firstboot" dracut/trace-imports.py dracut/no-local-login.ign
 	install -D -m 644 -t "$(DESTDIR)$(DRACUTDIR)/50secex-firstboot" \
 	    $(filter-out $(SYSTEM_UNITS:%=systemd/%),$(wildcard systemd/*))

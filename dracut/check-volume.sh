@@ -3,7 +3,7 @@
 # line that secex_firstboot.storage.devicemapper.crypt_mode made: the mapping's UUID, which libcryptsetup makes of the
 # header's and the name, the cipher, and of the options in the mapping's table (Linux:
 # Documentation/admin-guide/device-mapper/dm-crypt.rst) those that change what is read.
-# Without that file, or with another line, this fails, and so does the unit that opened the volume.
+# Without that file, or with another line, it is closed, and this fails, and so does the unit that opened the volume.
 
 mode() {
     uuid=$(dmsetup info --columns --noheadings -o uuid "$1") && [ -n "$uuid" ] || return 1
@@ -22,5 +22,6 @@ mode() {
 }
 
 made=$(cat "$2") && [ -n "$made" ] && found=$(mode "$1") && [ "$found" = "$made" ] && exit 0
+dmsetup remove "$1"
 echo "secex-firstboot: the volume $1 is not as first boot made it: the disk or the boot image was changed: go back to a copy of them" >&2
 exit 1

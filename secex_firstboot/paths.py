@@ -29,6 +29,7 @@ CMDLINE_FIRSTBOOT = "ignition.firstboot"
 IGNITION_USER_CONFIG = Path("/usr/lib/ignition/user.ign")
 IGNITION_BASE_CONFIGS = Path("/usr/lib/ignition/base.d")
 IGNITION_MERGED_CONFIG = Path("/run/ignition.json")
+IGNITION_STATE = Path("/run/ignition/state")  # from its disks to its files stage; has keys
 # Root certificates, and what else the image's builder knows of IBM's certificates and revocation lists.
 CERTIFICATES = Path("/usr/lib/secex-firstboot/certs")
 NO_LOCAL_LOGIN = Path("/usr/lib/secex-firstboot/no-local-login.ign")  # a config of ours for the second

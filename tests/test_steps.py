@@ -182,7 +182,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(devicemapper, "MAPPER", mapper)
     monkeypatch.setattr(devicemapper, "BLOCK", tmp_path / "sys/class/block")
     monkeypatch.setattr(devicemapper, "table", lambda name: found.tables[name])
-    monkeypatch.setattr(devicemapper, "number", lambda device: found.number(device))
+    monkeypatch.setattr(devicemapper, "number_of", lambda device: found.number(device))
     monkeypatch.setattr(disk, "disks", lambda: iter(found.disks))
     monkeypatch.setattr(disk, "find_by_serial", found.find_by_serial)
     for asked in ("mount_sources", "mounted_numbers"):

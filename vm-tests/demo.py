@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from harness import debian, firstboot, ultravisor
+from harness import debian, firstboot, null_header, owners_volume, ultravisor
 from harness.firstboot import Site, System
 from harness.guest import Guest, Network
 from harness.se_image import OPTIONS, Recipe
@@ -37,13 +37,15 @@ def main() -> int:
 
 def run(output: Path, *, closely: bool) -> dict[str, Any]:
     """The whole story, below ``output``. ``closely``: look at every file, too, which takes minutes, restart
-    without the LUKS2 headers on the disk, and let root grow to the end of a smaller disk.
+    without the LUKS2 headers on the disk, let root grow to the end of a smaller disk, and have a volume that
+    the config asks for.
     """
-    recipe, size = Recipe(), DISK_SIZE
+    recipe, size, configure = Recipe(), DISK_SIZE, firstboot.plain_config
     if closely:
+        configure = owners_volume.configure
         recipe = Recipe(options=f"{_GROWING} secex-test.manifest secex-test.dry-run")
         size = _GROWING_DISK_SIZE
-    with firstboot.make_site(output, recipe) as (where, network):
+    with firstboot.make_site(output, recipe, configure) as (where, network):
         firstboot.enlarge(where.image, where.disk, size)
         report = provision(where, network, closely=closely)
         report |= restart(where, network, closely=closely)
@@ -59,7 +61,13 @@ def provision(where: Site, network: Network, *, closely: bool) -> dict[str, Any]
     log = where.directory / "console-1.log"
     started = time.monotonic()
     with firstboot.start(
-        where, network, host_keys=[where.hosts["universal"].key], log=log, cpus=2, on_line=show
+        where,
+        network,
+        host_keys=[where.hosts["universal"].key],
+        log=log,
+        cpus=2,
+        others=[owners_volume.disk(where.directory)] if closely else [],
+        on_line=show,
     ) as guest:
         firstboot.wait_for_system(guest, firstboot.FIRST_BOOT_TIMEOUT)
         seconds = round(time.monotonic() - started, 1)
@@ -147,9 +155,12 @@ def restart(where: Site, network: Network, *, closely: bool) -> dict[str, Any]:
     debian.say("second boot, on host customer-1, which cannot open the SE-ready image")
     log = where.directory / "console-2.log"
     started = time.monotonic()
-    host_keys = [where.hosts["customer-1"].key]
+    host_keys, others = [where.hosts["customer-1"].key], []
+    if closely:
+        others = [owners_volume.disk(where.directory)]
+        null_header.give_null_data(Path(others[0].path))
     with firstboot.start(
-        where, network, host_keys=host_keys, log=log, with_config=False, cpus=2, on_line=show
+        where, network, host_keys=host_keys, log=log, with_config=False, cpus=2, others=others, on_line=show
     ) as guest:
         firstboot.wait_for_system(guest, firstboot.BOOT_TIMEOUT)
         seconds = round(time.monotonic() - started, 1)
@@ -160,6 +171,7 @@ def restart(where: Site, network: Network, *, closely: bool) -> dict[str, Any]:
             }
         }
         if closely:
+            report["owner's volume"] = owners_volume.look(guest, where.identity)
             report["traces"] = look_for_traces(guest, where)
             report["network in the initramfs"] = look_for_network(guest, where)
             report["console"] = look_for_logins(guest, where)

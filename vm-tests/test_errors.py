@@ -268,6 +268,7 @@ TROUBLES = [
         bad_sector=read_on_root,
     ),
     lets_fail("mount"),
+    lets_fail("volumes"),
     lets_fail("files"),
     Trouble(
         "se is full", "cannot be made: No space left on device: make sure", "seal", surroundings=with_se_full

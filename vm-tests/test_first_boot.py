@@ -7,12 +7,16 @@ from pathlib import Path
 
 import demo
 import pytest
-from harness import debian
+from harness import debian, owners_volume
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    output = tmp_path_factory.mktemp("first-boot")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("first-boot")
+
+
+@pytest.fixture(scope="module")
+def report(output: Path) -> dict[str, object]:
     demo.run(output, closely=True)
     report = json.loads((output / "report.json").read_text())
     assert isinstance(report, dict)
@@ -89,6 +93,29 @@ def test_a_later_boot_has_no_network_in_its_initramfs(report: dict[str, str]) ->
 
 def test_what_a_power_cut_at_the_end_left_is_gone_once_the_system_has_started(report: dict[str, str]) -> None:
     assert report["traces"] == "/etc/luks/sealed"
+
+
+def test_a_volume_of_the_owners_opens_with_the_header_on_root_whatever_the_host_writes(
+    report: dict[str, object],
+) -> None:
+    """The host's header has a null cipher: the owner's key opens it, and what is written then is plain."""
+    assert report["owner's volume"] == {
+        "cipher on the disk": "cipher_null-ecb",
+        "opens by itself": "yes",
+        "cipher": "aes-xts-plain64",
+        "content": owners_volume.CONTENT,
+        "unit": "header=/etc/luks/my-data.header,headless=yes",
+        "secrets": "600\n600\n600",
+        "with a foreign header": ["active\nopen", owners_volume.WRITTEN_LATER],
+        "with another mode on record": "failed",
+    }
+
+
+def test_the_host_finds_nothing_of_it_on_its_disk(output: Path, report: object) -> None:
+    disk = Path(owners_volume.disk(output).path)
+    assert owners_volume.holds(disk, "aes-xts-plain64")  # in the header: what is there is found
+    assert not owners_volume.holds(disk, owners_volume.CONTENT)
+    assert not owners_volume.holds(disk, owners_volume.WRITTEN_LATER)
 
 
 def test_in_the_running_system_root_grows_to_the_end_of_its_volume(report: dict[str, dict[str, str]]) -> None:

@@ -13,17 +13,31 @@ LEFT_OUT = {
     "virtio_rng": "the host's random numbers",
     "virtio_crypto": "the host encrypts",
 }
+# dracut's modules that map, assemble or fetch disks by what lies on them or comes over the network: that is
+# the host's word, and so would be which device gets what name.
+MAPS_DISKS = {
+    *("btrfs", "dmraid", "lvm", "lvmmerge", "lvmthinpool-monitor", "mdraid", "multipath", "nvdimm"),
+    *("cifs", "fcoe", "fcoe-uefi", "iscsi", "nbd", "nfs", "nvmf", "virtfs", "virtiofs"),
+    *("crypt-gpg", "crypt-loop", "ecryptfs", "overlay-root", "overlayfs", "resume", "systemd-repart"),
+}
 
 
 @pytest.fixture(scope="module")
-def modules() -> set[str]:
+def archive() -> bytes:
+    image = debian.initramfs(debian.build())
+    return subprocess.run(["zstd", "-dc", image], check=True, capture_output=True).stdout
+
+
+def cpio(archive: bytes, *arguments: str) -> str:
+    return subprocess.run(
+        ["cpio", "--quiet", *arguments], input=archive, check=True, capture_output=True
+    ).stdout.decode()
+
+
+@pytest.fixture(scope="module")
+def modules(archive: bytes) -> set[str]:
     """The names of the kernel modules in it."""
-    archive = subprocess.run(
-        ["zstd", "-dc", debian.initramfs(debian.build())], check=True, capture_output=True
-    ).stdout
-    listing = subprocess.run(
-        ["cpio", "--list", "--quiet"], input=archive, check=True, capture_output=True, text=True
-    ).stdout
+    listing = cpio(archive, "--list")
     found = re.findall(r"/([^/\n]+)\.ko(?:\.\w+)?$", listing, re.MULTILINE)
     return {name.replace("-", "_") for name in found}
 
@@ -38,3 +52,14 @@ def test_a_driver_for_what_is_the_hosts_is_not_in_the_initramfs(modules: set[str
 def test_the_system_has_that_driver_so_that_it_could_have_been_there(name: str) -> None:
     tree = debian.build() / "usr/lib/modules"
     assert list(tree.rglob(f"{name.replace('_', '[-_]')}.ko*"))
+
+
+def test_nothing_maps_disks_but_what_the_agent_needs(archive: bytes) -> None:
+    has = set(cpio(archive, "--extract", "--to-stdout", "usr/lib/dracut/modules.txt").split())
+    assert {"crypt", "dm", "secex-firstboot"} <= has
+    assert not has & MAPS_DISKS
+
+
+def test_the_system_has_what_would_map_disks_so_that_it_could_have_been_there() -> None:
+    directories = (debian.build() / "usr/lib/dracut/modules.d").iterdir()
+    assert {path.name.lstrip("0123456789") for path in directories} >= MAPS_DISKS

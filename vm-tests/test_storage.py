@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import debian, inside
+from harness import debian, inside, null_header
 from harness.guest import Disk
 
 MIB = 1 << 20
@@ -53,7 +53,9 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
     }
     (work / "facts").write_text(json.dumps(facts).ljust(4096, "\0"))
     make_sparse(work / "scratch", 192 * MIB)
-    disks = [Disk(work / serial, serial, format="raw") for serial in ("facts", "scratch", *SE_DISKS)]
+    null_header.make(work / "null-keyslot")
+    serials = ("facts", "scratch", "null-keyslot", *SE_DISKS)
+    disks = [Disk(work / serial, serial, format="raw") for serial in serials]
     output = debian.REPOSITORY / "build" / "storage"
     output.mkdir(parents=True, exist_ok=True)
     script = debian.REPOSITORY / "vm-tests/inside/storage.py"
@@ -139,6 +141,21 @@ def test_a_wrong_key_opens_nothing(volume: Result) -> None:
 def test_the_least_device_has_room_for_source_and_tail_and_little_more(volume: Result) -> None:
     assert len(volume["room"]) == 2
     assert all(0 <= room < 4096 for room in volume["room"].values()), volume["room"]
+
+
+# --- a volume that Ignition made, opened anew ---
+
+
+def test_a_volume_of_the_config_is_opened_anew_with_a_header_made_here(result: Result) -> None:
+    """The right device, known by its UUID, encrypted as before, with the same content."""
+    assert result["reopen"]["reopened"] == [True] * 4
+
+
+def test_a_keyslot_that_every_key_opens_is_seen_through(result: Result) -> None:
+    """cryptsetup opens it, and the mapping looks as it should: only that the host knows its volume key."""
+    opens, cipher, refusal = result["reopen"]["null keyslot"]
+    assert (opens, cipher) == (True, "aes-xts-plain64")
+    assert "the key opens no keyslot of its own" in refusal
 
 
 # --- an SE-ready disk, encrypted in place ---

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from secex_firstboot.contract import owned
 from secex_firstboot.errors import Refusal
+from secex_firstboot.ignition import luks as luks_volumes
 from secex_firstboot.ignition import writes
 from secex_firstboot.ignition.config import Config
 from secex_firstboot.ignition.writes import Kind, Write
@@ -62,6 +63,7 @@ def check(
     for index, luks in enumerate(config.storage.luks):
         if not luks.can_be_made_twice:
             raise _refusal(f"storage.luks[{index}].wipeVolume", _ONLY_ONCE)
+    luks_volumes.check(config)
     resolve = writes.resolver(config)
     for write in writes.of(config):
         if reason := _why_not(write, resolve(write.path)):

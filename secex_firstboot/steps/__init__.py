@@ -13,6 +13,7 @@ from secex_firstboot.steps.personalise import Personalise
 from secex_firstboot.steps.platform import Platform
 from secex_firstboot.steps.seal import Seal
 from secex_firstboot.steps.verity import Verity
+from secex_firstboot.steps.volumes import Volumes
 
 STEPS: tuple[Step, ...] = (
     Platform(),
@@ -24,6 +25,7 @@ STEPS: tuple[Step, ...] = (
     EncryptBoot(),
     EncryptRoot(),
     Mount(),
+    Volumes(),
     Files(),
     Seal(),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from secex_firstboot import paths
 from secex_firstboot.files import exists
 from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, ready, waiting
+from secex_firstboot.steps import volumes
 from secex_firstboot.storage import filesystem, overlay
 
 
@@ -23,5 +24,6 @@ class Files(Step):
         return ready("take over what Ignition wrote")
 
     def perform(self, context: Context) -> None:
+        volumes.add_to_system(paths.SYSROOT)
         overlay.take_over(paths.SYSROOT, paths.RUNTIME)
         paths.FILES_FINISHED.touch()

@@ -16,10 +16,10 @@ from secex_firstboot.sdboot.initramfs import Directory, Entry, File
 from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, ready, waiting
 from secex_firstboot.steps.personalise import volume_secrets
 from secex_firstboot.steps.sdboot import build_sdboot, se_mounted, system_command_line
+from secex_firstboot.steps.volumes import CRYPTTAB
 from secex_firstboot.storage import devicemapper, disk, filesystem, overlay
 
 _VOLUMES = ("boot", "root")
-CRYPTTAB = Path("/etc/crypttab")
 # Opened in the initramfs, and kept open in the system; without a time limit for the disk to appear, as dracut
 # has none for the root device; without asking at the host's console for a passphrase.
 _OPTIONS = "x-initrd.attach,x-systemd.device-timeout=0,headless=yes"

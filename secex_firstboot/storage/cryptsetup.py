@@ -11,7 +11,8 @@ import ctypes
 import errno
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass
 from functools import cache
@@ -23,7 +24,8 @@ from secex_firstboot.storage import devicemapper
 
 CIPHER = ("aes", "xts-plain64")
 INTEGRITY = "hmac(sha256)"
-VOLUME_KEY_BYTES = 64 + 32  # AES-256-XTS takes two keys of 32 bytes, HMAC-SHA256 one
+XTS_KEY_BYTES = 64  # AES-256-XTS takes two keys of 32 bytes
+VOLUME_KEY_BYTES = XTS_KEY_BYTES + 32  # and HMAC-SHA256 one
 DATA_OFFSET = 16 << 20  # bytes from the start of the device to the dm-integrity superblock
 
 # Small areas: the header travels inside sdboot. One keyslot takes 96 bytes x 4000 stripes = 376 KiB.
@@ -35,6 +37,10 @@ _VERITY_KIND = (b"sha256", 1, 4096, 4096)  # hash, hash type, sizes of data and 
 
 _WIPE_STEP = 1 << 20
 _SECTOR = 512
+
+# Of keyslots that were written with the owner's key: cryptsetup's default (luks2_keyslot_luks2.c).
+_KEYSLOT_CIPHER = ("-".join(CIPHER).encode(), XTS_KEY_BYTES)
+_KEYSLOTS = 32  # luks2.h: LUKS2_KEYSLOTS_MAX
 
 CRYPT_LOG_ERROR = 1
 CRYPT_ANY_SLOT = -1
@@ -136,6 +142,12 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
         c_int,
         (c_void_p, c_int, c_char_p, c_size_t, c_char_p, c_size_t),
     ),
+    "crypt_keyslot_get_encryption": (c_char_p, (c_void_p, c_int, POINTER(c_size_t))),
+    "crypt_keyslot_get_key_size": (c_int, (c_void_p, c_int)),
+    "crypt_volume_key_get": (
+        c_int,
+        (c_void_p, c_int, c_char_p, POINTER(c_size_t), c_char_p, c_size_t),
+    ),
     "crypt_header_backup": (c_int, (c_void_p, c_char_p, c_char_p)),
     "crypt_activate_by_passphrase": (c_int, (c_void_p, c_char_p, c_int, c_char_p, c_size_t, c_uint32)),
     "crypt_activate_by_volume_key": (c_int, (c_void_p, c_char_p, c_char_p, c_size_t, c_uint32)),
@@ -216,6 +228,11 @@ def _check(result: int, action: str) -> None:
         raise CryptSetupError(action, -result, words)
 
 
+def _text(found: bytes | None) -> str:
+    """What the library says; a header may hold any bytes."""
+    return (found or b"").decode(errors="replace")
+
+
 def _in_place(key: bytearray) -> ctypes.Array[ctypes.c_char]:
     """The key where it lies, for the library: no copy stays behind when it is overwritten."""
     return (ctypes.c_char * len(key)).from_buffer(key)
@@ -294,16 +311,37 @@ class CryptSetup:
         The volume key is the library's own random choice. Nothing is wiped: a sector never written
         cannot be read. ``sector_size`` is 512 or 4096; ``data_offset`` and ``journal_bytes`` are bytes.
         """
-        action = f"format {self._device}"
-        pbkdf = _PbkdfType(
-            type=b"pbkdf2", hash=b"sha256", iterations=_LEAST_ITERATIONS, flags=CRYPT_PBKDF_NO_BENCHMARK
-        )
         integrity = _IntegrityParameters(journal_size=journal_bytes)
         parameters = _Luks2Parameters(
             integrity=INTEGRITY.encode(),
             integrity_params=ctypes.pointer(integrity),
             sector_size=sector_size,
             label=label.encode(),
+        )
+        self._format(parameters, key, data_offset=data_offset)
+
+    def format_luks2_for(
+        self, volume_key: bytearray, *, key: bytearray, uuid: str, sector_size: int, data_offset: int
+    ) -> None:
+        """Write a LUKS2 header for data that ``volume_key`` (64 bytes) encrypts, without dm-integrity.
+
+        ``sector_size`` and ``data_offset`` are bytes; ``key`` opens the one keyslot.
+        """
+        parameters = _Luks2Parameters(sector_size=sector_size)
+        self._format(parameters, key, data_offset=data_offset, volume_key=volume_key, uuid=uuid)
+
+    def _format(
+        self,
+        parameters: _Luks2Parameters,
+        key: bytearray,
+        *,
+        data_offset: int,
+        volume_key: bytearray | None = None,
+        uuid: str | None = None,
+    ) -> None:
+        action = f"format {self._device}"
+        pbkdf = _PbkdfType(
+            type=b"pbkdf2", hash=b"sha256", iterations=_LEAST_ITERATIONS, flags=CRYPT_PBKDF_NO_BENCHMARK
         )
         cipher, mode = (word.encode() for word in CIPHER)
         library, handle = _library(), self._handle
@@ -312,7 +350,14 @@ class CryptSetup:
         _check(library.crypt_set_pbkdf_type(handle, byref(pbkdf)), action)
         _check(
             library.crypt_format(
-                handle, b"LUKS2", cipher, mode, None, None, VOLUME_KEY_BYTES, byref(parameters)
+                handle,
+                b"LUKS2",
+                cipher,
+                mode,
+                uuid.encode() if uuid else None,
+                _in_place(volume_key) if volume_key else None,
+                len(volume_key) if volume_key else VOLUME_KEY_BYTES,
+                byref(parameters),
             ),
             action,
         )
@@ -330,15 +375,51 @@ class CryptSetup:
         info = _IntegrityParameters()
         _check(library.crypt_get_integrity_info(handle, byref(info)), f"describe {self._device}")
         return VolumeDescription(
-            uuid=library.crypt_get_uuid(handle).decode(),
-            label=(library.crypt_get_label(handle) or b"").decode(errors="replace"),
-            cipher=f"{library.crypt_get_cipher(handle).decode()}-{library.crypt_get_cipher_mode(handle).decode()}",
-            integrity=(info.integrity or b"none").decode(),
+            uuid=_text(library.crypt_get_uuid(handle)),
+            label=_text(library.crypt_get_label(handle)),
+            cipher=f"{_text(library.crypt_get_cipher(handle))}-{_text(library.crypt_get_cipher_mode(handle))}",
+            integrity=_text(info.integrity or b"none"),
             tag_size=info.tag_size,
             volume_key_size=library.crypt_get_volume_key_size(handle),
             sector_size=library.crypt_get_sector_size(handle),
             data_offset=library.crypt_get_data_offset(handle) * _SECTOR,
         )
+
+    @contextmanager
+    def volume_key(self, key: bytearray) -> Iterator[bytearray]:
+        """The volume key (64 bytes) of a keyslot that ``key`` opens, overwritten at the end of the block.
+
+        Only of one that is encrypted with what is derived from ``key``, as cryptsetup does it: nobody else
+        can have written that, as there is a digest of what has to come out. A keyslot with a null cipher
+        opens for every key, to what its writer has chosen. The header has to be in memory, where nobody
+        changes it meanwhile. Raises CryptSetupError if there is none.
+        """
+        library, handle, size = _library(), self._handle, c_size_t()
+        secret = bytearray(XTS_KEY_BYTES)
+        try:
+            for slot in range(_KEYSLOTS):
+                encryption = library.crypt_keyslot_get_encryption(handle, slot, byref(size))
+                if (encryption, size.value) != _KEYSLOT_CIPHER:
+                    continue
+                # What a slot says of itself, since that is how much is written to the buffer.
+                if library.crypt_keyslot_get_key_size(handle, slot) != len(secret):
+                    continue
+                size.value = len(secret)
+                result = library.crypt_volume_key_get(
+                    handle, slot, _in_place(secret), byref(size), _in_place(key), len(key)
+                )
+                if result >= 0:
+                    break
+                _errors.take()
+            else:
+                raise CryptSetupError(
+                    f"find the volume key of {self._device}",
+                    errno.EPERM,
+                    "the key opens no keyslot of its own",
+                )
+            yield secret
+        finally:
+            secret[:] = bytes(len(secret))
 
     def backup_header(self, path: Path) -> None:
         """Write the header to the new file ``path``, from which it also serves as a detached header."""
@@ -439,6 +520,13 @@ class CryptSetup:
             _errors.take()
             raise raised[0]
         _check(result, f"write zeros to {self._device}")
+
+
+def luks2_uuid(header: Path) -> str:
+    """The UUID in a LUKS2 header: LUKS2 On-Disk Format Specification, 2.1, binary header."""
+    with header.open("rb") as stream:
+        binary = stream.read(512)
+    return binary[168:208].split(b"\0")[0].decode("ascii", errors="replace")
 
 
 def close(name: str) -> None:

@@ -17,6 +17,7 @@ from secex_firstboot.storage.disk import SECTOR
 
 MAPPER = Path("/dev/mapper")
 BLOCK = Path("/sys/class/block")
+DEVICES = Path("/sys/dev/block")
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,20 @@ def table(name: str) -> list[Target]:
     return [Target(type, arguments) for _, _, type, *arguments in lines]
 
 
-def number(device: Path) -> str:
+def device(number: str) -> Path:
+    """The node of a block device, from its number as tables have it: the kernel's own name in devtmpfs.
+
+    Raises FirstbootError if the node is not that device.
+    """
+    uevent = (DEVICES / number / "uevent").read_text(encoding="utf-8")
+    name = next(line.removeprefix("DEVNAME=") for line in uevent.splitlines() if line.startswith("DEVNAME="))
+    node = Path("/dev") / name
+    if number_of(node) != number:
+        raise FirstbootError(f"{node} is not the block device {number}", "start again")
+    return node
+
+
+def number_of(device: Path) -> str:
     """A block device's number, as tables have it."""
     found = device.stat().st_rdev
     return f"{os.major(found)}:{os.minor(found)}"

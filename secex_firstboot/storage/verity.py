@@ -33,4 +33,4 @@ def is_open(data: Path, tree: Path, name: str, root_hash: str) -> bool:
     if not mapping or not mapping.uuid.startswith("CRYPT-VERITY-"):
         return False
     found = [(each.type, [*each.arguments[1:3], *each.arguments[8:9]]) for each in devicemapper.table(name)]
-    return found == [("verity", [devicemapper.number(data), devicemapper.number(tree), root_hash])]
+    return found == [("verity", [devicemapper.number_of(data), devicemapper.number_of(tree), root_hash])]

@@ -121,20 +121,17 @@ def is_open(header: Path, partition: Path, name: str) -> bool:
     Documentation/admin-guide/device-mapper, for where a target's device stands.
     """
     mapping, below = devicemapper.find(name), devicemapper.find(f"{name}_dif")
-    if not mapping or not below or mapping.uuid != devicemapper.uuid_of("LUKS2", luks2_uuid(header), name):
+    if (
+        not mapping
+        or not below
+        or mapping.uuid != devicemapper.uuid_of("LUKS2", cryptsetup.luks2_uuid(header), name)
+    ):
         return False
     crypt = [(target.type, target.arguments[3:4]) for target in devicemapper.table(name)]
     integrity = [(target.type, target.arguments[:1]) for target in devicemapper.table(below.name)]
     return crypt == [("crypt", [below.number])] and integrity == [
-        ("integrity", [devicemapper.number(partition)])
+        ("integrity", [devicemapper.number_of(partition)])
     ]
-
-
-def luks2_uuid(header: Path) -> str:
-    """The UUID in a LUKS2 header: LUKS2 On-Disk Format Specification, 2.1, binary header."""
-    with header.open("rb") as stream:
-        binary = stream.read(512)
-    return binary[168:208].split(b"\0")[0].decode("ascii", errors="replace")
 
 
 def write_zeros(device: Path, offset: int, size: int, progress: Callable[[int, int], None]) -> None:

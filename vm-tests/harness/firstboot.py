@@ -149,9 +149,10 @@ def start(
     memory_mib: int = 1024,
     cpus: int = 1,
     disk: Path | None = None,
+    others: Sequence[Disk] = (),
     on_line: Callable[[str], None] | None = None,
 ) -> Guest:
-    disks = [Disk(disk or where.disk, "system")]
+    disks = [Disk(disk or where.disk, "system"), *others]
     if with_config:
         disks.append(Disk(where.config_disk, "ignition_crypted", format="raw", read_only=True))
     return Guest(
@@ -289,7 +290,7 @@ HAS_THE_TIME = "./etc/.ignition-result.json"  # and so differs between two first
 ADDED_BY_IGNITION = (
     "./etc/passwd", "./etc/shadow", "./etc/group", "./etc/gshadow", "./etc/subuid", "./etc/subgid",
     "./home/core", "./root/.ssh", "./etc/user-file", "./etc/systemd/system", "./etc/se-hostkeys",
-    "./var/mail", "./etc/.updated", "./etc/.pwd.lock", HAS_THE_TIME,
+    "./var/mail", "./var/data", "./etc/.updated", "./etc/.pwd.lock", HAS_THE_TIME,
 )  # fmt: skip
 ADDED_BY_THE_AGENT = ("./etc/luks", "./etc/crypttab", "./var/lib/secex-firstboot")
 ADDED_BY_THE_IMAGE = ("./boot/loader", "./boot/lost+found")  # its boot entry; mkfs.ext4

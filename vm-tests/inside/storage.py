@@ -1,8 +1,8 @@
 """The checks of test_storage.py, inside a guest: what is under ``secex_firstboot.storage``, on real devices.
 
 Disks: serial ``facts`` (JSON: the names of the others, their root hashes and digests, padded with zeros),
-``scratch`` (empty), and SE-ready ones, which lose what they had. The result has an answer under each name, or
-a text that begins with "failed" where a check raised.
+``scratch`` (empty), ``null-keyslot`` (see check_reopen), SE-ready ones, which lose what they had. The result
+has an answer under each name, or a text that begins with "failed" where a check raised.
 """
 
 import errno
@@ -24,7 +24,7 @@ from secex_firstboot.record import Progress
 from secex_firstboot.step import Context
 from secex_firstboot.steps import encrypt, partition
 from secex_firstboot.steps.personalise import volume_secrets
-from secex_firstboot.storage import cryptsetup, devicemapper, disk, filesystem, verity, volume
+from secex_firstboot.storage import cryptsetup, devicemapper, disk, filesystem, reopen, verity, volume
 from secex_firstboot.storage.cryptsetup import CryptSetup
 from secex_firstboot.storage.devicemapper import Piece
 
@@ -212,6 +212,55 @@ def check_room(device, sector_size):
     return rooms
 
 
+# --- a volume that Ignition made, opened anew ---
+
+
+def check_reopen(scratch, null_keyslot):
+    """``null_keyslot`` is a disk with a LUKS2 header whose keyslot every key opens."""
+    key, key_file, header = bytearray(os.urandom(64)), SCRATCH / "key", SCRATCH / "reopened.header"
+    write_private(key_file, key)
+    device = devicemapper.create_linear("partition", [Piece(scratch, 0, 32 * MIB)])
+
+    def cryptsetup_opens(device, *options):
+        return subprocess.run(["cryptsetup", "luksOpen", device, "--key-file", key_file, *options],
+                              capture_output=True).returncode == 0  # fmt: skip
+
+    def reopen_volume():
+        """The last: what was written before is there, without the header on the disk."""
+        options = ["--type=luks2", "--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000", "--key-file", key_file]
+        subprocess.run(["cryptsetup", "luksFormat", *options, device], check=True)
+        assert cryptsetup_opens(device, "owned")
+        content = os.urandom(MIB)
+        write(devicemapper.MAPPER / "owned", 0, content)
+        before = devicemapper.crypt_mode("owned")
+        found = [reopen.device_below("owned").stat().st_rdev == device.stat().st_rdev]
+        reopen.reopen("owned", reopen.device_below("owned"), bytearray(key), header, SCRATCH)
+        found += [reopen.is_open(header, "owned"), devicemapper.crypt_mode("owned") == before]
+        cryptsetup.close("owned")
+        write(device, 0, bytes(MIB))
+        assert cryptsetup_opens(device, "owned", "--header", header)
+        found.append(read(devicemapper.MAPPER / "owned", 0, MIB) == content)
+        cryptsetup.close("owned")
+        return found
+
+    def reopen_null_keyslot():
+        """[whether cryptsetup opens it with our key, the refusal, mappings left]"""
+        opens = cryptsetup_opens(null_keyslot, "owned")
+        mode = devicemapper.crypt_mode("owned").split()[1]
+        try:
+            reopen.reopen("owned", null_keyslot, bytearray(key), header, SCRATCH)
+        except FirstbootError as error:
+            return [opens, mode, str(error)]
+        finally:
+            cryptsetup.close("owned")
+        return "opened anew"
+
+    with checks("reopen") as answer:
+        answer("reopened", reopen_volume)
+        answer("null keyslot", reopen_null_keyslot)
+    devicemapper.remove("partition")
+
+
 # --- an SE-ready disk, as the steps encrypt it ---
 
 
@@ -383,6 +432,7 @@ def main():
         subprocess.run(["partx", "--delete", disk.find_by_serial(serial)], check=True, capture_output=True)
     for sector_size in (4096, 512):
         check_volume(scratch, sector_size)
+    check_reopen(scratch, disk.find_by_serial("null-keyslot"))
     for serial, of in facts["disks"].items():
         try:
             check_se_disk(serial, of, facts["headroom"])

@@ -1,0 +1,106 @@
+"""The config's own LUKS volumes (storage.luks): which of them first boot can keep safe from the host.
+
+Ignition makes them, and leaves the header on a disk of the host's. What first boot does about that is in
+``steps.volumes``; it takes volumes that a key file opens, encrypted as cryptsetup does it by default. What
+Ignition does with each field: internal/exec/stages/disks/luks.go.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from base64 import b64decode
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from secex_firstboot.errors import FirstbootError, Refusal
+from secex_firstboot.ignition.config import Config, Luks
+
+# As a name of files in /etc/luks, of a mapping, whose UUID has to hold it, and of a unit of systemd.
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+# cryptsetup-luksFormat(8): how hard the key is to guess from the header on the disk, and the size of sectors;
+# nothing that changes cipher, volume key or layout.
+_OPTIONS = {
+    "--pbkdf",
+    "--pbkdf-memory",
+    "--pbkdf-parallel",
+    "--pbkdf-force-iterations",
+    "--iter-time",
+    "--sector-size",
+}
+_SCHEMES = ("data:", "https:")
+
+_NOT_BY_KEY_FILE = (
+    "opens the volume by other means than a key file, with a header that the host can change",
+    "remove it: without a keyFile, Ignition makes a key, and keeps it on the encrypted root",
+)
+
+
+def check(config: Config) -> None:
+    """Raises Refusal with the place of the first field by which the host could open or weaken a volume."""
+    for index, luks in enumerate(config.storage.luks):
+        for field, what, cure in _wrong(luks):
+            raise Refusal(f"the Ignition config's storage.luks[{index}].{field} {what}", cure)
+
+
+def _wrong(luks: Luks) -> Iterator[tuple[str, str, str]]:
+    """(field, what is wrong with it, cure)"""
+    if not _NAME.fullmatch(luks.name):
+        yield (
+            "name",
+            "cannot be the name of a file, a mapping and a unit",
+            "use letters, digits, and _ - . behind the first, at most 64",
+        )
+    if luks.clevis.is_present:
+        yield "clevis", *_NOT_BY_KEY_FILE
+    if luks.cex.enabled:
+        yield "cex", *_NOT_BY_KEY_FILE
+    if luks.key_file.source and not luks.key_file.source.startswith(_SCHEMES):
+        yield (
+            "keyFile.source",
+            "is fetched where the host can read it",
+            "put the key into the config (data:), fetch it from https, or leave keyFile out",
+        )
+    if (place := _first_other(luks.options)) is not None:
+        yield (
+            f"options[{place}]",
+            "changes how the volume is encrypted, of which first boot keeps a header of its own",
+            f"remove it: there may be {', '.join(sorted(_OPTIONS))}",
+        )
+    if luks.open_options:
+        yield "openOptions[0]", "is not kept when the volume is opened again", "remove it"
+
+
+def _first_other(options: Sequence[str]) -> int | None:
+    """The place of the first that is none of ours with its value, in the same word or the next."""
+    is_value = False
+    for place, option in enumerate(options):
+        name, equals, _ = option.partition("=")
+        if is_value and not option.startswith("-"):
+            is_value = False
+        elif is_value or name not in _OPTIONS:
+            return place
+        else:
+            is_value = not equals
+    return len(options) - 1 if is_value else None
+
+
+def keys(state: Path) -> dict[str, bytearray]:
+    """The key of each volume that Ignition has opened, by name, from what it keeps for its files stage.
+
+    Ignition: internal/state/state.go. Raises FirstbootError if that file is not as it was up to 2.26.
+    """
+    try:
+        found = json.loads(state.read_bytes())["luksPersistKeyFiles"] or {}
+        return {name: bytearray(_content(url)) for name, url in found.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise FirstbootError(
+            f"{state} does not have the keys of the config's volumes", "report this version of Ignition"
+        ) from None
+
+
+def _content(url: str) -> bytes:
+    start, base64, content = url.partition(";base64,")
+    if not start.startswith("data:") or not base64:
+        raise ValueError("no data URL")
+    return b64decode(content, validate=True)
