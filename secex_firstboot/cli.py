@@ -6,29 +6,34 @@ import argparse
 import json
 import logging
 import sys
+import textwrap
 from pathlib import Path
 
 from secex_firstboot import __version__, explain, grow, machine, memory, paths
 from secex_firstboot.console import Console
 from secex_firstboot.errors import FirstbootError
 from secex_firstboot.files import exists
-from secex_firstboot.machine import Observation
+from secex_firstboot.machine import REFUSED, Observation
 from secex_firstboot.preflight import Preflight
-from secex_firstboot.step import Context, Stage, State, kernel_command_line
+from secex_firstboot.step import Context, Stage, kernel_command_line
 from secex_firstboot.steps import seal
 
 _JOURNAL_INTERVAL = 60.0  # seconds between two lines of progress that may take hours
+_COLUMNS = 100  # of the table on a workstation
 _EPILOG = """\
 exit status:
-  0  the steps are done; with --dry-run: every step is done or can be performed
+  0  the steps are done; with --dry-run: nothing that could be looked at would be refused
   1  a step failed or refused, or with --dry-run: would refuse
   2  the command line makes no sense
 
 examples:
   secex-firstboot --dry-run
       in a guest: how far it has come
-  secex-firstboot --dry-run --config config.ign --disk image.qcow2
-      on a workstation, before the config is encrypted: what first boot would say
+  secex-firstboot --dry-run --config config.ign --disk image.qcow2 --certificates image-certs/
+      on a workstation, before the config is encrypted: what first boot would say;
+      "unknown" is neither ready nor refused: it says what could not be told here
+  secex-firstboot --dry-run --config config.ign --offline
+      the same, without asking any server
 """
 
 
@@ -66,14 +71,17 @@ def _parser() -> argparse.ArgumentParser:
         "--certificates",
         type=Path,
         metavar="DIRECTORY",
-        default=paths.CERTIFICATES,
-        help="the root certificates that the image trusts, and others (default: %(default)s)",
+        help="the root certificates that the image trusts, and others "
+        f"(default: {paths.CERTIFICATES}, if this machine has it)",
     )
     workstation.add_argument(
         "--hostkey-verify",
         choices=["strict", "no"],
         default="strict",
         help="as secex.hostkey_verify= of the image (default: %(default)s)",
+    )
+    workstation.add_argument(
+        "--offline", action="store_true", help="fetch nothing; name what only a server has"
     )
     parser.add_argument("--json", action="store_true", help="with --dry-run: print JSON for programs")
     parser.add_argument("--debug", action="store_true", help="log every program that is run")
@@ -86,8 +94,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.json and not options.dry_run:
         parser.error("--json goes with --dry-run")
-    if (options.config and not options.dry_run) or (options.disk and not options.config):
-        parser.error("--config goes with --dry-run, and --disk with --config")
+    if options.config and not options.dry_run:
+        parser.error("--config goes with --dry-run")
+    if (options.disk or options.certificates or options.offline) and not options.config:
+        parser.error("--disk, --certificates and --offline go with --config")
     logging.basicConfig(level=logging.DEBUG if options.debug else logging.WARNING, format="%(message)s")
     if options.explain:
         print(*explain.lines(), sep="\n")
@@ -96,8 +106,15 @@ def main(arguments: list[str] | None = None) -> int:
     context = Context(kernel_command_line(), say=console.say, progress=console.progress)
     if options.config:
         context = Context(context.command_line, say=_to_stderr, warn=_to_stderr)
-        look = Preflight(options.config, options.disk, options.certificates, options.hostkey_verify, context)
-        return _print(look.run(), "a workstation", as_json=options.json)
+        look = Preflight(
+            options.config,
+            options.disk,
+            options.certificates,
+            options.hostkey_verify,
+            context,
+            offline=options.offline,
+        )
+        return _print(look.run(), "a workstation", as_json=options.json, columns=_COLUMNS)
     if options.dry_run:
         return _print(machine.dry_run(context), context.phase, as_json=options.json)
     try:
@@ -125,7 +142,7 @@ def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def _print(seen: list[Observation], phase: str, *, as_json: bool) -> int:
+def _print(seen: list[Observation], phase: str, *, as_json: bool, columns: int = sys.maxsize) -> int:
     """A table, or JSON; the exit code."""
     if as_json:
         rows = [
@@ -134,6 +151,7 @@ def _print(seen: list[Observation], phase: str, *, as_json: bool) -> int:
                 "state": row.state,
                 "destructive": row.step.destructive,
                 "detail": row.detail,
+                "untold": list(row.untold),
             }
             for row in seen
         ]
@@ -142,8 +160,22 @@ def _print(seen: list[Observation], phase: str, *, as_json: bool) -> int:
         width = max(len(row.step.name) for row in seen)
         print(f"started from: {phase}")
         for row in seen:
-            print(f"{row.step.name:<{width}}  {row.state:<7}  {row.detail}")
-    return 0 if all(row.state in list(State) for row in seen) else 1
+            begin = f"{row.step.name:<{width}}  {row.state:<7}  "
+            for text in (row.detail, *(f"not told here: {each}" for each in row.untold)):
+                indent = " " * len(begin)
+                print(
+                    *textwrap.wrap(
+                        text,
+                        columns,
+                        initial_indent=begin,
+                        subsequent_indent=indent,
+                        break_long_words=False,
+                        break_on_hyphens=False,
+                    ),
+                    sep="\n",
+                )
+                begin = indent
+    return 1 if any(row.state == REFUSED for row in seen) else 0
 
 
 if __name__ == "__main__":

@@ -22,13 +22,21 @@ _CURES = {
 }
 
 
+REFUSED = "refused"
+UNKNOWN = "unknown"  # nothing is refused, but not all that the step looks at could be told
+
+
 @dataclass(frozen=True)
 class Observation:
-    """What --dry-run says of one step; ``state`` is a State, or "refused" with the reason in ``detail``."""
+    """What --dry-run says of one step.
+
+    ``state`` is a State, REFUSED with the reason in ``detail``, or UNKNOWN with the reasons in ``untold``.
+    """
 
     step: Step
     state: str
     detail: str
+    untold: tuple[str, ...] = ()
 
 
 def run(stage: Stage, context: Context) -> None:
@@ -100,5 +108,5 @@ def dry_run(context: Context, steps: Iterable[Step] = STEPS) -> list[Observation
             status = step.observe(context)
             seen.append(Observation(step, status.state, status.detail))
         except (FirstbootError, OSError) as error:
-            seen.append(Observation(step, "refused", str(error)))
+            seen.append(Observation(step, REFUSED, str(error)))
     return seen

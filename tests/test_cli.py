@@ -55,7 +55,7 @@ def test_a_dry_run_for_programs_has_a_fixed_shape(capsys):
     assert seen["phase"] == "another machine"
     assert [row["step"] for row in seen["steps"]] == [step.name for step in STEPS]
     for row, step in zip(seen["steps"], STEPS, strict=True):
-        assert row.keys() == {"step", "state", "destructive", "detail"}
+        assert row.keys() == {"step", "state", "destructive", "detail", "untold"}
         assert row["state"] in STATES
         assert row["destructive"] is step.destructive
         assert row["detail"]

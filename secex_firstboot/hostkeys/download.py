@@ -76,7 +76,7 @@ class Client:
             if attempt == self.network.attempts or time.monotonic() + wait >= deadline:
                 break
             self.network.sleep(wait)
-        raise Refusal(
+        raise Unreachable(
             f"{request.what} could not be fetched from {host} in {attempt} attempts: {reason}",
             "check the URL, the guest's network and the server",
         )
@@ -141,6 +141,10 @@ class Client:
                 f"{request.what}: there is no certificate authority to trust for https",
                 "name yours in ignition.security.tls.certificateAuthorities or use a data URL",
             ) from None
+
+
+class Unreachable(Refusal):
+    """No attempt got an answer that says anything; from another machine, one may."""
 
 
 class _Transient(Exception):

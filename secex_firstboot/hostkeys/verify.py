@@ -125,7 +125,7 @@ def verify(
         if fetched:
             lack = missing([*material.crls, *fetched])
     if lack:
-        raise Refusal(f"{lack.message}. {trouble}" if trouble else lack.message, lack.cure)
+        raise crl.NoCrl(f"{lack.message}. {trouble}" if trouble else lack.message, lack.cure)
 
 
 def _is_crl_of_any(found: x509.CertificateRevocationList, certificates: Sequence[x509.Certificate]) -> bool:

@@ -428,6 +428,14 @@ def certificates(config: Config) -> list[FileEntry]:
     return _files(config, _CERTIFICATE)
 
 
+def is_host_key(entry: FileEntry) -> bool:
+    return bool(_HOST_KEY.fullmatch(entry.path))
+
+
+def is_certificate(entry: FileEntry) -> bool:
+    return bool(_CERTIFICATE.fullmatch(entry.path))
+
+
 def _files(config: Config, path: re.Pattern[str]) -> list[FileEntry]:
     entries = []
     for index, entry in enumerate(config.storage.files):

@@ -70,6 +70,11 @@ def check(
             raise _refusal(write.place, reason)
 
 
+def places_of_devices(config: Config) -> list[str]:
+    """Where the config names devices: whose they are shows only where they are."""
+    return [place for place, device in _devices(config) if device]
+
+
 def device_numbers(disk: Path, block: Path = Path("/sys/class/block")) -> frozenset[int]:
     """The numbers of a disk, of its partitions, and of all mappings that lie on them."""
     found: set[int] = set()
