@@ -31,7 +31,7 @@ from secex_firstboot import process
 from secex_firstboot.errors import FirstbootError, Refusal
 from secex_firstboot.files import exists
 from secex_firstboot.ignition import packets
-from secex_firstboot.ignition.packets import MESSAGE_LIMIT, Packets
+from secex_firstboot.ignition.packets import ENCRYPT_AGAIN, MESSAGE_LIMIT, Packets
 
 CONFIG_LIMIT = 64 << 20  # bytes
 
@@ -68,7 +68,6 @@ _OPTIONS = [
 ]
 
 _BUILD_AGAIN = "build the image again with an OpenPGP private key that has no passphrase"
-_ENCRYPT_AGAIN = "encrypt the config with gpg --encrypt and write the file to the start of the config disk"
 
 
 def refused() -> Refusal:
@@ -113,7 +112,7 @@ def _copy_message(disk: BinaryIO, message: BinaryIO, limit: int) -> None:
     first = next(chunks, b"")
     whole = chain([first], chunks)
     if not first.strip(b"\0"):
-        raise Refusal("the config disk is empty", _ENCRYPT_AGAIN)
+        raise Refusal("the config disk is empty", ENCRYPT_AGAIN)
     if first.startswith(_BEGIN):
         binary = _dearmored(whole, limit)
         behind = Packets(message, binary, limit).take_message() + b"".join(binary)
@@ -173,7 +172,7 @@ def _decoded(digits: bytes) -> bytes:
 
 
 def _damaged_armor() -> Refusal:
-    return Refusal("the armor of the message on the config disk is damaged", _ENCRYPT_AGAIN)
+    return Refusal("the armor of the message on the config disk is damaged", ENCRYPT_AGAIN)
 
 
 def _something_behind() -> Refusal:

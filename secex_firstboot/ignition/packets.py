@@ -34,7 +34,7 @@ _LITERAL_MODES = b"btu"
 _LONGEST_HEAD = 6 + 255  # bytes, of a literal: mode, a file name with its length, a date
 _BESIDE_LITERAL = 1 << 16  # bytes: its header, and signatures
 
-_ENCRYPT_AGAIN = "encrypt the config with gpg --encrypt and write the file to the start of the config disk"
+ENCRYPT_AGAIN = "encrypt the config with gpg --encrypt and write the file to the start of the config disk"
 
 _Body = list[tuple[int, int]]  # start and size of each part
 
@@ -102,7 +102,7 @@ class Packets:
         if octet & 0x80:
             return octet
         if at_start:
-            raise Refusal("the config disk holds no OpenPGP message", _ENCRYPT_AGAIN)
+            raise Refusal("the config disk holds no OpenPGP message", ENCRYPT_AGAIN)
         raise truncated()
 
     def _body(self, header: int) -> _Body:
@@ -111,7 +111,7 @@ class Packets:
         if header & 0x03 < 3:
             return [self._step(self._number(1 << (header & 0x03)))]
         if self.source:
-            raise Refusal("the message on the config disk does not say how long it is", _ENCRYPT_AGAIN)
+            raise Refusal("the message on the config disk does not say how long it is", ENCRYPT_AGAIN)
         return [self._step(self.size - self.position)]
 
     def _parts(self) -> Iterator[tuple[int, int]]:
@@ -232,7 +232,7 @@ def _literal(packets: Packets, limit: int) -> bytes:
 
 
 def not_encrypted() -> Refusal:
-    return Refusal("the OpenPGP data on the config disk is not an encrypted message", _ENCRYPT_AGAIN)
+    return Refusal("the OpenPGP data on the config disk is not an encrypted message", ENCRYPT_AGAIN)
 
 
 def truncated() -> Refusal:
@@ -247,4 +247,4 @@ def too_large(limit: int) -> Refusal:
 
 
 def _damaged() -> Refusal:
-    return Refusal("the message on the config disk is not one plaintext", _ENCRYPT_AGAIN)
+    return Refusal("the message on the config disk is not one plaintext", ENCRYPT_AGAIN)
