@@ -265,3 +265,30 @@ def test_outside_of_an_initramfs_nothing_is_touched(initramfs: Initramfs) -> Non
     assert initramfs.run(SHELL).returncode == 1
     assert left(initramfs) == list(SECRETS)
     assert not (initramfs.root / "calls").exists()
+
+
+def opens_a_shell(initramfs: Initramfs, *way: str) -> bool:
+    """Whether dracut would, once it has sourced the hook."""
+    shutil.copy(SCRIPT.with_name("emergency-hook.sh"), initramfs.root / "hook")
+    initramfs.put("dracut", ". /hook\necho shell >> /calls\n")
+    subprocess.run([*way, "/usr/sbin/chroot", initramfs.root, "/bin/sh", "/dracut"], env={"PATH": "/bin"})
+    return "shell" in initramfs.calls
+
+
+@pytest.mark.parametrize("action", ["poweroff", "reboot", "halt"])
+def test_at_shutdown_dracut_goes_on_with_it_and_asks_nobody(initramfs: Initramfs, action: str) -> None:
+    """As process 1, in /run/initramfs: there is no systemd, and a system's volumes are still open."""
+    initramfs.stand_in(action)
+    initramfs.put("usr/lib/secex-firstboot/emergency", "#!/bin/sh\necho asked >> /calls\n").chmod(0o755)
+    assert not opens_a_shell(initramfs, "/usr/bin/unshare", "--pid", "--fork", "env", f"ACTION={action}")
+    assert initramfs.calls == [f"{action} -f -n"]
+
+
+@pytest.mark.parametrize(("code", "opens"), [(0, True), (1, False)])
+def test_before_dracut_opens_a_shell_everything_is_cleaned_up(
+    initramfs: Initramfs, code: int, opens: bool
+) -> None:
+    initramfs.stand_in("sleep")
+    initramfs.put("usr/lib/secex-firstboot/emergency", f"#!/bin/sh\nexit {code}\n").chmod(0o755)
+    assert opens_a_shell(initramfs, "/usr/bin/env") == opens
+    assert initramfs.calls == ["shell" if opens else "sleep infinity"]

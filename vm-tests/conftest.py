@@ -15,7 +15,9 @@ from harness.guest import Guest, Network
 from harness.recorded import FirstBoot
 from xdist.scheduler import LoadScopeScheduling
 
-SHARING = ("test_power_cut.py", "test_tamper.py")
+# The longest first; then any other file, and last those whose tests may run anywhere, one by one.
+LONGEST = ("test_first_boot.py", "test_errors.py", "test_storage.py", "test_grow.py")
+ANYWHERE = ("test_power_cut.py", "test_emergency.py", "test_tamper.py")
 
 # Before there are processes that inherit it.
 os.environ.setdefault("POWER_CUT_SEED", str(sample.seed()))
@@ -47,12 +49,12 @@ def network(first_boot: FirstBoot) -> Iterator[Network]:
 
 class ByCost(LoadScopeScheduling):  # type: ignore[misc]
     """The tests of a file stay together, as they share what is costly to make; but for those that share it
-    with all processes, see harness.once.
+    with all processes, see harness.once, or share nothing.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::")[0]
-        return nodeid if Path(file).name in SHARING else file
+        return nodeid if Path(file).name in ANYWHERE else file
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -65,7 +67,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not config.getoption("--long"):
         items[:], left_out = sample.split(items, sample.seed())
         config.hook.pytest_deselected(items=left_out)
-    items.sort(key=lambda item: (not item.get_closest_marker("early"), item.path.name in SHARING))
+    order = (*LONGEST, "", *ANYWHERE)
+    items.sort(
+        key=lambda item: (
+            not item.get_closest_marker("early"),
+            order.index(item.path.name if item.path.name in order else ""),
+        )
+    )
 
 
 @pytest.hookimpl(wrapper=True)
