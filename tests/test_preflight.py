@@ -415,8 +415,12 @@ def test_a_config_without_a_host_key_is_refused(look, monkeypatch, tmp_path, cap
 
 
 def fetched(port: int, name: str = "b") -> dict[str, Any]:
-    source = f"http://127.0.0.1:{port}/{name}.crt"
-    return {"path": f"/etc/se-hostkeys/ibm-z-hostkey-{name}", "contents": {"source": source}}
+    """A document that only a server has."""
+    contents = {
+        "source": f"http://127.0.0.1:{port}/{name}.crt",
+        "verification": {"hash": f"sha256-{'0' * 64}"},
+    }
+    return {"path": f"/etc/se-hostkeys/ibm-z-hostkey-{name}", "contents": contents}
 
 
 @pytest.fixture
@@ -444,6 +448,23 @@ def test_a_document_that_is_here_is_refused_all_the_same(look, nobody):
     forged = pki.pem(other.document(pki.host_key("a").public_key()))
     code, rows = look({"storage": {"files": [host_key(forged), fetched(nobody), *proof()]}})
     assert (code, rows["hostkeys"]["state"]) == (1, "refused")
+
+
+def test_what_the_host_can_change_on_its_way_is_refused_or_warned_of(tmp_path, capsys):
+    plain = {"source": "http://a.example/x"}
+    for entry, code, says in (
+        ({"path": "/etc/x", "contents": plain}, 0, "storage.files[0].contents comes over http without"),
+        ({**fetched(1), "contents": plain}, 1, ""),
+    ):
+        path = tmp_path / "config.ign"
+        files = [entry, host_key(), *proof()]
+        path.write_text(json.dumps({"ignition": {"version": "3.3.0"}, "storage": {"files": files}}))
+        assert main(["--dry-run", f"--config={path}", "--offline"]) == code
+        output = capsys.readouterr()
+        assert says in output.err
+        assert ("config        refused  storage.files[0].contents comes over http" in output.out) == bool(
+            code
+        )
 
 
 def test_a_server_that_answers_no_is_a_refusal(look):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from secex_firstboot import process
 from secex_firstboot.errors import Refusal
-from secex_firstboot.ignition import config, kernel_arguments, merge, openpgp, ownership, validity
+from secex_firstboot.ignition import config, kernel_arguments, merge, openpgp, ownership, transport, validity
 from secex_firstboot.ignition.config import Config, FileEntry
 from secex_firstboot.preflight.look import Look, listed
 from secex_firstboot.step import Context
@@ -80,11 +80,13 @@ def look(given: Given, context: Context) -> Look:
     untold = _specification(found.ignition.version)
     if given.elsewhere:
         untold.append(f"what other configs say: {listed(given.elsewhere)}")
+    transport.check_replacement(found, context.warn)
     if given.is_replaced:
         return Look("a config in whose place first boot takes another", untold)
     validity.check(found)
     ownership.check(found, devices=())
     kernel_arguments.check(found.kernel_arguments)
+    transport.check(found, context.warn)
     untold += validate(given.path, context)
     if devices := ownership.places_of_devices(found):
         untold.append(f"which of the guest's disks these are: {listed(devices)}")
