@@ -3,7 +3,8 @@
 Few distributions package pvimg and genprotimg, so a stand-in plays them here: of pvimg-create(1) and
 genprotimg(1) it takes the options that both have, by exactly these names, and refuses to overwrite. Like them
 it takes a document that begins as DER for DER, whatever follows, and makes a key slot a document. Of an image
-it makes the SE header alone, with stage3a's arguments before it; what it was asked for lies in front.
+it makes the SE header alone, with stage3a's arguments before it; what it was asked for lies in front. It
+notes down the command lines.
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ given = parser.parse_args(words)
 if given.o.exists():
     sys.exit("the output exists")
 given.o.write_text("half")
+with pathlib.Path(sys.argv[0]).with_name("command lines").open("a") as file:
+    print(given.p.read_text(), file=file)
 if "fail" in given.p.read_text():
     sys.exit("said the tool")
 asked = json.dumps({{
@@ -288,6 +291,10 @@ class Builder:
         for path in HOST_KEYS:
             shutil.copy(path, self.documents)
 
+    def command_lines(self) -> list[str]:
+        """Of the images that were asked for, from first to last."""
+        return (self.tmp_path / "bin" / "command lines").read_text().splitlines()
+
     def make(self, *names: str) -> list[bytes]:
         """The key slots of the image for the keys that were proven by these documents."""
         _, output = make(self.tmp_path, host_keys={self.documents / name: PROVEN[name] for name in names})
@@ -319,12 +326,14 @@ def test_a_document_in_which_the_tool_reads_another_key_is_refused_in_the_image(
     file.write_bytes(a.public_bytes(Encoding.DER) + a.public_bytes(Encoding.PEM))
     assert builder.make(HOST_A.name)
     before = (tmp_path / "se" / "sdboot").read_bytes()
+    assert builder.command_lines() == ["rehearsal", COMMAND_LINE]
     file.write_bytes(b.public_bytes(Encoding.DER) + a.public_bytes(Encoding.PEM))
     with pytest.raises(FirstbootError, match=f"the image that {name} made is not for exactly") as refused:
         builder.make(HOST_A.name)
     assert refused.value.cure
     with pytest.raises(FirstbootError, match="not for exactly"):
         builder.make(HOST_A.name, HOST_B.name)
+    assert builder.command_lines()[2:] == ["rehearsal"] * 2  # nothing secret was in any
     assert (tmp_path / "se" / "sdboot").read_bytes() == before
     assert_nothing_else_is_left(tmp_path, ["sdboot"])
 

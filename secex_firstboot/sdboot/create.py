@@ -20,6 +20,7 @@ from secex_firstboot.sdboot import image, initramfs
 
 BUILT_IN = "built-in"
 _TOOLS = (("pvimg", "create"), ("genprotimg",))
+_REHEARSAL = "rehearsal"  # a command line
 BOOT_LOADER_DIRECTORIES = (Path("/usr/share/s390-tools/pvimg"), Path("/usr/share/s390-tools/genprotimg"))
 
 
@@ -51,6 +52,7 @@ def create(
     try:
         tool = _installed_tool()
         if tool:
+            _rehearse(tool, kernel, host_keys, scratch)
             _run(tool, unfinished, kernel, ramdisk, command_line, host_keys, scratch)
         else:
             boot_loaders = find_boot_loaders()
@@ -78,6 +80,19 @@ def create(
         unfinished.unlink(missing_ok=True)
     sync(output.parent)
     return builder
+
+
+def _rehearse(
+    tool: tuple[str, ...], kernel: Path, host_keys: Mapping[Path, ec.EllipticCurvePublicKey], scratch: Path
+) -> None:
+    """Let the tool make an image with nothing secret in it, in memory, and see whose keys it takes.
+
+    What it writes to ``output`` is on the disk of whoever runs the host before anybody can read it back.
+    """
+    with tempfile.TemporaryDirectory(dir=scratch, prefix="rehearsal-") as private:
+        made = Path(private, "image")
+        _run(tool, made, kernel, (), _REHEARSAL, host_keys, scratch)
+        _check_key_slots(made, host_keys.values(), tool[0])
 
 
 def _check_key_slots(made: Path, keys: Iterable[ec.EllipticCurvePublicKey], builder: str) -> None:
