@@ -201,7 +201,7 @@ def _decompressed(decompressor: Any, piece: bytes) -> Iterator[bytes]:
 
 
 def _literal(packets: Packets, limit: int) -> bytes:
-    """The text of the only literal; signatures lie around it, or before it as of old."""
+    """The text of the only literal. Signatures lie around it, or before it as of old."""
     literal: _Body | None = None
     before: list[int] = []
     after: list[int] = []
@@ -214,7 +214,11 @@ def _literal(packets: Packets, limit: int) -> bytes:
     around = before == [_ONE_PASS_SIGNATURE] * len(after) and after == [_SIGNATURE] * len(before)
     if literal is None or not (around or before + after == [_SIGNATURE] * len(before)):
         raise _damaged()
-    pieces = packets.content(literal)
+    return _text(packets.content(literal), limit)
+
+
+def _text(pieces: Iterator[bytes], limit: int) -> bytes:
+    """What follows the head of a literal."""
     head = b""
     for piece in pieces:
         head += piece
@@ -222,9 +226,8 @@ def _literal(packets: Packets, limit: int) -> bytes:
             break
     if len(head) < 6 or head[0] not in _LITERAL_MODES or len(head) < 6 + head[1]:
         raise _damaged()
-    head = head[6 + head[1] :]
     text = io.BytesIO()
-    for piece in chain([head], pieces):
+    for piece in chain([head[6 + head[1] :]], pieces):
         if text.tell() + len(piece) > limit:
             raise _damaged()
         text.write(piece)
