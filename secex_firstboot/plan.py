@@ -71,6 +71,17 @@ class Plan(BaseModel):
     def volumes(self) -> tuple[Volume, Volume]:
         return (self.boot, self.root)
 
+    @property
+    def image_end(self) -> int:
+        """Where what the image brought ends in the root partition: its root, or the last hash tree."""
+        return max(self.root.source_size, *(each.tree.offset + each.tree.size for each in self.volumes))
+
+    @property
+    def saved(self) -> Span:
+        """All that is saved at the end of the root partition, until root is copied."""
+        start = self.boot.saved_head.offset
+        return Span(offset=start, size=self.root_partition_size - start)
+
     @classmethod
     def load(cls, path: Path) -> Plan:
         return cls.model_validate_json(path.read_text(encoding="utf-8"))

@@ -27,7 +27,9 @@ class Progress(StrEnum):
     SAVED = "saved"  # the head of the source (and its hash tree) also lies at the end of the disk
     PLACED = "placed"  # header, superblock and journal of the target are written; copying may have begun
     COPIED = "copied"
-    ZEROED = "zeroed"  # tail and headroom; never again, since the file system grows into them now
+    ZEROED = (
+        "zeroed"  # tail and headroom, once the image's rest was erased; never again, as the file system grows
+    )
     FINISHED = "finished"
 
 

@@ -53,6 +53,27 @@ def test_a_device_of_the_required_size_holds_source_and_tail(sector_size):
     assert layout(sector_size).data_address(300 * MIB + TAIL_SIZE - 1) == size - 1
 
 
+@SECTORS
+@pytest.mark.parametrize("written", [4096, 16 * MIB - 4096, 16 * MIB, 16 * MIB + 4096, 40 * MIB])
+@pytest.mark.parametrize("end", [90 * MIB, 30 * MIB])
+def test_every_byte_is_the_volumes_or_of_its_surroundings(files, sector_size, written, end):
+    """Sector by sector: its data, and the 32 bytes of its tag."""
+    chosen = layout(sector_size)
+    whose = bytearray(end)
+    whose[: files.header.stat().st_size] = b"V" * files.header.stat().st_size
+    whose[DATA_OFFSET : chosen.areas_start] = b"V" * (chosen.areas_start - DATA_OFFSET)
+    for at in range(0, written, sector_size):
+        tag = chosen.tags_address(at) + at % chosen.interleave // sector_size * 32
+        for start, size in ((chosen.data_address(at), sector_size), (tag, 32)):
+            size = max(0, min(size, end - start))
+            whose[start : start + size] = b"V" * size
+    for offset, size in volume.surroundings(files, sector_size=sector_size, written=written, end=end):
+        assert offset + size <= end
+        assert not any(whose[offset : offset + size])
+        whose[offset : offset + size] = b"S" * size
+    assert 0 not in whose
+
+
 def test_copying_in_place_is_safe_with_the_journal_this_makes():
     for sector_size in (512, 4096):
         assert layout(sector_size).backward_window >= 4 * MIB  # the size of a chunk

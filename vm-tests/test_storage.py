@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import debian, inside, null_header
+from harness import debian, inside, null_header, remains
 from harness.guest import Disk
+from harness.remains import Published
 
 MIB = 1 << 20
 BOOT, ROOT, HEADROOM = 16 * MIB, 64 * MIB, 32 * MIB
@@ -59,7 +60,17 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
     output = debian.REPOSITORY / "build" / "storage"
     output.mkdir(parents=True, exist_ok=True)
     script = debian.REPOSITORY / "vm-tests/inside/storage.py"
-    return inside.run(script, disks=disks, log=output / "console.log") | {"facts": facts}
+    published = {serial: published_on(work / serial, serial) for serial in SE_DISKS}
+    before = {serial: published[serial].found_in(work / serial) for serial in SE_DISKS}
+    answer = inside.run(script, disks=disks, log=output / "console.log")
+    after = {serial: published[serial].found_in(work / serial) for serial in SE_DISKS}
+    return answer | {"facts": facts, "published, before": before, "published, afterwards": after}
+
+
+def published_on(disk: Path, serial: str) -> Published:
+    """What the volumes that are encrypted hold, and both hash trees."""
+    places = [PARTITIONS[name] for name in (*ENCRYPTED[serial], "boothash", "roothash")]
+    return Published(remains.read(disk, start * MIB, size * MIB) for _, start, size in places)
 
 
 def make_sparse(path: Path, size: int) -> None:
@@ -212,6 +223,17 @@ def test_root_grows_by_the_headroom(se_disk: Result) -> None:
 
 def test_both_ends_of_the_volume_can_be_read_and_no_more_than_needed_is_written(se_disk: Result) -> None:
     assert se_disk["read errors"] == [None, "EILSEQ", None]
+
+
+@pytest.mark.parametrize("serial", [serial for serial in SE_DISKS if serial != INTERRUPTED])
+def test_the_kernel_has_no_integrity_error_to_tell_of(result: Result, serial: str) -> None:
+    assert result[serial]["integrity errors"] == []
+
+
+@pytest.mark.parametrize("serial", SE_DISKS)
+def test_nothing_of_the_image_stays_on_the_disk(result: Result, serial: str) -> None:
+    assert len(result["published, before"][serial]) * 512 > ROOT * 0.9  # so it would be found
+    assert result["published, afterwards"][serial] == []
 
 
 def test_nothing_stays_open(result: Result) -> None:

@@ -1,8 +1,12 @@
 """encrypt boot, encrypt root: copy a volume backwards into its encrypted successor, in place.
 
 The order: save what the new header and the growing copy would overwrite; place header and journal; copy, from
-the last block to the first; zero what file systems and probes read beyond. The record on ``se`` says after
-each of these, and after each chunk, what is on stable storage, so that a start after a crash goes on there.
+the last block to the first; erase what is left of the image around the copy; zero, through the volume, what
+file systems and probes read beyond it; grow. The record on ``se`` says after each of these, and after each
+chunk, what is on stable storage, so that a start after a crash goes on there.
+
+Until the volume has its final name nobody but this step looks at it. So no probe reads a sector that was not
+written yet, and a good first boot has no integrity error in its log.
 """
 
 from __future__ import annotations
@@ -20,7 +24,17 @@ from secex_firstboot.plan import MIB, Plan, Volume
 from secex_firstboot.record import Progress, Record
 from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, ready, waiting
 from secex_firstboot.steps.personalise import volume_secrets
-from secex_firstboot.storage import copy, cryptsetup, devicemapper, disk, filesystem, overlay, verity, volume
+from secex_firstboot.storage import (
+    copy,
+    cryptsetup,
+    devicemapper,
+    disk,
+    erase,
+    filesystem,
+    overlay,
+    verity,
+    volume,
+)
 from secex_firstboot.storage.devicemapper import Piece
 from secex_firstboot.storage.mounted import Mounted
 
@@ -95,12 +109,11 @@ class Encryption:
             Progress.COPIED: self.zero,
             Progress.ZEROED: self.grow,
         }
-        may_be_in_use = self.record.of(self.volume.name).is_complete
+        if self.volume.name == "root" and self.record.root.is_complete:
+            self._settle_files(self._opened())
         while (progress := self.record.of(self.volume.name).progress) in parts:
             parts[progress]()
-        device = self._opened()
-        if may_be_in_use and self.volume.name == "root":
-            self._settle_files(device)
+        self._opened()
 
     def save(self) -> None:
         """Copy the head of the source, and a hash tree that the target will reach, to the end of the disk."""
@@ -132,28 +145,25 @@ class Encryption:
                 self.volume.source_size,
                 start_from=self.record.of(self.volume.name).copied_from,
                 on_chunk_durable=lambda offset: self._record(Progress.PLACED, offset),
-                progress=lambda copied, total: self.context.progress(
-                    f"encrypt {self.volume.name}", copied, total
-                ),
+                progress=self._progress(f"encrypt {self.volume.name}"),
             )
         self._record(Progress.COPIED)
 
     def zero(self) -> None:
-        """Write zeros through the volume to its tail, and to what the file system will grow into."""
-        device = self._opened()
-        size = size_of(device)
-        grown = self._grown_size(size)
-        tail = max(self.volume.source_size, size - volume.TAIL_SIZE)
-        for start, end in ((self.volume.source_size, grown), (max(tail, grown), size)):
-            volume.write_zeros(
-                device,
-                start,
-                end - start,
-                lambda zeroed, total: self.context.progress(
-                    f"prepare room on {self.volume.name}", zeroed, total
-                ),
-            )
-        sync(device)
+        """Erase what is left of the image; then write zeros, through the volume, to its tail and to what the
+        file system will grow into. In this order: something may be left where the zeros go.
+        """
+        name, source_size = self.volume.name, self.volume.source_size
+        cryptsetup.close(name)
+        for offset, size in self._remains():
+            erase.erase(self.partition, offset, size, self._progress(f"erase what is left of {name}"))
+        with self._target() as device:
+            size = size_of(device)
+            grown = self._grown_size(size)
+            tail = max(source_size, size - volume.TAIL_SIZE)
+            for start, end in ((source_size, grown), (max(tail, grown), size)):
+                volume.write_zeros(device, start, end - start, self._progress(f"prepare room on {name}"))
+            sync(device)
         self._record(Progress.ZEROED)
 
     def grow(self) -> None:
@@ -172,15 +182,41 @@ class Encryption:
         sync(device)
         self._record(Progress.FINISHED)
 
+    def _remains(self) -> list[tuple[int, int]]:
+        """(offset, size) of what is not the new volume's on the partition, and may be the image's."""
+        saved: list[tuple[int, int]] = []
+        end = size_of(self.partition)
+        if self.volume.name == "root":
+            end = self.plan.image_end
+            saved = [(self.plan.saved.offset, self.plan.saved.size)]
+        around = volume.surroundings(
+            self.secrets, sector_size=self.volume.sector_size, written=self.volume.source_size, end=end
+        )
+        return [*around, *saved]
+
     def _settle_files(self, root: Path) -> None:
         """Ignition may have been at work on the encrypted root when the power failed.
 
-        Or first boot has ended since, and the host has put back a record from before.
+        Or first boot has ended since, and the host has put back a record from before: then nothing must be
+        written behind the source, where the file system has grown.
         """
         with filesystem.mounted(root, paths.ROOT_MOUNT, type=self.volume.file_system) as where:
             refuse_sealed(where)
+            self._refuse_older_record(Mounted.find(where, root).size())
             if overlay.settle(where):
                 paths.FILES_FINISHED.touch()
+
+    def _refuse_older_record(self, size: int) -> None:
+        """Raise FirstbootError if the file system has grown to ``size`` and the record does not know."""
+        progress = self.record.of(self.volume.name).progress
+        if progress not in (Progress.ZEROED, Progress.FINISHED) and size > self.volume.file_system_size:
+            raise FirstbootError(
+                "the progress record on partition se is older than what is on root",
+                "the disk was changed from outside; start again from the image",
+            )
+
+    def _progress(self, label: str) -> Callable[[int, int], None]:
+        return lambda done, total: self.context.progress(label, done, total)
 
     def _opened(self) -> Path:
         """The volume under its final name, with its journal."""

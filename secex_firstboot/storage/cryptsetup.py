@@ -46,6 +46,7 @@ CRYPT_LOG_ERROR = 1
 CRYPT_ANY_SLOT = -1
 CRYPT_PBKDF_NO_BENCHMARK = 1 << 1
 CRYPT_ACTIVATE_READONLY = 1 << 0
+CRYPT_ACTIVATE_PRIVATE = 1 << 4
 CRYPT_ACTIVATE_NO_JOURNAL = 1 << 12
 CRYPT_WIPE_ZERO = 0
 
@@ -428,12 +429,13 @@ class CryptSetup:
             f"save the LUKS2 header of {self._device}",
         )
 
-    def activate(
-        self, name: str, key: bytearray, *, no_journal: bool = False, read_only: bool = False
-    ) -> Path:
-        """Open the volume as /dev/mapper/``name`` (and /dev/mapper/``name``_dif below it)."""
+    def activate(self, name: str, key: bytearray, *, no_journal: bool = False, private: bool = False) -> Path:
+        """Open the volume as /dev/mapper/``name`` (and /dev/mapper/``name``_dif below it).
+
+        ``private``: udev's rules do not look what is on it, and systemd does not see it.
+        """
         action = f"open the volume {name} on {self._device}"
-        flags = no_journal * CRYPT_ACTIVATE_NO_JOURNAL | read_only * CRYPT_ACTIVATE_READONLY
+        flags = no_journal * CRYPT_ACTIVATE_NO_JOURNAL | private * CRYPT_ACTIVATE_PRIVATE
         result = _library().crypt_activate_by_passphrase(
             self._handle, name.encode(), CRYPT_ANY_SLOT, _in_place(key), len(key), flags
         )

@@ -95,13 +95,33 @@ def place(files: Secrets, partition: Path) -> None:
     sync(partition)
 
 
+def surroundings(files: Secrets, *, sector_size: int, written: int, end: int) -> list[tuple[int, int]]:
+    """(offset, size) of what is not the volume's before byte ``end`` of its partition.
+
+    The volume's are header, superblock, journal, and the first ``written`` bytes with their tags; so this is
+    what lies behind the header, behind the last tags in their run, and behind the last data.
+    """
+    layout = _layout(sector_size)
+    area = (written - 1) // layout.interleave * layout.interleave
+    last_tag = layout.tags_address(area) + (written - area) // sector_size * layout.tag_size
+    edges = [
+        (files.header.stat().st_size, DATA_OFFSET),
+        (last_tag, layout.data_address(area)),
+        (layout.data_address(written - 1) + 1, end),
+    ]
+    return [(start, min(stop, end) - start) for start, stop in edges if start < min(stop, end)]
+
+
 @contextmanager
 def opened(files: Secrets, device: Path, name: str) -> Iterator[Path]:
-    """The volume on ``device`` without its journal, for copying; closed at the end of the ``with`` block."""
+    """The volume on ``device`` without its journal, for copying; closed at the end of the ``with`` block.
+
+    Nobody else looks at it: what a probe reads may not be written yet, and be an integrity error in the log.
+    """
     try:
         with CryptSetup(device, header=files.header) as volume, memory.secret_file(files.key) as key:
             volume.load_luks2()
-            path = volume.activate(name, key, no_journal=True)
+            path = volume.activate(name, key, no_journal=True, private=True)
         yield path
     finally:
         cryptsetup.close(name)

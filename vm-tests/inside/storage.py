@@ -283,7 +283,7 @@ class CutEncryption(encrypt.Encryption):
 
     def zero(self):
         if not self.digests:
-            with opened_with_journal(self.secrets, self.partition, "check") as opened:
+            with volume.opened(self.secrets, self.partition, "check") as opened:
                 self.digests.append(digest(opened, self.volume.source_size))
         super().zero()
 
@@ -342,9 +342,12 @@ def check_se_disk(serial, facts, headroom):
         answer("sector sizes", lambda: [each.sector_size for each in made.volumes])
         if facts["interrupted"]:
             answer("bad source", encrypt_bad_source, made, cuts)
+        else:
+            subprocess.run(["dmesg", "--clear"], check=True)
         for name in facts["encrypted"]:
             answer(f"content of {name}", encrypt_volume, made, name, cuts if name == "root" else [])
             answer(f"file system of {name}", check_file_system, name)
+        answer("integrity errors", integrity_errors)
         answer("growth of root", lambda: identify("root").size - made.root.file_system_size)
         answer("read errors", read_errors_of_root, made)
         for name in facts["encrypted"]:
@@ -401,6 +404,13 @@ def encrypt_volume(made, name, cuts):
     seen = []
     run_encryption(made, name, cuts, seen)
     return [*seen, [str(cut) for cut in cuts]]
+
+
+def integrity_errors():
+    """What the kernel says of sectors that cannot be read, once udev has nothing left to look at."""
+    subprocess.run(["udevadm", "settle"], check=True)
+    log = subprocess.run(["dmesg"], capture_output=True, text=True, check=True).stdout
+    return [line for line in log.splitlines() if "AEAD ERROR" in line or "I/O error" in line]
 
 
 def check_file_system(name):
