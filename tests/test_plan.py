@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from secex_firstboot.errors import Refusal
-from secex_firstboot.plan import MIB, Plan, Source, grown_root, lay_out
+from secex_firstboot.plan import MIB, Plan, Source, Span, grown_root, lay_out
 from secex_firstboot.storage.cryptsetup import DATA_OFFSET
 from secex_firstboot.storage.disk import Disk, Partition
 from secex_firstboot.storage.filesystem import FileSystem
@@ -242,6 +242,14 @@ def test_the_plan_carries_what_identifies_each_volume():
     plan = lay_out(disk(SIZES, free=400 * MIB), BOOT, ROOT, 7 * MIB, KEY)
     assert (plan.boot.label, plan.root.label) == ("crypt_bootfs", "crypt_rootfs")
     assert (plan.headroom, plan.root.root_hash) == (7 * MIB, HASH)
+
+
+def test_the_plan_knows_where_the_image_and_what_is_saved_lie() -> None:
+    plan = lay_out(disk(SIZES, free=400 * MIB), BOOT, ROOT, 0, KEY)
+    assert plan.image_end == sum(SIZES[name] for name in ("root", "boothash", "roothash"))
+    saved = [plan.boot.saved_head, plan.root.saved_head, plan.root.saved_tree]
+    assert plan.saved == Span(offset=saved[0].offset, size=sum(span.size for span in saved))
+    assert plan.saved.offset + plan.saved.size == plan.root_partition_size
 
 
 def test_a_plan_is_read_as_it_was_written(tmp_path):

@@ -73,7 +73,8 @@ class Opened(Encryption):
 
 @pytest.fixture
 def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Opened]]:
-    monkeypatch.setattr(paths, "ROOT_MOUNT", tmp_path / "root")
+    for name in ("ROOT_MOUNT", "FILES_FINISHED"):
+        monkeypatch.setattr(paths, name, tmp_path / name)
     devices: list[str] = []
 
     def make(type: str) -> Opened:
@@ -86,7 +87,7 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
         command = ["losetup", "--find", "--show", "--sector-size=4096", str(image)]
         devices.append(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
         (tmp_path / "se").mkdir()
-        with filesystem.mounted(Path(devices[-1]), tmp_path / "root", type=type) as where:
+        with filesystem.mounted(Path(devices[-1]), paths.ROOT_MOUNT, type=type) as where:
             (where / "kept").mkdir()
             (where / "kept/file").write_bytes(b"content" * 100_000)
         return Opened(type, Path(devices[-1]), tmp_path / "se")
@@ -143,3 +144,39 @@ def test_a_file_system_with_errors_does_not_grow(opened: Callable[[str], Opened]
     with pytest.raises(FirstbootError, match=r"cannot ask or grow the ext4"):
         run.grow()
     assert run.progress is Progress.UNTOUCHED
+
+
+# --- what is left to do, when root shows that more was done ---
+
+OLDER = "the progress record on partition se is older"
+
+
+@needs_loop_devices
+@pytest.mark.parametrize(
+    ("progress", "refused"), [(Progress.COPIED, True), (Progress.ZEROED, False), (Progress.FINISHED, False)]
+)
+def test_a_root_that_has_grown_is_not_zeroed_again(
+    opened: Callable[[str], Opened], progress: Progress, refused: bool
+) -> None:
+    run = opened("xfs")
+    run._record(progress)
+    run._settle_files(run.device)
+    run.grow()
+    run._record(progress)
+    with pytest.raises(FirstbootError, match=OLDER) if refused else nullcontext():
+        run._settle_files(run.device)
+
+
+@needs_loop_devices
+@pytest.mark.parametrize(
+    ("progress", "refused"), [(Progress.COPIED, True), (Progress.ZEROED, True), (Progress.FINISHED, False)]
+)
+def test_a_root_that_ignition_has_written_to_is_not_prepared_again(
+    opened: Callable[[str], Opened], progress: Progress, refused: bool
+) -> None:
+    run = opened("xfs")
+    run._record(progress)
+    with filesystem.mounted(run.device, paths.ROOT_MOUNT, type="xfs") as where:
+        (where / ".secex-firstboot/upper").mkdir(parents=True)
+    with pytest.raises(FirstbootError, match=OLDER) if refused else nullcontext():
+        run._settle_files(run.device)

@@ -197,19 +197,23 @@ class Encryption:
     def _settle_files(self, root: Path) -> None:
         """Ignition may have been at work on the encrypted root when the power failed.
 
-        Or first boot has ended since, and the host has put back a record from before: then nothing must be
-        written behind the source, where the file system has grown.
+        Or the host has put back a record from before: then nothing that is left to do by that must be done to
+        a root that has grown, or that Ignition has written to.
         """
         with filesystem.mounted(root, paths.ROOT_MOUNT, type=self.volume.file_system) as where:
             refuse_sealed(where)
-            self._refuse_older_record(Mounted.find(where, root).size())
+            self._refuse_older_record(where, Mounted.find(where, root).size())
             if overlay.settle(where):
                 paths.FILES_FINISHED.touch()
 
-    def _refuse_older_record(self, size: int) -> None:
-        """Raise FirstbootError if the file system has grown to ``size`` and the record does not know."""
+    def _refuse_older_record(self, where: Path, size: int) -> None:
+        """Raise FirstbootError if root shows more than the record knows.
+
+        That it has grown to ``size``, or that Ignition has begun to write.
+        """
         progress = self.record.of(self.volume.name).progress
-        if progress not in (Progress.ZEROED, Progress.FINISHED) and size > self.volume.file_system_size:
+        grown = size > self.volume.file_system_size and progress not in (Progress.ZEROED, Progress.FINISHED)
+        if grown or (exists(where / overlay.TOP) and progress is not Progress.FINISHED):
             raise FirstbootError(
                 "the progress record on partition se is older than what is on root",
                 "the disk was changed from outside; start again from the image",
