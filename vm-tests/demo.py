@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from harness import debian, firstboot, null_header, owners_volume, ultravisor
+from harness import debian, firstboot, null_header, owners_volume, remains, ultravisor
 from harness.firstboot import Site, System
 from harness.guest import Guest, Network
 from harness.se_image import OPTIONS, Recipe
@@ -82,6 +82,7 @@ def provision(where: Site, network: Network, *, closely: bool) -> dict[str, Any]
             wipe_headers(guest, where)
             spoil(guest, where)
             leave_traces(guest, where)
+        report["integrity errors, first boot"] = integrity_errors(guest, where)
         power_off(guest, where)
     return report
 
@@ -170,6 +171,7 @@ def restart(where: Site, network: Network, *, closely: bool) -> dict[str, Any]:
                 **dataclasses.asdict(firstboot.look(guest, where.identity)),
             }
         }
+        report["integrity errors, second boot"] = integrity_errors(guest, where)
         if closely:
             report["owner's volume"] = owners_volume.look(guest, where.identity)
             report["traces"] = look_for_traces(guest, where)
@@ -240,6 +242,13 @@ def look_for_logins(guest: Guest, where: Site) -> dict[str, Any]:
     return found | {"emergency mode ends in": guest.wait(firstboot.BOOT_TIMEOUT)}
 
 
+def integrity_errors(guest: Guest, where: Site) -> list[str]:
+    """What the kernel has said of sectors that it could not read, since the start of the initramfs."""
+    kernel_log = guest.ssh("journalctl --dmesg --boot --output=cat", where.identity).stdout
+    assert "Linux version" in kernel_log
+    return firstboot.integrity_errors(f"{kernel_log}\n{guest.console}")
+
+
 def power_off(guest: Guest, where: Site) -> None:
     """Cut the power once everything is on the disk; an orderly power-off was seen to hang, cause unknown."""
     guest.ssh("sync", where.identity)
@@ -253,6 +262,7 @@ def prove(where: Site, report: dict[str, Any]) -> dict[str, bool]:
         opens = {name: opens_with(sdboot, where, name) for name in where.hosts}
         ramdisk = ultravisor.unpack(sdboot, where.hosts["customer-1"].key).ramdisk
         added = firstboot.overlay_files(ramdisk, debian.initramfs(where.tree), Path(work))
+        plain = {file: remains.of_image(file, where.image, Path(work)) for file in (where.image, where.disk)}
     systems = [System(**without(report[boot], "seconds to login")) for boot in ("first boot", "second boot")]
     after = ["se", "boot", "root"]
     return {
@@ -275,6 +285,10 @@ def prove(where: Site, report: dict[str, Any]) -> dict[str, bool]:
         "the second boot used the detached headers": systems[1].headers
         == {name: f"header=/etc/luks/{name}.header" for name in ("boot", "root")},
         "root has grown": all(s.root_size > where.root_size for s in systems),
+        "nothing of the image is left on the disk, outside of se": len(plain[where.image]) > 1000
+        and plain[where.disk] == [],
+        "no integrity error in the kernel's log": not report["integrity errors, first boot"]
+        and not report["integrity errors, second boot"],
     }
 
 

@@ -18,7 +18,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import debian, once, raw_disk, sample, se_image, secrets_scan, tamper, ultravisor
+from harness import (
+    debian,
+    firstboot,
+    once,
+    raw_disk,
+    remains,
+    sample,
+    se_image,
+    secrets_scan,
+    tamper,
+    ultravisor,
+)
 from harness.guest import Disk, Network
 from harness.raw_disk import BLOCK
 from harness.recorded import FirstBoot
@@ -31,7 +42,8 @@ from secex_firstboot.sdboot import boot_record, image
 from secex_firstboot.sdboot.initramfs import File, write_archive
 from secex_firstboot.storage import volume
 
-IMAGE, COMMITTED, BOOT_HALF, ROOT_HALF, ROOT_COPIED, MERGING, BEFORE_SEAL, PROVISIONED = Moment
+IMAGE, COMMITTED, BOOT_HALF, ROOT_HALF, ROOT_TO_ERASE, ROOT_TO_GROW, ROOT_COPIED, *LATER = Moment
+MERGING, BEFORE_SEAL, PROVISIONED = LATER
 Change = Callable[[Host], None]
 
 
@@ -58,6 +70,16 @@ def flip_file(name: str) -> Change:
 
 def flip_encrypted_file(name: str) -> Change:
     return lambda host: host.flip(host.in_volume(name, "data", host.used(name)))
+
+
+def flip_encrypted_block(name: str, path: str) -> Change:
+    """In the first block of a directory, or of what else has an inode."""
+
+    def change(host: Host) -> None:
+        block = raw_disk.blocks(host.target.disks[IMAGE], name, path)[0]
+        host.flip(host.in_volume(name, "data", block * BLOCK + 100))
+
+    return change
 
 
 def flip_file_to_copy(host: Host) -> None:
@@ -100,11 +122,15 @@ def delete_record(host: Host) -> None:
     host.on_se("rm /firstboot-record")
 
 
-def put_back_record(host: Host) -> None:
+def put_back_record(moment: Moment) -> Change:
     """That of an earlier moment of the same first boot."""
-    old = host.directory / "record"
-    raw_disk.debugfs(host.target.disks[BOOT_HALF], "se", f"dump /firstboot-record {old}")
-    host.on_se("rm /firstboot-record", f"write {old} firstboot-record")
+
+    def change(host: Host) -> None:
+        old = host.directory / "record"
+        raw_disk.debugfs(host.target.disks[moment], "se", f"dump /firstboot-record {old}")
+        host.on_se("rm /firstboot-record", f"write {old} firstboot-record")
+
+    return change
 
 
 def flip_boot_map(host: Host) -> None:
@@ -169,6 +195,8 @@ def attach_namesakes(host: Host) -> None:
     host.others.append(Disk(disk, "second", format="raw"))
 
 
+JOURNAL = "<8>"  # its inode (kernel: Documentation/filesystems/ext4/special_inodes.rst)
+UNITS = "/etc/systemd/system"
 NAMESAKES = ((1, "se"), (4, "boot"), (3, "root"))
 
 
@@ -350,7 +378,9 @@ HALF_WAY = [
     Case("saved hash tree", ROOT_HALF, flip_saved("root tree", BLOCK + 8), REFUSED, UNREADABLE),
     Case("progress record, a bit", ROOT_HALF, flip_record, REFUSED, "not written by this first boot"),
     Case("progress record, deleted", ROOT_HALF, delete_record, REFUSED, UNREADABLE),
-    Case("progress record, older", ROOT_HALF, put_back_record, REFUSED, UNREADABLE),
+    Case("progress record, older", ROOT_HALF, put_back_record(BOOT_HALF), REFUSED, UNREADABLE),
+    Case("progress record, older", BEFORE_SEAL, put_back_record(ROOT_TO_ERASE), REFUSED, "older than what"),
+    Case("progress record, older", BEFORE_SEAL, put_back_record(ROOT_TO_GROW), REFUSED, "older than what"),
     Case("source, a file not yet copied", ROOT_HALF, flip_file_to_copy, REFUSED, UNREADABLE),
     Case("target, a copied file", ROOT_HALF, flip_copied_file, REFUSED, UNREADABLE),
     Case("target, superblock", ROOT_HALF, flip_target("root", "superblock", 20), REFUSED),
@@ -377,6 +407,7 @@ AFTERWARDS = [
     Case("tags zeroed", PROVISIONED, zero_target("root", "tags", 16 << 10), REFUSED),
     Case("superblock of boot zeroed", PROVISIONED, zero_target("boot", "superblock", BLOCK), REFUSED),
     Case("root, a file", PROVISIONED, flip_encrypted_file("root"), REFUSED, UNREADABLE),
+    Case("root, its journal", PROVISIONED, flip_encrypted_block("root", JOURNAL), REFUSED, UNREADABLE),
     Case("boot and root exchanged in the table", PROVISIONED, swap_in_table("start", "size"), REFUSED),
     Case("the image's sdboot put back", PROVISIONED, put_back(IMAGE), REFUSED, "provisioned before"),
     Case("also its partition table", PROVISIONED, put_back(IMAGE, table=True), REFUSED),
@@ -409,21 +440,47 @@ def test_what_the_host_changes_is_refused_or_without_effect(
     tmp_path: Path,
     record_property: Callable[[str, object], None],
 ) -> None:
-    host = Host(target, case.moment, tmp_path)
-    subprocess.run(["cp", "--sparse=always", target.disks[case.moment], host.disk], check=True)
-    shutil.copy(target.first_boot.where.config_disk, host.config_disk)
+    host, log = host_with(target, case.moment, tmp_path), tmp_path / "console.log"
     case.change(host)
-    system, log = Disk(host.disk, "system", format="raw"), tmp_path / "console.log"
     began = time.monotonic()
-    with target.first_boot.where.start(
-        system, log, network, saved=host.saved, config_disk=host.config_disk, others=host.others
-    ) as guest:
-        ending = tamper.watch(target, guest, linux=case.linux)
-        guest.kill()
+    ending = started_on(host, log, network, linux=case.linux)
     record_property("tampering", f"{case}: {ending} ({time.monotonic() - began:.0f} s)")
     assert case.allows(ending)
     assert found_outside(scanner, log) == []
     assert scanner.found_in_changes(host.disk, target.disks[case.moment]) == []
+    host.disk.unlink()
+
+
+def host_with(target: Target, moment: Moment, directory: Path) -> Host:
+    host = Host(target, moment, directory)
+    subprocess.run(["cp", "--sparse=always", target.disks[moment], host.disk], check=True)
+    shutil.copy(target.first_boot.where.config_disk, host.config_disk)
+    return host
+
+
+def started_on(host: Host, log: Path, network: Network, *, linux: bool = True) -> Ending:
+    """How a guest on the host's disk ends."""
+    system = Disk(host.disk, "system", format="raw")
+    with host.target.first_boot.where.start(
+        system, log, network, saved=host.saved, config_disk=host.config_disk, others=host.others
+    ) as guest:
+        ending = tamper.watch(host.target, guest, linux=linux)
+        guest.kill()
+    return ending
+
+
+def test_what_the_host_makes_unreadable_is_not_taken_for_lost(
+    target: Target, network: Network, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """While ext4 is about to grow: a check would have emptied the directory, and given that valid tags."""
+    host = host_with(target, ROOT_TO_GROW, tmp_path)
+    flip = flip_encrypted_block("root", UNITS)
+    flip(host)
+    ending = started_on(host, tmp_path / "spoiled.log", network)
+    record_property("tampering", f"{ROOT_TO_GROW}: root, a directory: {ending}")
+    assert ending.end is End.REFUSED
+    flip(host)
+    assert started_on(host, tmp_path / "as-it-was.log", network).end is End.CORRECT
     host.disk.unlink()
 
 
@@ -463,3 +520,14 @@ def test_first_boot_lets_no_secret_out(target: Target, scanner: Scanner) -> None
     assert found_outside(scanner, log) == []
     streams = secrets_scan.tcp_streams(log.with_suffix(".pcap").read_bytes())
     assert any(stream.startswith(b"\x16\x03") for stream in streams)  # TLS: what was fetched was seen
+
+
+def test_nothing_of_the_image_stays_on_the_disk(target: Target, tmp_path: Path) -> None:
+    assert remains.of_image(target.disks[ROOT_TO_ERASE], target.disks[IMAGE], tmp_path)  # it would be found
+    assert remains.of_image(target.disks[PROVISIONED], target.disks[IMAGE], tmp_path) == []
+
+
+def test_a_good_first_boot_has_no_integrity_error_on_the_console(target: Target) -> None:
+    console = target.first_boot.log.read_text(errors="replace")
+    assert "first boot is complete" in console
+    assert firstboot.integrity_errors(console) == []

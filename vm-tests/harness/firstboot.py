@@ -212,6 +212,11 @@ def look(guest: Guest, identity: Path) -> System:
     )
 
 
+def integrity_errors(log: str) -> list[str]:
+    """Lines of a console or a kernel log about sectors that could not be read."""
+    return [line for line in log.splitlines() if re.search("AEAD ERROR|[Ii]ntegrity.*failed|I/O error", line)]
+
+
 def chain(lsblk: dict[str, Any], partition: str) -> list[str]:
     """From a partition up: its name, then of each mapping its name and type, then the mount point."""
     for disk in lsblk["blockdevices"]:
@@ -236,8 +241,7 @@ def partitions(lsblk: dict[str, Any]) -> list[str]:
 
 def read_sdboot(disk: Path, work: Path) -> bytes:
     """The ``sdboot`` file of a powered-off disk."""
-    raw = work / "disk.raw"
-    subprocess.run(["qemu-img", "convert", "-O", "raw", disk, raw], check=True)
+    raw = raw_disk.convert(disk, work / "disk.raw")
     output = work / "sdboot"
     raw_disk.debugfs(raw, "se", f"dump /sdboot {output}")
     raw.unlink()

@@ -12,16 +12,26 @@ BLOCK = 4096  # bytes, of every ext4 file system that is looked at
 
 def make(image: Path, disk: Path, size: int) -> None:
     """A raw copy of an image, made larger; ``size`` in bytes."""
-    subprocess.run(["qemu-img", "convert", "-O", "raw", image, disk], check=True)
-    os.truncate(disk, size)
+    os.truncate(convert(image, disk), size)
+
+
+def convert(image: Path, raw: Path) -> Path:
+    """A raw copy of an image, sparse; returns ``raw``."""
+    subprocess.run(["qemu-img", "convert", "-O", "raw", image, raw], check=True)
+    return raw
 
 
 def partition_start(disk: Path, name: str) -> int:
     """Where the partition with this GPT name begins, in bytes."""
+    return partition(disk, name)[0]
+
+
+def partition(disk: Path, name: str) -> tuple[int, int]:
+    """Where the partition with this GPT name begins, and its size, in bytes."""
     done = subprocess.run(["sfdisk", "--json", disk], check=True, capture_output=True, text=True)
     table = json.loads(done.stdout)["partitiontable"]
-    start = next(part["start"] for part in table["partitions"] if part.get("name") == name)
-    return int(start) * int(table["sectorsize"])
+    found = next(part for part in table["partitions"] if part.get("name") == name)
+    return found["start"] * table["sectorsize"], found["size"] * table["sectorsize"]
 
 
 def debugfs(disk: Path, partition: str, *commands: str, write: bool = False) -> str:

@@ -7,11 +7,27 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from harness import raw_disk
+
 SECTOR = 512
 _CHUNK = 4 << 20
 _LEAST_VALUES = 24  # of the 64 bytes looked at; fewer may stand anywhere: zeros, padding, tables
 
 Span = tuple[int, int]
+_PUBLISHED = ("boot", "root", "boothash", "roothash")
+
+
+def of_image(disk: Path, image: Path, work: Path) -> list[int]:
+    """Where on a powered-off disk a sector of the image's plain content lies, but for partition ``se``.
+
+    There it has the boot loaders that are in the image's root as well. ``work`` is a directory.
+    """
+    before, after = raw_disk.convert(image, work / "image.raw"), raw_disk.convert(disk, work / "disk.raw")
+    published = Published(read(before, *raw_disk.partition(before, name)) for name in _PUBLISHED)
+    found = published.found_in(after, without=[raw_disk.partition(after, "se")])
+    before.unlink()
+    after.unlink()
+    return found
 
 
 class Published:

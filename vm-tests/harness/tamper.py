@@ -44,17 +44,28 @@ class Moment(StrEnum):
     COMMITTED = "committed"  # just after the commit point
     BOOT_HALF = "boot half encrypted"
     ROOT_HALF = "root half encrypted"
+    ROOT_TO_ERASE = "root copied, the image's rest not erased"
+    ROOT_TO_GROW = "root zeroed, not grown"
     ROOT_COPIED = "root copied"  # and not yet noted as finished
     MERGING = "Ignition's files half taken over"
     BEFORE_SEAL = "before seal"
     PROVISIONED = "provisioned"
 
 
+@dataclass(frozen=True)
+class Behind:
+    """The record that has ``words`` is on the disk, and nothing was written to partition root since."""
+
+    words: bytes
+
+
 # The step during which the power goes, and at what share of its writes; or what is just not written yet.
-_CUTS: dict[Moment, tuple[str, float] | bytes] = {
+_CUTS: dict[Moment, tuple[str, float] | bytes | Behind] = {
     Moment.COMMITTED: ("personalise", 1.0),
     Moment.BOOT_HALF: ("encrypt boot", 0.5),
     Moment.ROOT_HALF: ("encrypt root", 0.3),
+    Moment.ROOT_TO_ERASE: Behind(b'"root":{"progress":"copied"'),
+    Moment.ROOT_TO_GROW: Behind(b'"root":{"progress":"zeroed"'),
     Moment.ROOT_COPIED: b'"root":{"progress":"finished"',
     Moment.MERGING: ("files", 0.5),
     Moment.BEFORE_SEAL: ("seal", 0.0),
@@ -127,12 +138,17 @@ def _disks(directory: Path, first_boot: FirstBoot) -> dict[Moment, Path]:
 
 def _cut_at(first_boot: FirstBoot, moment: Moment) -> int:
     cut = _CUTS.get(moment)
+    recording, events = first_boot.recording, first_boot.events
     if isinstance(cut, bytes):
-        return first_boot.recording.first_write_of(cut, first_boot.events)
+        return recording.first_write_of(cut, events)
+    if isinstance(cut, Behind):
+        noted = recording.first_write_of(cut.words, events)
+        root = raw_disk.partition_start(recording.before, "root")
+        return next(at for at in range(noted, len(events)) if events[at].position >= root)
     if cut:
         begin, end = first_boot.spans[cut[0]]
         return begin + round(cut[1] * (end - begin))
-    return len(first_boot.events)
+    return len(events)
 
 
 def what_differs(first_boot: FirstBoot, found: Manifest) -> list[str]:
