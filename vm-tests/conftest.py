@@ -47,6 +47,13 @@ def network(first_boot: FirstBoot) -> Iterator[Network]:
         yield network
 
 
+@pytest.fixture(scope="session")
+def later_network(first_boot: FirstBoot) -> Iterator[Network]:
+    """The same, with other content where the config has something to merge."""
+    with firstboot.services(first_boot.served_later) as network:
+        yield network
+
+
 class ByCost(LoadScopeScheduling):  # type: ignore[misc]
     """The tests of a file stay together, as they share what is costly to make; but for those that share it
     with all processes, see harness.once, or share nothing.

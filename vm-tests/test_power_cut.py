@@ -37,6 +37,11 @@ class Cut:
     at: float | Literal["anywhere", "switch"]
     loss: Loss
 
+    @property
+    def is_committed(self) -> bool:
+        switched = self.at == "switch" and self.loss in (Loss.NOTHING, Loss.EARLIER)
+        return self.step != STEPS[0] or switched
+
     def __str__(self) -> str:
         at = f"at {self.at:.1%}" if isinstance(self.at, float) else self.at
         return f"{self.step} {at}, {self.loss} lost"
@@ -150,6 +155,7 @@ def test_a_start_after_the_cut_ends_fully_provisioned(
     case: Case,
     first_boot: FirstBoot,
     network: Network,
+    later_network: Network,
     tmp_path: Path,
     record_property: Callable[[str, object], None],
 ) -> None:
@@ -158,6 +164,8 @@ def test_a_start_after_the_cut_ends_fully_provisioned(
     for cut in case.cuts:
         record_property("power cut", f"{cut.step}, {cut.loss} lost")
     make(case.first, first_boot, disk, random)
+    if case.first.is_committed:
+        network = later_network  # what was merged before the cut counts
     for again in case.more:
         disk = cut_again(again, first_boot, network, disk, random)
     with first_boot.start(disk, tmp_path / "goes-on.log", network) as guest:

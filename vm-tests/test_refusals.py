@@ -5,11 +5,12 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from harness import firstboot
+from harness import firstboot, se_image
 from harness.firstboot import Site
 from harness.guest import Network
 from harness.se_image import OPTIONS, SMALL, Recipe
@@ -56,8 +57,12 @@ class Case:
     recipe: Recipe = RECIPE
     change: Callable[[Path], None] = unchanged
     with_config: bool = True
+    config: dict[str, Any] = field(default_factory=dict)
+    """Sections in place of the config's own."""
     grow_mib: int = 256
 
+
+BOOT_ENTRY = {"name": "../../../../boot/loader/entries/zz.conf", "contents": "options init=/bin/sh"}
 
 CASES = [
     Case(
@@ -82,6 +87,11 @@ CASES = [
         with_config=False,
     ),
     Case(
+        "a drop-in that is a boot entry",
+        r"the Ignition config's systemd\.units\[0\]\.dropins\[0\]\.name is no name of a drop-in: write",
+        config={"systemd": {"units": [{"name": "a.service", "dropins": [BOOT_ENTRY]}]}},
+    ),
+    Case(
         "a file system of another kind",
         "the file system of root is neither ext4 nor xfs: build the image with one of them",
         recipe=replace(SMALL, root_file_system=None),
@@ -99,6 +109,10 @@ def test_wrong_ground_is_refused_with_the_cure_and_nothing_is_touched(
     with before.open("r+b") as stream:
         stream.truncate(before.stat().st_size + case.grow_mib * MIB)
     case.change(before)
+    if case.config:
+        other = tmp_path / "config.asc"
+        se_image.encrypt_config(where.served.config | case.config, where.public_key, other)
+        where = replace(where, config_disk=other)
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", before, disk], check=True)
     with firstboot.start(
         where,

@@ -18,7 +18,7 @@ from secex_firstboot.hostkeys import certificates, document, verify
 from secex_firstboot.hostkeys.document import Document
 from secex_firstboot.hostkeys.download import Network
 from secex_firstboot.hostkeys.fetch import DOCUMENT_LIMIT, Fetcher
-from secex_firstboot.ignition import checks, config, ownership, transport
+from secex_firstboot.ignition import checks, config, ownership
 from secex_firstboot.ignition.config import Config, FileEntry
 from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, ready, waiting
 from secex_firstboot.storage import disk
@@ -50,8 +50,7 @@ class HostKeys(Step):
 
     def perform(self, context: Context) -> None:
         devices = ownership.device_numbers(disk.find_disk().device)
-        merged = checks.merged(paths.IGNITION_MERGED_CONFIG.read_bytes(), devices)
-        transport.check(merged, context.warn)
+        merged = checks.merged(paths.IGNITION_MERGED_CONFIG.read_bytes(), devices, context.warn)
         proof = Proof(merged, paths.CERTIFICATES, verification(context), paths.RUNTIME, context)
         documents = proof.documents()
         document.check_this_host(documents, document.this_host_key_hashes(paths.THIS_HOSTS_KEYS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from harness.started import Started
 ROOT = SMALL.root_content or ()
 PARTS = (*ROOT, "./boot")
 USER_FILE = "./etc/user-file"
+MERGED = "/more.ign"
 _DISK_SIZE = 1 << 30
 
 Span = tuple[int, int]
@@ -38,17 +40,26 @@ class Markers:
     header: str = field(default_factory=lambda: f"marker-in-a-header-{secrets.token_hex(16)}")
 
     def config(self, owner: Owner) -> Served:
-        """One document inline, one from a server over https that wants to see two markers."""
+        """One document inline, one from a server over https that wants to see two markers; and from there a
+        config that is merged, in which a file is appended to: once, however often first boot starts.
+        """
         tls = site.make_tls(SERVICES_ADDRESS)
         path = f"/customer-2.crt?token={self.query}"
         fetched = site.host_key_file(owner.hosts["customer-2"], url=f"https://{SERVICES_ADDRESS}{path}")
         fetched["contents"]["httpHeaders"] = [{"name": "Authorization", "value": f"Bearer {self.header}"}]
         certificates = owner.chain.certificates() | owner.chain.crls()
         proof = {name: content for name, content in certificates.items() if name != "root.crt"}
-        user_file = {"path": USER_FILE[1:], "contents": {"source": site.data_url(self.file.encode())}}
+        part = {"source": site.data_url(b"\nappended\n")}
+        user_file = {
+            "path": USER_FILE[1:],
+            "contents": {"source": site.data_url(self.file.encode())},
+            "append": [part],
+        }
+        more = {"storage": {"files": [{"path": USER_FILE[1:], "append": [part]}]}}
         config = {
             "ignition": {
                 "version": "3.3.0",
+                "config": {"merge": [{"source": f"https://{SERVICES_ADDRESS}{MERGED}"}]},
                 "security": {"tls": {"certificateAuthorities": [{"source": site.data_url(tls.authority)}]}},
             },
             "storage": {
@@ -60,7 +71,12 @@ class Markers:
                 ]
             },
         }
-        return Served(config, https={path: owner.hosts["customer-2"].document.read_bytes()}, tls=tls)
+        https = {path: owner.hosts["customer-2"].document.read_bytes(), MERGED: _config(more)}
+        return Served(config, https=https, tls=tls)
+
+
+def _config(sections: dict[str, Any]) -> bytes:
+    return json.dumps({"ignition": {"version": "3.3.0"}} | sections).encode()
 
 
 @dataclass(frozen=True)
@@ -120,6 +136,12 @@ class FirstBoot:
     @property
     def log(self) -> Path:
         return self.where.directory / "first-boot.log"
+
+    @property
+    def served_later(self) -> Served:
+        """Another config to merge than the one that first boot, behind its commit point, has merged."""
+        other = _config({"storage": {"files": [{"path": "/etc/other-file"}]}})
+        return replace(self.served, https=self.served.https | {MERGED: other})
 
     def switch(self, step: str) -> int:
         """How many events there are when the step has just written the boot record."""
