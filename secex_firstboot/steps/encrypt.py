@@ -111,6 +111,7 @@ class Encryption:
         }
         if self.volume.name == "root" and self.record.root.is_complete:
             self._settle_files(self._opened())
+            self._close_leftovers()
         while (progress := self.record.of(self.volume.name).progress) in parts:
             parts[progress]()
         self._opened()
@@ -154,7 +155,6 @@ class Encryption:
         file system will grow into. In this order: something may be left where the zeros go.
         """
         name, source_size = self.volume.name, self.volume.source_size
-        cryptsetup.close(name)
         for offset, size in self._remains():
             erase.erase(self.partition, offset, size, self._progress(f"erase what is left of {name}"))
         with self._target() as device:

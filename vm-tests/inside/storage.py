@@ -276,16 +276,13 @@ class CutEncryption(encrypt.Encryption):
         self.cuts, self.digests = cuts, digests
 
     def _record(self, progress, copied_from=None):
+        if progress is Progress.COPIED and not self.digests:
+            with volume.opened(self.secrets, self.partition, "check") as opened:
+                self.digests.append(digest(opened, self.volume.source_size))
         if (progress, copied_from) in self.cuts:
             self.cuts.remove((progress, copied_from))
             raise Cut
         super()._record(progress, copied_from)
-
-    def zero(self):
-        if not self.digests:
-            with volume.opened(self.secrets, self.partition, "check") as opened:
-                self.digests.append(digest(opened, self.volume.source_size))
-        super().zero()
 
 
 @contextmanager
@@ -346,8 +343,9 @@ def check_se_disk(serial, facts, headroom):
             subprocess.run(["dmesg", "--clear"], check=True)
         for name in facts["encrypted"]:
             answer(f"content of {name}", encrypt_volume, made, name, cuts if name == "root" else [])
-            answer(f"file system of {name}", check_file_system, name)
         answer("integrity errors", integrity_errors)
+        for name in facts["encrypted"]:
+            answer(f"file system of {name}", check_file_system, name)
         answer("growth of root", lambda: identify("root").size - made.root.file_system_size)
         answer("read errors", read_errors_of_root, made)
         for name in facts["encrypted"]:
