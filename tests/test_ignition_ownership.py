@@ -375,3 +375,16 @@ def test_units_through_a_link_of_the_config_are_refused_for_where_they_lead() ->
     config_with(storage={"links": [{"path": "/etc/systemd", "target": "/srv"}]}, systemd=unit)
     linked = {"links": [{"path": "/etc/systemd/system", "target": "/boot/loader/entries"}]}
     assert refused_with(storage=linked, systemd=unit) == "systemd.units[0].name"
+
+
+def test_what_opens_the_configs_own_volumes_is_left_alone() -> None:
+    storage = {"luks": [luks("my-data")]}
+    opens = r"systemd-cryptsetup@my\x2ddata.service"
+    for name in (opens, r"dev-mapper-my\x2ddata.device"):
+        config_with(systemd={"units": [{"name": name, "mask": True}]})
+        assert refused_with(storage=storage, systemd={"units": [{"name": name, "mask": True}]})
+    drop_in = {"path": f"/etc/systemd/system/{opens}.d/x.conf"}
+    check(files=[drop_in])
+    assert refused(files=[drop_in], **storage) == "storage.files[0].path"
+    other = r"systemd-cryptsetup@my\x2ddat.service"
+    config_with(storage=storage, systemd={"units": [{"name": other, "mask": True}]})

@@ -48,11 +48,9 @@ UNIT_DIRECTORIES = tuple(
     )
 )
 _OUR_UNITS = re.compile(r"secex-firstboot([-@].*)?\.[a-z]+", re.DOTALL)
-# systemd's, without which boot and root are not opened and mounted as they should.
-_NEEDED_UNITS = (
-    *(f"systemd-cryptsetup@{name}.service" for name in VOLUMES),
-    *(f"dev-mapper-{name}.device" for name in VOLUMES),
-)
+# systemd's, without which a volume is not opened and mounted as it should: systemd-cryptsetup-generator(8).
+_OPENED_BY = "systemd-cryptsetup@{}.service"
+_APPEARS_AS = "dev-mapper-{}.device"
 _MOUNT_UNIT = re.compile(r"(.*)\.(?:auto)?mount", re.DOTALL)
 _ESCAPED = re.compile(r"\\x([0-9a-f]{2})")
 _OF_A_UNIT = re.compile(r"(.*)\.(?:d|wants|requires|upholds)", re.DOTALL)
@@ -83,9 +81,14 @@ def is_luks_name(name: str) -> bool:
     return is_mapping(first) or first in _MARKS or name.endswith(_BESIDE_A_KEY)
 
 
-def is_unit(name: str) -> bool:
-    """Whether the unit is first boot's, or what is said of it holds for one that first boot needs."""
-    if _OUR_UNITS.fullmatch(name) or any(_is_about(name, unit) for unit in _NEEDED_UNITS):
+def is_unit(name: str, volumes: Iterable[str] = ()) -> bool:
+    """Whether the unit is first boot's, or what is said of it holds for one that first boot needs.
+
+    ``volumes`` are the names of the config's own, which first boot opens with headers of its own.
+    """
+    escaped = [volume.replace("-", r"\x2d") for volume in (*VOLUMES, *volumes)]
+    needed = (form.format(volume) for volume in escaped for form in (_OPENED_BY, _APPEARS_AS))
+    if _OUR_UNITS.fullmatch(name) or any(_is_about(name, unit) for unit in needed):
         return True
     mount = _MOUNT_UNIT.fullmatch(name)
     return mount is not None and is_mount_point(_mount_point(mount[1]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from secex_firstboot.contract import owned
@@ -65,8 +65,9 @@ def check(
             raise _refusal(f"storage.luks[{index}].wipeVolume", _ONLY_ONCE)
     luks_volumes.check(config)
     resolve = writes.resolver(config)
+    volumes = [luks.name for luks in config.storage.luks]
     for write in writes.of(config):
-        if reason := _why_not(write, resolve(write.path)):
+        if reason := _why_not(write, resolve(write.path), volumes):
             raise _refusal(write.place, reason)
 
 
@@ -132,15 +133,15 @@ def _names(config: Config) -> Iterator[tuple[str, str | None, Collection[str]]]:
         yield f"storage.filesystems[{index}].label", filesystem.label, owned.LABELS
 
 
-def _why_not(write: Write, path: PurePosixPath) -> tuple[str, str] | None:
-    """Why a config may not write this, at the ``path`` that it leads to."""
+def _why_not(write: Write, path: PurePosixPath, volumes: Sequence[str]) -> tuple[str, str] | None:
+    """Why a config with these LUKS volumes may not write this, at the ``path`` that it leads to."""
     if write.kind is Kind.KEY:
         return _TAKEN if owned.is_luks_name(path.name) else None
     if path == owned.CRYPTTAB:
         return _WRITES_CRYPTTAB
     if owned.is_below(path, owned.TREES):
         return _ITS_OWN
-    if any(map(owned.is_unit, owned.units_in(path))):
+    if any(owned.is_unit(unit, volumes) for unit in owned.units_in(path)):
         return _A_NEEDED_UNIT
     if write.kind is Kind.MOUNT:
         return _REPLACED if owned.is_mount_point(path) else None
