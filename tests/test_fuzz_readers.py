@@ -23,7 +23,16 @@ from hypothesis import strategies as st
 from secex_firstboot import process
 from secex_firstboot.errors import FirstbootError
 from secex_firstboot.hostkeys import document
-from secex_firstboot.ignition import config, crypttab, kernel_arguments, openpgp, ownership, transport
+from secex_firstboot.ignition import (
+    config,
+    crypttab,
+    kernel_arguments,
+    merge,
+    openpgp,
+    ownership,
+    transport,
+    validity,
+)
 from secex_firstboot.sdboot import image
 
 
@@ -79,9 +88,15 @@ storages = st.fixed_dictionaries(
         "links": entries(path=json_paths, target=json_paths),
     },
 )
-configs = storages.map(
-    lambda value: json.dumps({"ignition": {"version": "3.3.0"}, "storage": value}).encode()
-)
+units = entries(name=json_paths, dropins=entries(name=json_paths), mask=st.booleans())
+users = entries(name=json_paths, homeDir=json_paths, sshAuthorizedKeys=st.lists(json_paths, max_size=2))
+configs = st.fixed_dictionaries(
+    {"ignition": st.just({"version": "3.3.0"}), "storage": storages},
+    optional={
+        "systemd": st.fixed_dictionaries({"units": units}),
+        "passwd": st.fixed_dictionaries({"users": users}),
+    },
+).map(lambda value: json.dumps(value).encode())
 KEYS = [
     "ignition",
     "version",
@@ -99,11 +114,19 @@ objects = st.recursive(
 ).map(lambda value: json.dumps(value).encode())
 CONFIG = json.dumps(
     {
-        "ignition": {"version": "3.3.0", "timeouts": {"httpTotal": 7}},
+        "ignition": {
+            "version": "3.3.0",
+            "timeouts": {"httpTotal": 7},
+            "config": {"merge": [{"source": "data:,%7B%22ignition%22:%7B%22version%22:%223.3.0%22%7D%7D"}]},
+        },
         "storage": {
             "files": [{"path": "/etc/se-hostkeys/ibm-z-hostkey-a", "contents": {"source": "data:,x"}}],
-            "links": [{"path": "/a", "target": "../b"}],
+            "links": [{"path": "/a", "target": "../b", "hard": True}],
+            "filesystems": [{"device": "/dev/a", "format": "xfs", "path": "/var"}],
+            "luks": [{"name": "a", "device": "/dev/a", "keyFile": {"source": "data:;base64,YQ=="}}],
         },
+        "systemd": {"units": [{"name": "a.service", "mask": True, "dropins": [{"name": "a.conf"}]}]},
+        "passwd": {"users": [{"name": "a", "homeDir": "/a", "uid": 7}], "groups": [{"name": "a"}]},
         "kernelArguments": {"shouldExist": ["a=1"]},
     }
 ).encode()
@@ -112,11 +135,15 @@ CONFIG = json.dumps(
 def read_config(text: bytes) -> None:
     parsed = config.parse(text)
     config.host_keys(parsed)
+    read, _ = merge.read(text)
+    validity.check(read)
     transport.check(parsed, lambda line: None)
 
 
 def check_ownership(text: bytes) -> None:
     parsed = config.parse(text)
+    with contextlib.suppress(FirstbootError):
+        validity.check(parsed)
     ownership.check(parsed, {ownership.device_number("/dev/vda") or 1})
 
 
