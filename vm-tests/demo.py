@@ -277,7 +277,8 @@ def prove(where: Site, report: dict[str, Any]) -> dict[str, bool]:
             for s in systems
         ),
         "user, file and unit of the config are there": all(
-            (s.user, s.file, s.unit) == ("core", "640\nfrom the user", "active\nit runs") for s in systems
+            (s.user, s.file, s.unit) == ("core", "640\nfrom the user", "active\nit runs\nmore")
+            for s in systems
         ),
         "no ignition.firstboot and no root hash on the second command line": not re.search(
             "ignition.firstboot|roothash", systems[1].command_line

@@ -150,14 +150,25 @@ def certificate_files(files: Mapping[str, bytes]) -> list[dict[str, Any]]:
 
 
 def ignition_config(ssh_key: str, host_keys: list[dict[str, Any]]) -> dict[str, Any]:
-    """A small config of a user: logins with an SSH key, a file, a systemd unit, and the host keys."""
+    """A small config of a user: logins with an SSH key, a file and what leads to it, a systemd unit with a
+    drop-in, and the host keys.
+    """
     unit = (
         "[Unit]\nDescription=A unit of the user's config\n\n[Service]\nType=oneshot\nRemainAfterExit=yes\n"
         "ExecStart=/bin/sh -c 'echo it runs > /run/user-unit'\n\n[Install]\nWantedBy=multi-user.target\n"
     )
+    dropin = {
+        "name": "10-user.conf",
+        "contents": "[Service]\nExecStart=/bin/sh -c 'echo more >> /run/user-unit'\n",
+    }
     return {
         "ignition": {"version": "3.3.0"},
-        "passwd": {"users": [{"name": name, "sshAuthorizedKeys": [ssh_key]} for name in ("root", "core")]},
+        "passwd": {
+            "users": [
+                {"name": "root", "sshAuthorizedKeys": [ssh_key]},
+                {"name": "core", "homeDir": "/home/core", "sshAuthorizedKeys": [ssh_key]},
+            ]
+        },
         "storage": {
             "files": [
                 {
@@ -166,7 +177,14 @@ def ignition_config(ssh_key: str, host_keys: list[dict[str, Any]]) -> dict[str, 
                     "contents": {"source": "data:,from%20the%20user%0A"},
                 },
                 *host_keys,
-            ]
+            ],
+            "directories": [{"path": "/etc/user-file-directory", "mode": 0o700}],
+            "links": [
+                {"path": "/etc/user-file-link", "target": "user-file"},
+                {"path": "/etc/user-file-hard-link", "target": "/etc/user-file", "hard": True},
+            ],
         },
-        "systemd": {"units": [{"name": "user.service", "enabled": True, "contents": unit}]},
+        "systemd": {
+            "units": [{"name": "user.service", "enabled": True, "contents": unit, "dropins": [dropin]}]
+        },
     }
