@@ -75,6 +75,19 @@ def test_a_good_config_is_handed_to_ignition_as_it_is(gpg: Gpg, config_disk: Pat
     assert not paths.PRIVATE_KEY.exists()
 
 
+@pytest.mark.parametrize(("scheme", "warnings"), [("http", 1), ("https", 0)])
+def test_a_config_that_the_host_can_put_in_the_place_of_the_users_is_warned_of(
+    gpg: Gpg, config_disk: Path, scheme: str, warnings: int
+) -> None:
+    replaced = {"ignition": {"version": "3.3.0", "config": {"replace": {"source": f"{scheme}://a.example/"}}}}
+    config_disk.write_bytes(gpg.encrypt(json.dumps(replaced).encode()) + bytes(512))
+    told: list[str] = []
+    Config().perform(Context("ignition.firstboot", warn=told.append))
+    assert len(told) == warnings
+    assert all(line.startswith("ignition.config.replace comes over http without") for line in told)
+    assert paths.IGNITION_USER_CONFIG.exists()
+
+
 @pytest.mark.parametrize(
     "text",
     [
