@@ -24,10 +24,9 @@ def test_an_image_of_the_recipe_is_no_machine(tmp_path: Path) -> None:
     with firstboot.make_site(tmp_path / "site", Recipe()) as (where, _):
         raw = tmp_path / "disk.raw"
         subprocess.run(["qemu-img", "convert", "-O", "raw", where.image, raw], check=True)
+        start = raw_disk.partition_start(raw, "root")
         with (
-            se_image.attached(
-                raw, offset=raw_disk.partition_start(raw, "root"), size=where.root_size
-            ) as root,
+            se_image.attached(raw, offset=start, size=raw.stat().st_size - start) as root,
             se_image.mounted(root, tmp_path / "root", read_only=True) as tree,
         ):
             assert (tree / "etc/ssh/sshd_config").exists()
