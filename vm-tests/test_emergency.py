@@ -79,10 +79,14 @@ def test_a_secret_elsewhere_would_have_been_found(tmp_path: Path) -> None:
         guest.wait_for(SHELL_OPENS, TIMEOUT)
 
 
-def test_without_the_unit_that_decrypts_the_users_config_ignition_does_not_run(tmp_path: Path) -> None:
-    """It would ask its platform for a config, and that is the host's."""
-    command_line = "ignition.firstboot rd.systemd.mask=secex-firstboot-config.service"
-    with initramfs_with(tmp_path, {}, command_line) as guest:
+def test_if_the_users_config_is_not_decrypted_ignition_does_not_run(tmp_path: Path) -> None:
+    """It would ask its platform for one, and that is the host's. Here the unit that decrypts just fails."""
+    unit = (
+        b"[Unit]\nDefaultDependencies=no\nAfter=basic.target\nBefore=ignition-fetch-offline.service\n"
+        b"[Service]\nType=oneshot\nExecStart=/usr/bin/cat /nowhere\n"
+    )
+    failing: dict[str, Entry] = {"/etc/systemd/system/secex-firstboot-config.service": File(unit)}
+    with initramfs_with(tmp_path, failing, "ignition.firstboot") as guest:
         guest.wait_for("this guest cannot start", TIMEOUT)
         assert guest.wait(TIMEOUT) == "guest-shutdown"
         assert "Starting ignition-" not in re.sub(r"\x1b\[[0-9;]*m", "", guest.console)
