@@ -5,7 +5,7 @@
 # called by dracut
 check() {
     require_binaries secex-firstboot python3 gpg gpg-agent setpriv unshare openssl \
-        zipl sfdisk partx losetup blkid dmsetup || return 1
+        zipl sfdisk partx losetup blkid dmsetup cryptsetup || return 1
     # Only on request: --add secex-firstboot
     return 255
 }
@@ -112,6 +112,9 @@ install() {
         /usr/lib/s390-tools/stage3.bin /lib/s390-tools/stage3.bin \
         /usr/share/s390-tools/pvimg/stage3a.bin /usr/share/s390-tools/pvimg/stage3b_reloc.bin \
         /usr/share/s390-tools/genprotimg/stage3a.bin /usr/share/s390-tools/genprotimg/stage3b_reloc.bin
+
+    # Ignition's dracut module leaves it to others, and needs it for storage.luks.
+    inst_multiple cryptsetup
 
     # Ignition's generator starts ignition-complete.target at first boot only, and so our units.
     local requires="$systemdsystemunitdir/ignition-complete.target.requires" unit

@@ -63,3 +63,8 @@ def test_nothing_maps_disks_but_what_the_agent_needs(archive: bytes) -> None:
 def test_the_system_has_what_would_map_disks_so_that_it_could_have_been_there() -> None:
     directories = (debian.build() / "usr/lib/dracut/modules.d").iterdir()
     assert {path.name.lstrip("0123456789") for path in directories} >= MAPS_DISKS
+
+
+@pytest.mark.parametrize("program", ["cryptsetup", "wipefs", "mkfs.ext4", "mkfs.xfs"])
+def test_ignition_finds_what_it_makes_volumes_with(archive: bytes, program: str) -> None:
+    assert re.search(rf"^(?:\./)?usr/s?bin/{re.escape(program)}$", cpio(archive, "--list"), re.MULTILINE)
