@@ -61,6 +61,7 @@ def initramfs_with(tmp_path: Path, files: dict[str, Entry], command_line: str) -
         yield guest
 
 
+@pytest.mark.sampled("ways to a shell", 2)
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_to_a_shell_passes_the_clean_up(way: str, tmp_path: Path) -> None:
     with initramfs_with(tmp_path, {}, f"{WAYS[way]} {SHELL}") as guest:
@@ -92,6 +93,7 @@ def test_if_the_users_config_is_not_decrypted_ignition_does_not_run(tmp_path: Pa
         assert "Starting ignition-" not in re.sub(r"\x1b\[[0-9;]*m", "", guest.console)
 
 
+@pytest.mark.sampled("ways to a shell")
 @pytest.mark.parametrize("way", ["rd.break", "a unit that fails"])
 def test_by_default_the_power_goes_off(way: str, tmp_path: Path) -> None:
     """Also with the words that let dracut open a shell without a password."""

@@ -111,7 +111,8 @@ class Machine:
 
     def _guest(self, trouble: Trouble, network: Network, log: Path, saved: Saved | None = None) -> Guest:
         note = self.where.directory / "note"
-        note.write_bytes(trouble.note.encode().ljust(SECTOR, b"\0"))
+        hashes = [ultravisor.host_key_hash(self.where.hosts[name].key).hex() for name in trouble.keys_shown]
+        note.write_bytes(" ".join([trouble.note, *hashes]).encode().ljust(SECTOR, b"\0"))
         bad = trouble.bad_sector
         path = f"blkdebug:{self._rules(*bad(self.disk))}:{self.disk}" if bad else self.disk
         return Guest(
@@ -209,6 +210,8 @@ class Trouble:
     """The step that it meets; none if there is no trouble."""
     note: str = "nothing"
     """For vm-tests/dracut/failing.py."""
+    keys_shown: tuple[str, ...] = HOSTS
+    """Whose keys the kernel says that this machine has."""
     serves: Callable[[Site], Served] = as_configured
     network: Callable[[Network], Network] = lambda network: network
     memory_mib: int | None = None
@@ -239,6 +242,12 @@ TROUBLES = [
         r"could not be fetched from 10\.0\.2\.100 in \d+ attempts",
         "hostkeys",
         network=server_gone,
+    ),
+    Trouble(
+        "no document is for this machine",
+        "no host-key document is for this machine, whose keys have the SHA-256 [0-9a-f]{64}: add this",
+        "hostkeys",
+        keys_shown=("universal",),
     ),
     lets_fail("verity"),
     Trouble(

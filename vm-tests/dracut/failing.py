@@ -1,6 +1,7 @@
 #!/usr/bin/python3 -I
 """The agent on a machine in trouble, which a disk with the serial ``trouble`` names: ``fail-STEP`` lets it
-fail once that step is done, ``full-STEP`` fills /run before it, ``no-zipl-STEP`` breaks zipl.
+fail once that step is done, ``full-STEP`` fills /run before it, ``no-zipl-STEP`` breaks zipl. Further words
+are the hashes of this machine's host keys.
 
 It stands in for /usr/bin/secex-firstboot; the agent itself knows nothing of it. It notes what is secret by
 then, so that leftovers.py knows what to look for.
@@ -33,9 +34,22 @@ def run(step, title, context):
 
 
 def asked_for(trouble, step):
+    return note()[0] == f"{trouble}-{step.name.replace(' ', '-')}"
+
+
+def note():
     serials = {path.read_text().strip(): path.parent.name for path in Path("/sys/block").glob("*/serial")}
-    content = Path("/dev", serials["trouble"]).read_bytes()
-    return content.rstrip(b"\0").decode() == f"{trouble}-{step.name.replace(' ', '-')}"
+    return Path("/dev", serials["trouble"]).read_bytes().rstrip(b"\0").decode().split()
+
+
+def show_host_keys(hashes):
+    """As the kernel does where the ultravisor tells: uv_keys_all() in arch/s390/kernel/uv.c, Linux 6.13.
+
+    Under QEMU no kernel does: all of /sys/firmware/uv is for facility 158, which an ultravisor gives.
+    """
+    paths.THIS_HOSTS_KEYS.mkdir(exist_ok=True)
+    lines = [*hashes, *["0" * 64] * (15 - len(hashes))]
+    (paths.THIS_HOSTS_KEYS / "all").write_text("".join(f"{line}\n" for line in lines))
 
 
 def fill_run():
@@ -67,6 +81,7 @@ def note_secrets():
 
 
 subprocess.run(["udevadm", "settle"])
+show_host_keys(note()[1:])
 machine._run = run
 sys.argv[0] = "secex-firstboot"
 sys.exit(cli.main())
