@@ -178,7 +178,7 @@ def restart(where: Site, network: Network, *, closely: bool) -> dict[str, Any]:
             report["network in the initramfs"] = look_for_network(guest, where)
             report["console"] = look_for_logins(guest, where)
         else:
-            power_off(guest, where)
+            report["second power-off"] = power_off(guest, where)
     return report
 
 
@@ -249,10 +249,10 @@ def integrity_errors(guest: Guest, where: Site) -> list[str]:
     return firstboot.integrity_errors(f"{kernel_log}\n{guest.console}")
 
 
-def power_off(guest: Guest, where: Site) -> None:
-    """Cut the power once everything is on the disk; an orderly power-off was seen to hang, cause unknown."""
-    guest.ssh("sync", where.identity)
-    guest.kill()
+def power_off(guest: Guest, where: Site) -> str:
+    """In order; how the guest ended."""
+    guest.ssh("systemctl --no-block poweroff", where.identity)
+    return guest.wait(firstboot.BOOT_TIMEOUT)
 
 
 def prove(where: Site, report: dict[str, Any]) -> dict[str, bool]:
@@ -285,6 +285,9 @@ def prove(where: Site, report: dict[str, Any]) -> dict[str, bool]:
         ),
         "the second boot used the detached headers": systems[1].headers
         == {name: f"header=/etc/luks/{name}.header" for name in ("boot", "root")},
+        "the guest powers off in order": all(
+            end == "guest-shutdown" for name, end in report.items() if name.endswith("power-off")
+        ),
         "root has grown": all(s.root_size > where.root_size for s in systems),
         "nothing of the image is left on the disk, outside of se": len(plain[where.image]) > 1000
         and plain[where.disk] == [],

@@ -91,6 +91,10 @@ def test_a_later_boot_has_no_network_in_its_initramfs(report: dict[str, str]) ->
     assert report["network in the initramfs"] == ""
 
 
+def test_a_provisioned_guest_powers_off_when_it_is_told_to(report: dict[str, str]) -> None:
+    assert report["first power-off"] == "guest-shutdown"
+
+
 def test_what_a_power_cut_at_the_end_left_is_gone_once_the_system_has_started(report: dict[str, str]) -> None:
     assert report["traces"] == "/etc/luks/sealed"
 

@@ -2,7 +2,9 @@
 # Show the agent what the kernel shows in a real Secure Execution guest.
 set -e
 mkdir -p /run/secex-test/firmware
-mount --bind /sys/firmware /run/secex-test/firmware
+# Private, or what is mounted on the one next is on the other as well. At shutdown systemd 257 then orders the
+# mount unit by its tmpfs, meets sysfs below, forgets the order, and with it that swap.target waits: for ever.
+mount --bind --make-private /sys/firmware /run/secex-test/firmware
 mount -t tmpfs -o mode=755 tmpfs /sys/firmware
 for entry in /run/secex-test/firmware/*; do
     ln -s "$entry" /sys/firmware/
