@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,17 +25,31 @@ class ToolError(FirstbootError):
         super().__init__(f"{tool} failed with exit code {code}" + (f" ({words})" if words else ""))
 
 
-def run(argv: Sequence[str | Path], *, stdin: str | None = None, ok: Sequence[int] = (0,)) -> str:
+def run(
+    argv: Sequence[str | Path],
+    *,
+    stdin: str | None = None,
+    ok: Sequence[int] = (0,),
+    environment: Mapping[str, str] | None = None,
+) -> str:
     """Run a program without a shell and return its standard output.
 
     ``stdin`` is text for the program's standard input (nothing by default); it is never logged, and
     secrets belong there or in files, never in ``argv``. ``ok`` lists the exit codes that count as success.
+    ``environment`` is added to ours.
     Raises ToolError on any other, FirstbootError if the program is not installed.
     """
     words = [str(word) for word in argv]
     log.debug("run: %s", " ".join(words))
     try:
-        done = subprocess.run(words, input=stdin or "", capture_output=True, text=True, errors="replace")
+        done = subprocess.run(
+            words,
+            input=stdin or "",
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env={**os.environ, **(environment or {})},
+        )
     except FileNotFoundError:
         raise _not_installed(words[0]) from None
     if done.returncode not in ok:

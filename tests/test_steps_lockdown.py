@@ -12,10 +12,8 @@ import pytest
 from secex_firstboot import paths
 from secex_firstboot.errors import Refusal
 from secex_firstboot.ignition import local_login
-from secex_firstboot.process import ToolError
 from secex_firstboot.sdboot import image
 from secex_firstboot.step import Context
-from secex_firstboot.steps import seal
 from secex_firstboot.steps.platform import Platform
 from secex_firstboot.steps.sdboot import first_boot_command_line, system_command_line
 
@@ -200,35 +198,3 @@ def test_another_value_for_the_network_is_refused(option: str) -> None:
     paths.SWAPS.write_text("")
     with pytest.raises(Refusal, match=rf"{option} is not secex\.network=always"):
         Platform().observe(Context(f"{IMAGE} {option} ignition.firstboot"))
-
-
-# --- what the first start of a system does ---
-
-
-def test_the_configs_units_are_enabled_before_the_system_starts() -> None:
-    """Later starts are none that systemd takes for a first, and the power may fail in the one that is."""
-    root = paths.SYSROOT
-    units, presets = root / "usr/lib/systemd/system", root / "etc/systemd/system-preset"
-    for directory in (units, presets, root / "etc/systemd/system"):
-        directory.mkdir(parents=True)
-    for name in ("wanted", "unwanted"):
-        (units / f"{name}.service").write_text(
-            "[Service]\nExecStart=/bin/true\n[Install]\nWantedBy=multi-user.target\n"
-        )
-    (presets / "20-ignition.preset").write_text("enable wanted.service\ndisable *\n")
-    seal._enable_units(Context(""))
-    assert [path.name for path in (root / "etc/systemd/system").rglob("*.service")] == ["wanted.service"]
-
-
-def test_a_system_whose_units_cannot_be_enabled_starts_and_nothing_of_its_units_is_said(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A mock: systemctl fails."""
-
-    def fail(argv: object) -> str:
-        raise ToolError("systemctl", 1, "secret-name.service is bad")
-
-    said: list[str] = []
-    monkeypatch.setattr(seal, "run", fail)
-    seal._enable_units(Context("", warn=said.append))
-    assert said == ["not all units could be enabled: look at them with systemctl preset-all"]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
 from secex_firstboot import grow, paths, record
 from secex_firstboot.errors import FirstbootError, Refusal
 from secex_firstboot.files import exists, sync, write_private
-from secex_firstboot.ignition import local_login
+from secex_firstboot.ignition import config, local_login
 from secex_firstboot.ignition.crypttab import merge_crypttab
-from secex_firstboot.process import run
+from secex_firstboot.process import ToolError, run
 from secex_firstboot.sdboot import boot_entry, boot_record
 from secex_firstboot.sdboot.initramfs import Directory, Entry, File
 from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, ready, waiting
@@ -23,6 +24,29 @@ _VOLUMES = ("boot", "root")
 # Opened in the initramfs, and kept open in the system; without a time limit for the disk to appear, as dracut
 # has none for the root device; without asking at the host's console for a passphrase.
 _OPTIONS = "x-initrd.attach,x-systemd.device-timeout=0,headless=yes"
+
+# Errors only, in English, and no script for init.d, which the initramfs does not have (systemctl(1)).
+_SYSTEMCTL = {"LC_ALL": "C", "SYSTEMD_LOG_LEVEL": "err", "SYSTEMCTL_SKIP_SYSV": "1"}
+# What systemctl says of units that it has read. Source: install_changes_dump() in systemd's
+# src/shared/install.c. It takes EUCLEAN for a bad name, and XFS and ext4 mean a damaged block by it: so the
+# name has to be bad. In the same way EBADMSG has to follow the line that has the bad section header.
+_UNIT_NAME = r"[\w:.\\@-]+\.(?:service|socket|device|mount|automount|swap|target|path|timer|slice|scope)"
+_UNITS_FAULT = re.compile(
+    r"(?:(?:"
+    r"(?:.+:\d+: Invalid section header .+\n)+Failed to \w+ unit, file .+: Bad message"
+    r"|Failed to \w+ unit, (?:"
+    r"file .+ already exists(?: and is a symlink to .+)?\."
+    r"|unit .+ (?:is masked|is transient or generated|does not exist)\."
+    r"|file .+ is under the systemd unit hierarchy already\."
+    r'|(?:invalid specifier|cannot resolve specifiers) in ".+"\.'
+    rf'|"(?!{_UNIT_NAME}").+" is not a valid unit name\.'
+    r"|refusing to operate on linked unit file .+"
+    r"|cannot alias .+ as .+\."
+    r'|invalid unit reference ".+"\.'
+    r")"
+    r"|Failed to \w+ .+, destination unit .+ is a non-template unit\."
+    r")\n)+"
+)
 
 
 class Seal(Step):
@@ -110,12 +134,29 @@ def crypttab_lines() -> list[str]:
 def _enable_units(context: Context) -> None:
     """As systemd does at the first start of a system (systemd.preset(5)): Ignition leaves that to it.
 
-    The start that follows is the only one that is taken for a first, and the power may fail in it.
+    The start that follows is none that is taken for a first. So what a spoiled block leaves out here would
+    stay out for good: only what the units themselves are to blame for is a warning. systemctl skips presets
+    that it cannot read without a word; the config's units are therefore enabled one by one.
     """
-    try:
-        run(["systemctl", f"--root={paths.SYSROOT}", "--preset-mode=enable-only", "preset-all"])
-    except FirstbootError:  # its words may name units of the config
+    if not _systemctl("--preset-mode=enable-only", "preset-all"):
         context.warn("not all units could be enabled: look at them with systemctl preset-all")
+    for index, unit in enumerate(config.parse(paths.IGNITION_MERGED_CONFIG.read_bytes()).systemd.units):
+        if unit.enabled and not unit.mask and not _systemctl("enable", "--", unit.name):
+            context.warn(f"systemd.units[{index}] of the config could not be enabled: look at its [Install]")
+
+
+def _systemctl(*words: str) -> bool:
+    """Whether this succeeds; not, if it is the units' fault. Raises FirstbootError if anything else fails."""
+    try:
+        run(["systemctl", f"--root={paths.SYSROOT}", *words], environment=_SYSTEMCTL)
+    except ToolError as error:  # its words may name units of the config
+        if _UNITS_FAULT.fullmatch(error.output):
+            return False
+        raise FirstbootError(
+            "systemd's unit files cannot be read, or not be enabled",
+            "look at the disk's health, and start again: first boot goes on from here",
+        ) from None
+    return True
 
 
 def _add_to_crypttab(path: Path, lines: list[str]) -> None:
