@@ -66,6 +66,7 @@ class Plan(BaseModel):
     root_partition_size: int = Field(gt=0)
     headroom: int = Field(ge=0)
     record_key: str = Field(pattern="^[0-9a-f]{64}$", repr=False)
+    replace_identity: bool = False  # what identifies one machine is removed from root, see identity.py
 
     @property
     def volumes(self) -> tuple[Volume, Volume]:

@@ -543,6 +543,24 @@ def test_the_headroom_is_taken_from_the_command_line(machine, argument, mib):
     assert personalise._plan(Context(f"{FIRST_BOOT} {argument}"), "00" * 32).headroom == mib * MIB
 
 
+def test_personalise_asks_the_boot_entry_for_what_was_asked_of_the_image(machine):
+    context = Context(f"{FIRST_BOOT} secex.grow=off secex.identity=replace")
+    entry = "root=LABEL=root secex.identity=replace quiet init_on_free=1 secex.grow=off"
+    personalise._check_options(context, entry)  # it gets the rest from us
+    with pytest.raises(Refusal, match="no init_on_free=1"):
+        personalise._check_options(context, entry.replace("init_on_free=1", ""))
+    for other in ("", "secex.identity=other", "secex.identity=replace secex.headroom=64"):
+        with pytest.raises(Refusal, match="has other secex arguments than its boot image: build the image"):
+            personalise._check_options(context, entry.replace("secex.identity=replace", other))
+
+
+@pytest.mark.parametrize(("argument", "replaced"), [("", False), ("secex.identity=replace", True)])
+def test_the_plan_says_whether_what_identifies_a_machine_goes(machine, argument, replaced):
+    """The volumes are encrypted under another command line than the one that was judged."""
+    machine.open_verity()
+    assert personalise._plan(Context(f"{FIRST_BOOT} {argument}"), "00" * 32).replace_identity is replaced
+
+
 def test_an_se_partition_without_room_for_a_second_image_is_refused(machine, monkeypatch):
     kernel, initrd = machine.root / "kernel", machine.root / "initrd"
     for path, mib in ((kernel, 10), (initrd, 50)):

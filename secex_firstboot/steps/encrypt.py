@@ -175,7 +175,7 @@ class Encryption:
                 mounted = Mounted.find(where, device)
                 if mounted.size() < grown:
                     mounted.grow(grown)
-        if self.volume.name == "root" and identity.replace(self.context):
+        if self.volume.name == "root" and self.plan.replace_identity:
             # Before Ignition writes there: a config may bring a machine's own.
             with filesystem.mounted(device, paths.ROOT_MOUNT, type=self.volume.file_system) as root:
                 identity.remove(root)

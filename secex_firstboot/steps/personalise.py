@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 from secex_firstboot import grow, identity, paths, record
+from secex_firstboot.command_line import parameters
 from secex_firstboot.errors import Refusal
 from secex_firstboot.files import exists, is_directory, write_private
 from secex_firstboot.ignition import config
@@ -20,6 +21,7 @@ from secex_firstboot.sdboot.boot_entry import BootEntry
 from secex_firstboot.sdboot.initramfs import Directory, Entry, File
 from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, ready, waiting
 from secex_firstboot.steps import verity as verity_step
+from secex_firstboot.steps.platform import check_command_line
 from secex_firstboot.steps.sdboot import (
     build_sdboot,
     first_boot_command_line,
@@ -56,6 +58,7 @@ class Personalise(Step):
         boot_device, boot_type = verity_step.device("boot"), plan.boot.file_system
         with filesystem.mounted(boot_device, paths.BOOT_MOUNT, type=boot_type, read_only=True) as boot:
             entry = boot_entry.find(boot)
+            _check_options(context, entry.options)
             image.command_line_component(system_command_line(entry.options), entry.linux)
             with se_mounted(found) as se:
                 boot_record.settle(se, found)
@@ -86,7 +89,8 @@ def _plan(context: Context, record_key: str) -> Plan:
     grow.setting(context)  # what makes no sense is refused now
     found = disk.find_disk()
     boot, root = (_source(context, found, name) for name in ("boot", "root"))
-    return lay_out(found, boot, root, _headroom(context), record_key)
+    plan = lay_out(found, boot, root, _headroom(context), record_key)
+    return plan.model_copy(update={"replace_identity": identity.replace(context)})
 
 
 def _source(context: Context, found: disk.Disk, name: str) -> Source:
@@ -99,6 +103,20 @@ def _source(context: Context, found: disk.Disk, name: str) -> Source:
             f"the hash tree for {name} does not cover the whole file system", "build the image again"
         )
     return Source(root_hash=verity_step.root_hash(context, name), size=size, file_system=file_system)
+
+
+def _check_options(context: Context, options: str) -> None:
+    """What this boot's command line was judged by must be true of the one that first boot goes on with."""
+    check_command_line(first_boot_command_line(options))
+    if _ours(options) != _ours(context.command_line):
+        raise Refusal(
+            "the boot entry of the image has other secex arguments than its boot image",
+            "build the image with the same ones in both",
+        )
+
+
+def _ours(command_line: str) -> set[str]:
+    return {word for word in parameters(command_line) if word.lstrip('"').startswith("secex.")}
 
 
 def _headroom(context: Context) -> int:

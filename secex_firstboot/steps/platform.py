@@ -34,7 +34,7 @@ class Platform(Step):
         if context.phase is not Phase.PROVISIONED:
             _check_no_swap()
         if context.phase is Phase.FIRST:
-            _check_command_line(context.command_line)
+            check_command_line(context.command_line)
             identity.replace(context)
         found = disk.find_disk()
         if context.phase is Phase.FIRST and not found.has_hash_trees:
@@ -60,8 +60,8 @@ def _check_secure_execution() -> None:
         )
 
 
-def _check_command_line(command_line: str) -> None:
-    """The image's; what first boot makes of it for later boots, see steps.sdboot, needs no look."""
+def check_command_line(command_line: str) -> None:
+    """Raise Refusal if it lets the host in: that of the image's sdboot, and that of the personalised one."""
     words = command_line.split()
     if any(word.startswith("root=") and word != f"root={ROOT_DEVICE}" for word in words):
         raise Refusal(
