@@ -50,6 +50,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"storage": {"filesystems": [{"device": "/dev/mapper/root"}]}}, "on the system disk"),
     ({"storage": {"clouds": []}}, "does not know what that does"),
     ({"storage": {"luks": [KEY_OVER_HTTP]}}, "the host can read it"),
+    ({"ignition": {"version": "3.3.0", "config": {"merge": [{"source": "http://a/"}]}}}, "can change it"),
 ]
 
 

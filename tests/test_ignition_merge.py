@@ -31,7 +31,7 @@ def files(*entries: dict[str, Any]) -> dict[str, Any]:
 
 def merged(**sections: Any) -> Any:
     found, elsewhere = read(json.dumps(config(**sections)).encode())
-    assert elsewhere == []
+    assert elsewhere == {}
     return found
 
 
@@ -106,10 +106,10 @@ def test_references_that_need_the_network_are_named() -> None:
     remote = {"source": "https://a.example/x.ign"}
     inner = config(merge=[remote], storage=files({"path": "/b"}))
     found, elsewhere = read(json.dumps(config(merge=[remote, inline(inner)])).encode())
-    assert elsewhere == ["ignition.config.merge[0]", "ignition.config.merge[1].merge[0]"]
+    assert list(elsewhere) == ["ignition.config.merge[0]", "ignition.config.merge[1].merge[0]"]
     assert [file.path for file in found.storage.files] == ["/b"]
     _, elsewhere = read(json.dumps(config(replace=remote)).encode())
-    assert elsewhere == ["ignition.config.replace"]
+    assert list(elsewhere) == ["ignition.config.replace"]
 
 
 def test_a_packed_reference_with_its_hash_is_followed_and_with_another_refused() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import re
 from typing import Any
 
 import pytest
 
 from secex_firstboot.errors import Refusal
-from secex_firstboot.ignition import transport
+from secex_firstboot.ignition import merge, transport
 from secex_firstboot.ignition.config import Config
 
 HASH = {"verification": {"hash": "sha512-" + "0" * 128}}
@@ -82,23 +85,48 @@ def test_a_path_that_only_looks_like_it_is_warned_of(path: str) -> None:
     assert len(warnings(storage=file({"source": URL}, path))) == 1
 
 
-def test_a_config_that_the_host_can_change_is_warned_of() -> None:
-    merge = [{"source": URL, **HASH}, {"source": URL}]
-    lines = warnings(ignition={"config": {"merge": merge, "replace": {"source": URL}}})
-    assert [line.partition(" comes over http without ")[0] for line in lines] == [
-        "ignition.config.replace",
-        "ignition.config.merge[1]",
-    ]
+@pytest.mark.parametrize("source", [URL, URL.replace("http", "HTTP"), URL.replace("http", "tftp")])
+def test_a_config_that_the_host_can_change_is_refused(source: str) -> None:
+    changeable: dict[str, Any] = {"source": source}
+    good = [{"source": source, **HASH}, {"source": "https://a.example/x"}, {"source": "data:,x"}]
+    assert warnings(ignition={"config": {"merge": good, "replace": good[0]}}) == []
+    for place, references in (
+        ("ignition.config.merge[3]", {"merge": [*good, changeable]}),
+        ("ignition.config.replace", {"replace": changeable}),
+    ):
+        with pytest.raises(Refusal, match=f"{re.escape(place)} .* so the host can change it") as refused:
+            warnings(ignition={"config": references})
+        assert "secret" not in str(refused.value)
+        assert "verification.hash" in refused.value.cure
 
 
-@pytest.mark.parametrize(("resource", "count"), [({"source": URL}, 1), ({"source": URL, **HASH}, 0), ({}, 0)])
-def test_a_config_that_takes_the_place_of_another_can_be_asked_for_alone(
-    resource: dict[str, Any], count: int
-) -> None:
-    told: list[str] = []
-    ignition = {"version": "3.3.0", "config": {"replace": resource, "merge": [{"source": URL}]}}
-    transport.check_replacement(Config.model_validate({"ignition": ignition}), told.append)
-    assert len(told) == count
+def inline(references: dict[str, Any]) -> dict[str, Any]:
+    text = json.dumps({"ignition": {"version": "3.3.0", "config": references}}).encode()
+    return {"source": f"data:;base64,{base64.b64encode(text).decode()}"}
+
+
+@pytest.mark.parametrize(
+    ("references", "place"),
+    [
+        ({"replace": {"source": URL}}, "replace"),
+        ({"merge": [{"source": "https://a.example/x"}, {"source": URL}]}, "merge[1]"),
+        ({"replace": inline({"replace": {"source": URL}})}, "replace.replace"),
+        ({"replace": inline({"merge": [{"source": URL}]})}, "replace.merge[0]"),
+        ({"merge": [inline({"replace": {"source": URL}})]}, "merge[0].replace"),
+        ({"merge": [{"source": URL, **HASH}, inline({"merge": [{"source": URL}]})]}, "merge[1].merge[0]"),
+    ],
+)
+def test_so_is_one_that_a_config_inside_refers_to(references: dict[str, Any], place: str) -> None:
+    def check(references: dict[str, Any]) -> None:
+        text = json.dumps({"ignition": {"version": "3.3.0", "config": references}}).encode()
+        transport.check_references(merge.read(text)[1])
+
+    with pytest.raises(
+        Refusal, match=re.escape(f"ignition.config.{place} comes over http without")
+    ) as refused:
+        check(references)
+    assert "secret" not in str(refused.value)
+    check({"merge": [inline({"replace": {"source": URL, **HASH}}), {"source": "https://a.example/x"}]})
 
 
 def test_whom_https_trusts_is_not_for_the_host_to_say() -> None:

@@ -339,6 +339,13 @@ def test_what_it_refuses_there_is_refused(look):
     assert (code, rows["config"]["state"]) == (1, "refused")
 
 
+def test_a_reference_that_the_host_can_change_is_refused_in_a_config_inside_too(look):
+    inside = reference(referring(replace={"source": "http://a.example/base.ign"}))
+    code, rows = look(referring(merge=[inside]))
+    assert (code, rows["config"]["state"]) == (1, "refused")
+    assert rows["config"]["detail"].startswith("ignition.config.merge[0].replace comes over http without")
+
+
 @pytest.mark.parametrize("offline", [[], ["--offline"]])
 def test_what_is_elsewhere_is_named_and_may_have_the_host_keys(look, validator, offline):
     validator("exit 0")

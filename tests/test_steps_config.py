@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import hashlib
 import json
@@ -75,17 +76,33 @@ def test_a_good_config_is_handed_to_ignition_as_it_is(gpg: Gpg, config_disk: Pat
     assert not paths.PRIVATE_KEY.exists()
 
 
-@pytest.mark.parametrize(("scheme", "warnings"), [("http", 1), ("https", 0)])
-def test_a_config_that_the_host_can_put_in_the_place_of_the_users_is_warned_of(
-    gpg: Gpg, config_disk: Path, scheme: str, warnings: int
+def referring(**references: object) -> bytes:
+    return json.dumps({"ignition": {"version": "3.3.0", "config": references}}).encode()
+
+
+def inline(text: bytes) -> dict[str, str]:
+    return {"source": f"data:;base64,{base64.b64encode(text).decode()}"}
+
+
+def test_a_config_that_the_host_can_put_in_the_place_of_the_users_is_refused(
+    gpg: Gpg, config_disk: Path
 ) -> None:
-    replaced = {"ignition": {"version": "3.3.0", "config": {"replace": {"source": f"{scheme}://a.example/"}}}}
-    config_disk.write_bytes(gpg.encrypt(json.dumps(replaced).encode()) + bytes(512))
-    told: list[str] = []
-    Config().perform(Context("ignition.firstboot", warn=told.append))
-    assert len(told) == warnings
-    assert all(line.startswith("ignition.config.replace comes over http without") for line in told)
-    assert paths.IGNITION_USER_CONFIG.exists()
+    key, changeable = paths.PRIVATE_KEY.read_bytes(), {"source": "http://a.example/secret"}
+    for text in (
+        referring(replace=changeable),
+        referring(merge=[changeable]),
+        referring(merge=[inline(referring(replace=changeable))]),
+    ):
+        said = refusal(config_disk, gpg.encrypt(text))
+        assert "comes over http without verification.hash" in said
+        assert "secret" not in said
+        paths.CONFIG_REFUSED.unlink()
+        paths.PRIVATE_KEY.write_bytes(key)
+    protected = {**changeable, "verification": {"hash": f"sha256-{'0' * 64}"}}
+    text = referring(merge=[{"source": "https://a.example/"}, inline(referring(replace=protected))])
+    config_disk.write_bytes(gpg.encrypt(text) + bytes(512))
+    Config().perform(CONTEXT)
+    assert paths.IGNITION_USER_CONFIG.read_bytes() == text
 
 
 @pytest.mark.parametrize(
@@ -99,6 +116,7 @@ def test_a_config_that_the_host_can_put_in_the_place_of_the_users_is_warned_of(
         '{"ignition": {"version": "3.4.1"}}',
         '{"ignition": {"version": "3.9.0"}}',
         '{"ignition": {"version": "3.3.0"}, "storage": {"files": [{"path": 1}]}}',
+        '{"ignition": {"version": "3.3.0", "config": {"merge": [{"source": "data:,secret"}]}}}',
         "\0",
         "[" * 100_000,
     ],

@@ -43,7 +43,8 @@ def no_such_level(where: Site) -> dict[str, Any]:
 
 
 def nothing_at_the_url(where: Site) -> dict[str, Any]:
-    reference = {"source": f"http://{SERVICES_ADDRESS}/{WORD}.ign?token={WORD}"}
+    url = f"http://{SERVICES_ADDRESS}/{WORD}.ign?token={WORD}"
+    reference = {"source": url, "verification": {"hash": NO_HASH}}  # without, first boot refuses it itself
     return {"ignition": {**VERSION, "config": {"merge": [reference]}}}
 
 

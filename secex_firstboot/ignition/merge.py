@@ -20,8 +20,8 @@ _MOST = 64  # references; Ignition has no bound
 Fields = dict[str, Any]
 
 
-def read(text: bytes) -> tuple[Config, list[str]]:
-    """The config with what it refers to inline, and the places of references that only first boot can follow.
+def read(text: bytes) -> tuple[Config, dict[str, Resource]]:
+    """The config with what it refers to inline, and by place the references that first boot has to follow.
 
     Where ``replace`` is one of those, nothing of the config itself will count. Raises Refusal.
     """
@@ -32,7 +32,7 @@ def read(text: bytes) -> tuple[Config, list[str]]:
 
 class _Reader:
     def __init__(self) -> None:
-        self.elsewhere: list[str] = []
+        self.elsewhere: dict[str, Resource] = {}
         self.followed = 0
 
     def rendered(self, fields: Any, place: str) -> Fields:
@@ -50,7 +50,7 @@ class _Reader:
 
     def _referenced(self, reference: Resource, place: str) -> Any:
         if not inline.is_inline(reference):
-            self.elsewhere.append(place)
+            self.elsewhere[place] = reference
             return None
         self.followed += 1
         if self.followed > _MOST:

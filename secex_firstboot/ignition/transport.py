@@ -6,7 +6,7 @@ A hash in the config protects what comes over http as well as https does, but no
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,28 +31,43 @@ def check(config: Config, warn: Callable[[str], None]) -> None:
     """Warn of each resource that the host can change, by its place in the config and never by its URL.
 
     Raises Refusal where it would say with that which host keys count, whom https trusts, or with which key a
-    volume is encrypted.
+    volume is encrypted; and for a whole config, which can say all of that.
     """
     for found in (*_files(config), *_authorities(config), *_keys(config), *_references(config)):
         _judge(found, warn)
 
 
-def check_replacement(config: Config, warn: Callable[[str], None]) -> None:
-    """The same of the config that takes this one's place: Ignition's merged config no longer names it."""
-    _judge(_Found("ignition.config.replace", config.ignition.config.replace), warn)
+def check_references(references: Mapping[str, Resource]) -> None:
+    """Raises Refusal for a config, by its place, that the host can change.
+
+    For those of ``merge.read``: Ignition's merged config does not name each that it was made of.
+    """
+    for place, resource in references.items():
+        if _is_changeable(resource):
+            raise Refusal(_changeable(place, resource), _CURE)
+
+
+def _scheme(resource: Resource) -> str:
+    return (resource.source or "").partition(":")[0].lower()
+
+
+def _is_changeable(resource: Resource) -> bool:
+    return _scheme(resource) in _UNPROTECTED and not resource.verification.hash
+
+
+def _changeable(place: str, resource: Resource) -> str:
+    return f"{place} comes over {_scheme(resource)} without verification.hash, so the host can change it"
 
 
 def _judge(found: _Found, warn: Callable[[str], None]) -> None:
-    scheme = (found.resource.source or "").partition(":")[0].lower()
-    if scheme not in _UNPROTECTED:
-        return
-    if found.kind == "secret":
+    scheme = _scheme(found.resource)
+    if found.kind == "secret" and scheme in _UNPROTECTED:
         raise Refusal(
             f"{found.place} comes over {scheme}, so the host can read it", "use https or a data URL"
         )
-    if found.resource.verification.hash:
+    if not _is_changeable(found.resource):
         return
-    what = f"{found.place} comes over {scheme} without verification.hash, so the host can change it"
+    what = _changeable(found.place, found.resource)
     if found.kind == "no say":
         raise Refusal(what, _CURE)
     warn(f"{what}: {_CURE}")
@@ -82,6 +97,6 @@ def _keys(config: Config) -> Iterator[_Found]:
 
 
 def _references(config: Config) -> Iterator[_Found]:
-    yield _Found("ignition.config.replace", config.ignition.config.replace)
+    yield _Found("ignition.config.replace", config.ignition.config.replace, "no say")
     for index, resource in enumerate(config.ignition.config.merge):
-        yield _Found(f"ignition.config.merge[{index}]", resource)
+        yield _Found(f"ignition.config.merge[{index}]", resource, "no say")

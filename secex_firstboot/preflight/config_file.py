@@ -10,7 +10,7 @@ from pathlib import Path
 from secex_firstboot import process
 from secex_firstboot.errors import Refusal
 from secex_firstboot.ignition import config, kernel_arguments, merge, openpgp, ownership, transport, validity
-from secex_firstboot.ignition.config import Config, FileEntry
+from secex_firstboot.ignition.config import Config, FileEntry, Resource
 from secex_firstboot.preflight.look import Look, listed
 from secex_firstboot.step import Context
 
@@ -29,7 +29,7 @@ class Given:
 
     path: Path
     config: Config
-    elsewhere: list[str]
+    elsewhere: dict[str, Resource]
 
     @property
     def is_replaced(self) -> bool:
@@ -79,8 +79,8 @@ def look(given: Given, context: Context) -> Look:
     found = given.config
     untold = _specification(found.ignition.version)
     if given.elsewhere:
-        untold.append(f"what other configs say: {listed(given.elsewhere)}")
-    transport.check_replacement(found, context.warn)
+        untold.append(f"what other configs say: {listed(list(given.elsewhere))}")
+    transport.check_references(given.elsewhere)
     if given.is_replaced:
         return Look("a config in whose place first boot takes another", untold)
     validity.check(found)

@@ -64,7 +64,7 @@ def look(
 
 
 def _others(given: Given) -> str:
-    return f"what other configs say of host keys: {listed(given.elsewhere)}"
+    return f"what other configs say of host keys: {listed(list(given.elsewhere))}"
 
 
 def _check_names(given: Given, context: Context) -> None:

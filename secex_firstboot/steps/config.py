@@ -8,7 +8,7 @@ from pathlib import Path
 from secex_firstboot import memory, paths
 from secex_firstboot.errors import FirstbootError, Refusal
 from secex_firstboot.files import exists, write_private
-from secex_firstboot.ignition import checks, config, openpgp, ownership, specification, transport
+from secex_firstboot.ignition import checks, config, merge, openpgp, ownership, specification, transport
 from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, ready
 from secex_firstboot.storage import disk
 
@@ -43,7 +43,7 @@ class Config(Step):
             message = openpgp.read_message(disk.find_by_serial(paths.CONFIG_DISK_SERIAL))
             plain = openpgp.decrypt(message, paths.PRIVATE_KEY, Path(tempfile.gettempdir()))
             memory.stir(paths.PRIVATE_KEY.read_bytes(), plain)
-            transport.check_replacement(_checked(plain), context.warn)
+            _check(plain)
             _forbid_local_login(context)
             write_private(paths.IGNITION_USER_CONFIG, plain)
         except FirstbootError as error:
@@ -53,14 +53,19 @@ class Config(Step):
             paths.PRIVATE_KEY.unlink(missing_ok=True)
 
 
-def _checked(plain: bytes) -> config.Config:
-    """Raises the one Refusal of a config that decrypted: the console, which is the host's, shows why."""
+def _check(plain: bytes) -> None:
+    """Raises the one Refusal of a config that decrypted: the console, which is the host's, shows why.
+
+    And another for a reference of it, or of a config in it, that the host can change: once Ignition has
+    merged them, such a replacement is not named any more, and of two references to one source one counts.
+    """
     try:
-        parsed = config.parse(plain)
-        specification.check(parsed.ignition.version, specification.newest_known())
+        version = config.parse(plain).ignition.version
+        specification.check(version, specification.newest_known())
+        _, elsewhere = merge.read(plain)
     except Refusal:
         raise openpgp.refused() from None
-    return parsed
+    transport.check_references(elsewhere)
 
 
 def _forbid_local_login(context: Context) -> None:
