@@ -122,7 +122,7 @@ class Builder:
         log, least = (64 * MIB, 300 * MIB) if self.recipe.root_file_system == "xfs" else (8 * MIB, 0)
         return {
             "boot": _mib(boot * 1.05 + 8 * MIB),
-            "root": max(least, self.recipe.root_at_least * MIB, _mib(root * 1.1 + log + 8 * MIB)),
+            "root": max(least, self.recipe.root_at_least * MIB, _mib(root * 1.15 + log + 8 * MIB)),
         }
 
     def _partition(self, sizes: dict[str, int]) -> dict[str, Region]:
