@@ -8,11 +8,11 @@
 mode() {
     uuid=$(dmsetup info --columns --noheadings -o uuid "$1") && [ -n "$uuid" ] || return 1
     set -f
-    # shellcheck disable=SC2046  # fields: start, size, target, cipher, key, IV offset, device, offset, count, options
+    # shellcheck disable=SC2046  # fields: start, size, target, cipher, key, IV offset, device, offset; count, options
     set -- $(dmsetup table "$1")
-    [ "$3" = crypt ] && [ $# -ge 9 ] || return 1
+    [ "$3" = crypt ] && [ $# -ge 8 ] || return 1
     found="$uuid $4"
-    shift 9
+    shift 8
     for option; do
         case $option in
             integrity:* | sector_size:*) found="$found $option" ;;

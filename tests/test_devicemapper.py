@@ -166,6 +166,16 @@ def test_at_later_boots_the_script_accepts_the_mode_that_first_boot_noted(dmsetu
     assert check_volume(dmsetup).returncode == 0
 
 
+def test_at_later_boots_the_script_accepts_a_volume_without_options(dmsetup):
+    """As of a disk with sectors of 512 bytes, without integrity: then the table has not even their number."""
+    (dmsetup / "root.uuid").write_text(f"{UUID}\n")
+    (dmsetup / "root").write_text("0 98304 crypt aes-xts-plain64 :64:logon:cryptsetup:0-d0 0 254:16 32768\n")
+    (dmsetup / "root.mode").write_text(devicemapper.crypt_mode("root") + "\n")
+    assert check_volume(dmsetup).returncode == 0
+    (dmsetup / "root").write_text("0 98304 crypt aes-cbc-plain64 :64:logon:cryptsetup:0-d0 0 254:16 32768\n")
+    assert check_volume(dmsetup).returncode == 1
+
+
 @pytest.mark.parametrize(
     "table",
     [
