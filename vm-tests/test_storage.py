@@ -232,7 +232,9 @@ def test_the_kernel_has_no_integrity_error_to_tell_of(result: Result, serial: st
 
 @pytest.mark.parametrize("serial", SE_DISKS)
 def test_nothing_of_the_image_stays_on_the_disk(result: Result, serial: str) -> None:
-    assert len(result["published, before"][serial]) * 512 > ROOT * 0.8  # so it would be found; mkfs writes zeros to tables
+    assert (
+        len(result["published, before"][serial]) * 512 > ROOT * 0.8
+    )  # so it would be found; mkfs writes zeros to tables
     assert result["published, afterwards"][serial] == []
 
 

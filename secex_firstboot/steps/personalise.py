@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import secrets
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from secex_firstboot import grow, identity, paths, record
@@ -15,7 +17,7 @@ from secex_firstboot.command_line import parameters
 from secex_firstboot.errors import Refusal
 from secex_firstboot.files import exists, is_directory, write_private
 from secex_firstboot.ignition import config
-from secex_firstboot.plan import MIB, Plan, Source, lay_out
+from secex_firstboot.plan import MIB, Plan, Source, Volume, lay_out
 from secex_firstboot.sdboot import boot_entry, boot_record, image
 from secex_firstboot.sdboot.boot_entry import BootEntry
 from secex_firstboot.sdboot.initramfs import Directory, Entry, File
@@ -28,7 +30,7 @@ from secex_firstboot.steps.sdboot import (
     se_mounted,
     system_command_line,
 )
-from secex_firstboot.storage import disk, filesystem, verity, volume
+from secex_firstboot.storage import disk, filesystem, loop, verity, volume
 
 DEFAULT_HEADROOM = 256 * MIB
 HEADROOM_ARGUMENT = "secex.headroom"  # MiB
@@ -52,11 +54,9 @@ class Personalise(Step):
         shutil.rmtree(paths.STATE / "volumes", ignore_errors=True)
         plan = _plan(context, record_key=secrets.token_hex(32))
         found = disk.find_disk()
-        root_device, root_type = verity_step.device("root"), plan.root.file_system
-        with filesystem.mounted(root_device, paths.ROOT_MOUNT, type=root_type, read_only=True) as root:
+        with _mounted(plan.root, paths.ROOT_MOUNT) as root:
             identity.check(context, root)
-        boot_device, boot_type = verity_step.device("boot"), plan.boot.file_system
-        with filesystem.mounted(boot_device, paths.BOOT_MOUNT, type=boot_type, read_only=True) as boot:
+        with _mounted(plan.boot, paths.BOOT_MOUNT) as boot:
             entry = boot_entry.find(boot)
             _check_options(context, entry.options)
             image.command_line_component(system_command_line(entry.options), entry.linux)
@@ -83,6 +83,22 @@ class Personalise(Step):
             overlay=_state_files(),
         )
         boot_record.install(se, found, paths.RUNTIME)
+
+
+@contextmanager
+def _mounted(source: Volume, where: Path) -> Iterator[Path]:
+    """The image's volume, read-only, through dm-verity.
+
+    Its device has blocks of 4096 bytes, and no file system with smaller ones can be mounted from that: from a
+    loop device over it, it can.
+    """
+    device = verity_step.device(source.name)
+    small = source.sector_size < 4096
+    with (
+        loop.attached(device, block_size=disk.SECTOR) if small else nullcontext(device) as blocks,
+        filesystem.mounted(blocks, where, type=source.file_system, read_only=True) as mounted,
+    ):
+        yield mounted
 
 
 def _plan(context: Context, record_key: str) -> Plan:
