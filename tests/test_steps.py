@@ -56,6 +56,7 @@ class Machine:
     disks: list[Disk]
     serials: dict[str, Path] = field(default_factory=dict)
     mounts: dict[Path, str] = field(default_factory=dict)
+    overlay: bool = False  # on /sysroot
     tables: dict[str, list[Target]] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=lambda: dict(SOURCES))
     table_is_sound: bool = True
@@ -185,10 +186,15 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(devicemapper, "number_of", lambda device: found.number(device))
     monkeypatch.setattr(disk, "disks", lambda: iter(found.disks))
     monkeypatch.setattr(disk, "find_by_serial", found.find_by_serial)
-    for asked in ("mount_sources", "mounted_numbers"):
-        monkeypatch.setattr(
-            filesystem, asked, lambda where: [found.mounts[where]] if where in found.mounts else []
-        )
+
+    def mounted_on(where: Path) -> list[str]:
+        return [found.mounts[where]] if where in found.mounts else []
+
+    def sources(where: Path) -> list[str]:
+        return [*mounted_on(where), *(["overlay"] if found.overlay and where == paths.SYSROOT else [])]
+
+    monkeypatch.setattr(filesystem, "mounted_numbers", mounted_on)
+    monkeypatch.setattr(filesystem, "mount_sources", sources)
     monkeypatch.setattr(ownership, "device_numbers", lambda disk: frozenset())
     monkeypatch.setattr(verity, "data_size", data_size)
     monkeypatch.setattr(filesystem, "identify", lambda device, name: FileSystem("xfs", SOURCES[name], 4096))
@@ -772,6 +778,7 @@ def test_a_volume_too_small_for_headroom_keeps_its_file_system(devices):
 def mounted(machine: Machine) -> None:
     for name in ("root", "boot"):
         machine.mounts[machine.where(name)] = machine.open_encrypted(name)
+    machine.overlay = True
 
 
 def test_mount_waits_for_both_volumes(machine):
@@ -805,11 +812,35 @@ def test_what_is_mounted_from_a_mapping_that_has_only_the_name_is_refused(machin
         observe(machine, Mount())
 
 
+def test_ignition_does_not_write_where_the_overlay_is_missing(machine):
+    machine.commit()
+    mounted(machine)
+    machine.overlay = False
+    status = observe(machine, Mount())
+    assert (status.state, status.detail) == (
+        State.WAITING,
+        "the overlay that Ignition writes to is mounted first",
+    )
+    put(paths.FILES_FINISHED)  # what it wrote is taken over, and nothing lies over root any more
+    assert observe(machine, Mount()).done
+
+
 def test_what_is_mounted_is_looked_at_before_ignition_writes_there():
     units = Path(__file__).parents[1] / "systemd"
     unit = (units / "secex-firstboot-mount.service").read_text()
     assert "ExecStart=/usr/bin/secex-firstboot --stage=mount\n" in unit
     assert Mount.stage == "mount"
+    needed = {
+        "secex-firstboot-overlay.service",
+        "ignition-disks.service",
+        "sysroot.mount",
+        "sysroot-boot.mount",
+    }
+    for order in ("Requires=", "After="):
+        assert (
+            set(next(line for line in unit.splitlines() if line.startswith(order))[len(order) :].split())
+            == needed
+        )
     assert "Before=ignition-mount.service ignition-files.service\n" in unit
     assert "Requires=secex-firstboot-mount.service\n" in (units / "ignition-after-mount.conf").read_text()
     assert 'drop_in ignition-after-mount.conf "ignition-$unit.service"' in MODULE_SETUP.read_text()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from secex_firstboot import paths
 from secex_firstboot.errors import FirstbootError
+from secex_firstboot.files import exists
 from secex_firstboot.step import Context, Phase, Stage, Status, Step, done, waiting
 from secex_firstboot.steps import encrypt
 from secex_firstboot.steps.sdboot import ROOT_DEVICE
@@ -35,6 +36,9 @@ class Mount(Step):
                     f"what is mounted on {where} is not the encrypted volume {name}",
                     f"start with root={ROOT_DEVICE}, and build the image without what maps disks by itself",
                 )
+        written = exists(paths.FILES_FINISHED)
+        if not written and filesystem.mount_sources(paths.SYSROOT)[-1] != "overlay":
+            return waiting("the overlay that Ignition writes to is mounted first")
         return done("the encrypted volumes are mounted")
 
     def perform(self, context: Context) -> None:
