@@ -14,6 +14,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from secex_firstboot.errors import Refusal
+from secex_firstboot.files import sync
 from secex_firstboot.step import Context
 
 ARGUMENT = "secex.identity"
@@ -67,11 +68,25 @@ def check(context: Context, root: Path) -> None:
 
 def remove(root: Path) -> None:
     """Remove what the system on ``root`` makes anew. What ``check`` refuses anyway stays."""
-    for path in list(_made_anew(root)):
-        path.unlink()
-        if path == root / _MACHINE_IDS[0]:  # so that systemd takes the first start for what it is
-            path.write_bytes(_UNINITIALIZED + b"\n")
+    machine_id = root / _MACHINE_IDS[0]
+    found = list(_made_anew(root))
+    if machine_id in found or _is_absent(machine_id):
+        _write_uninitialized(machine_id)  # so that systemd takes the first start for what it is
+    for path in found:
+        if path != machine_id:
+            path.unlink()
     os.sync()
+
+
+def _write_uninitialized(path: Path) -> None:
+    """At any moment there is the old one or the new one, whole. Everybody may read it: machine-id(5)."""
+    new = path.with_name(f"{path.name}.new")
+    new.unlink(missing_ok=True)
+    new.write_bytes(_UNINITIALIZED + b"\n")
+    new.chmod(0o444)
+    sync(new)
+    new.replace(path)
+    sync(path.parent)
 
 
 def _made_anew(root: Path) -> Iterator[Path]:
@@ -116,6 +131,14 @@ def _is_file(path: Path) -> bool:
         return stat.S_ISREG(path.lstat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return False
+
+
+def _is_absent(path: Path) -> bool:
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _names(root: Path, paths: list[Path]) -> str:

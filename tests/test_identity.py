@@ -118,6 +118,38 @@ def test_an_image_that_asks_for_it_has_it_removed_and_nothing_else(tmp_path: Pat
     assert holds(root) == set(PUBLIC)
 
 
+def test_a_machine_id_is_replaced_as_a_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mock: the power fails when the new one is to be made stable, and later before it has its name."""
+    root = make(tmp_path, PUBLIC | MADE_ANEW)
+
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    for owner, step in ((identity, "sync"), (Path, "replace")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, step, fail)
+            with pytest.raises(OSError, match="Input/output"):
+                identity.remove(root)
+        assert (root / "etc/machine-id").read_bytes() == MADE_ANEW["etc/machine-id"]
+    identity.remove(root)
+    assert (root / "etc/machine-id").read_bytes() == b"uninitialized\n"
+    assert (root / "etc/machine-id").stat().st_mode & 0o777 == 0o444
+    assert holds(root) == set(PUBLIC)
+
+
+@pytest.mark.parametrize(("content", "left"), [(None, b"uninitialized\n"), (b"", b"")])
+def test_a_machine_id_that_is_missing_is_written_and_an_empty_one_stays(
+    content: bytes | None, left: bytes, tmp_path: Path
+) -> None:
+    root = make(
+        tmp_path, {"etc/hostname": b"guest\n"} | ({} if content is None else {"etc/machine-id": content})
+    )
+    identity.remove(root)
+    assert (root / "etc/machine-id").read_bytes() == left
+
+
 def test_an_unreadable_directory_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mock: only a device with errors fails for root. As os.scandir(3) raises it then."""
 
