@@ -9,6 +9,7 @@ import pytest
 from secex_firstboot import record
 from secex_firstboot.errors import FirstbootError
 from secex_firstboot.steps import encrypt, seal
+from secex_firstboot.steps.sdboot import ROOT_DEVICE, first_boot_command_line
 from secex_firstboot.storage import overlay
 
 TIDY_UNIT = Path(__file__).parents[1] / "systemd/secex-firstboot-tidy.service"
@@ -77,3 +78,13 @@ def test_the_system_tidies_as_long_as_mark_or_overlay_say_so() -> None:
     lines = TIDY_UNIT.read_text().splitlines()
     conditions = [line.partition("=")[2] for line in lines if line.startswith("ConditionPathExists=|")]
     assert conditions == ["|!/etc/luks/sealed", f"|/{overlay.TOP}"]
+
+
+def test_no_file_that_the_host_makes_unreadable_keeps_it_from_tidying() -> None:
+    """systemd takes a file that it cannot read for an absent one: only what must be absent may be a file."""
+    lines = TIDY_UNIT.read_text().splitlines()
+    files = [line.partition("=")[2] for line in lines if line.startswith("ConditionPath")]
+    assert [path for path in files if not path.startswith("|")] == ["!/etc/initrd-release"]
+    assert files[-2:] == ["|!/etc/luks/sealed", f"|/{overlay.TOP}"]
+    assert f"ConditionKernelCommandLine=root={ROOT_DEVICE}" in lines
+    assert f"root={ROOT_DEVICE}" in first_boot_command_line("root=LABEL=root quiet").split()
