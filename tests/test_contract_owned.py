@@ -50,6 +50,24 @@ def test_other_units_are_the_configs(name: str) -> None:
     assert not owned.is_unit(name)
 
 
+@pytest.mark.parametrize("volume", owned.VOLUMES)
+def test_the_mappings_of_our_volumes_are_owned(volume: str) -> None:
+    for suffix in ("", "_dif", "_verity", "_old", "_tree", "_target", "_new", "_new_dif"):
+        assert owned.is_mapping(f"{volume}{suffix}")
+        assert owned.is_link_to_mapping(f"dm-name-{volume}{suffix}")
+        assert owned.is_luks_name(f"{volume}{suffix}")
+        assert owned.is_luks_name(f"{volume}{suffix}.header")
+
+
+@pytest.mark.parametrize(
+    "name", ["root_data", "boot_a", "root_", "root_dif_x", "root-dif", "data_dif", "roots"]
+)
+def test_other_mappings_are_the_configs(name: str) -> None:
+    assert not owned.is_mapping(name)
+    assert not owned.is_link_to_mapping(f"dm-name-{name}")
+    assert not owned.is_luks_name(name)
+
+
 @pytest.mark.parametrize(
     ("path", "units"),
     [

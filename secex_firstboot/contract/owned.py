@@ -60,11 +60,17 @@ _CRYPT_UUID = re.compile(
     r"dm-uuid-CRYPT-(?:(?:LUKS[12]|VERITY|SUBDEV)-[0-9a-f]+|[A-Z]+)-(?P<name>.*)", re.DOTALL
 )
 _MAPPING = "dm-name-"
+# As steps.encrypt, steps.verity and libcryptsetup (_dif, below one with dm-integrity) name them.
+_MAPPINGS = frozenset(
+    volume + suffix
+    for volume in VOLUMES
+    for suffix in ("", "_dif", "_verity", "_old", "_tree", "_target", "_new", "_new_dif")
+)
 
 
 def is_mapping(name: str) -> bool:
     """boot, boot_dif, boot_verity… and so for root."""
-    return name.partition("_")[0] in VOLUMES
+    return name in _MAPPINGS
 
 
 def is_link_to_mapping(name: str) -> bool:
