@@ -29,9 +29,12 @@ def check(**fields: Any) -> None:
         {"clevis": {"tang": [], "custom": {"pin": None}}, "cex": {}},
         {"keyFile": {"source": "data:;base64,c2VjcmV0"}},
         {"keyFile": {"source": "https://keys.example.com/data"}},
+        {"keyFile": {"source": "HTTPS://keys.example.com/data"}},
         {"keyFile": {"source": ""}},
         {"options": ["--pbkdf=pbkdf2", "--pbkdf-force-iterations", "1000", "--sector-size=4096"]},
         {"options": ["--iter-time", "100", "--pbkdf", "argon2id", "--pbkdf-memory=65536"]},
+        {"options": ["--pbkdf", "argon2i", "--pbkdf-parallel=4", "--sector-size", "512"]},
+        {"device": "/dev/mapper/other"},
         *({"name": name} for name in ("d", "my-data", "data.2", "_1", "a" * 64)),
     ],
 )
@@ -61,6 +64,24 @@ def test_a_volume_that_a_key_file_opens_is_taken(fields: dict[str, Any]) -> None
             for option in ("-c", "--integrity=hmac-sha256", "--key-size=256")
         ),
         *(({"options": [option]}, "options[0]") for option in ("--pbk=pbkdf2", "--", "", "=", "/dev/vda")),
+        *(
+            ({"options": ["--iter-time=1", *options]}, "options[1]")
+            for options in (
+                ["--sector-size", "123"],
+                ["--sector-size=8192"],
+                ["--pbkdf=foo"],
+                ["--pbkdf", "Argon2i"],
+                ["--iter-time", "abc"],
+                ["--pbkdf-memory="],
+                ["--pbkdf-parallel", "1k"],
+                ["--pbkdf-force-iterations=1.5"],
+            )
+        ),
+        ({"keyFile": {"source": "data:,"}}, "keyFile"),
+        ({"keyFile": {"source": "data:;base64,"}}, "keyFile"),
+        ({"device": "/dev/mapper/spare"}, "device"),
+        ({"device": "/dev/mapper/data"}, "device"),
+        ({"device": "/dev/disk/by-id/dm-name-spare"}, "device"),
         ({"openOptions": ["--perf-no_read_workqueue"]}, "openOptions[0]"),
         *(
             ({"name": name}, "name")
@@ -76,6 +97,18 @@ def test_what_the_host_could_open_or_weaken_is_refused_by_its_place(
     ) as refused:
         check(**fields)
     assert refused.value.cure
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        *((f"{scheme}://a/b", "where the host can read it") for scheme in ("http", "HTTP", "tftp")),
+        *((f"{scheme}://a/b", "is neither data: nor https:") for scheme in ("s3", "gs", "arn")),
+    ],
+)
+def test_the_reason_why_a_key_is_not_taken_is_the_right_one(source: str, why: str) -> None:
+    with pytest.raises(Refusal, match=why):
+        check(keyFile={"source": source})
 
 
 # --- Ignition's state between its stages ---

@@ -177,7 +177,8 @@ def test_overwrite_needs_contents() -> None:
 
 @pytest.mark.parametrize("name", ["core", "_x", "a.b", "a-b", "A$", "a@b", "a" * 256, "é", "1a"])
 def test_names_of_accounts_are_accepted(name: str) -> None:
-    check(passwd={"users": [{"name": name, "groups": [name]}], "groups": [{"name": name}]})
+    users = [{"name": name, "groups": [name], "primaryGroup": name}]
+    check(passwd={"users": users, "groups": [{"name": name}]})
 
 
 @pytest.mark.parametrize(
@@ -252,7 +253,7 @@ def test_what_only_looks_alike_is_not_given_twice() -> None:
         storage=files({"path": "/a", "append": [part, part]}, {"path": "/b", "append": [part]})
         | {"disks": [{"device": "/dev/a", "partitions": [{"number": 1}, {"label": "x"}, {"label": "y"}]}]},
         systemd={"units": [{"name": "a.service"}, {"name": "a.socket"}]},
-        passwd={"users": [{"name": "a"}], "groups": [{"name": "a"}]},
+        passwd={"users": [{"name": "a", "primaryGroup": "a"}], "groups": [{"name": "a"}]},
         kernelArguments={"shouldExist": ["a"], "shouldNotExist": ["b"]},
     )
 
@@ -475,6 +476,78 @@ def test_homes_are_directories() -> None:
     assert refused(storage=files({"path": "/srv"}), passwd=users).startswith(
         "passwd.users[0].homeDir lies below"
     )
+
+
+def test_useradd_makes_homes_before_ignition_makes_files_and_links() -> None:
+    users = {"users": [{"name": "root"}, {"name": "a"}, {"name": "b", "homeDir": "/srv/b"}]}
+    link = {"path": "/home/a", "target": "/mnt/a"}
+    below = [{"path": "/home/a/.profile"}, {"path": "/srv/b/x"}, {"path": "/home/c"}, {"path": "/home/root"}]
+    check(storage=files(*below) | {"directories": [{"path": "/home/a"}]}, passwd=users)
+    check(storage={"links": [{"path": "/home/a/link", "target": "/mnt"}]}, passwd=users)
+    check(storage={"links": [link]}, passwd={"users": [{"name": "a", "noCreateHome": True}]})
+    check(storage={"links": [link]}, passwd={"users": [{"name": "a", "shouldExist": False}]})
+    check(storage={"links": [link | {"overwrite": True}]}, passwd=users)
+    assert refused(storage={"links": [link]}, passwd=users) == (
+        "storage.links[0].path is the home of a user of the config"
+    )
+    assert refused(storage=files({"path": "/home/a"}), passwd=users).startswith(
+        "storage.files[0].path is the"
+    )
+    assert refused(storage={"links": [{"path": "/srv", "target": "/mnt"}]}, passwd=users) == (
+        "passwd.users[2].homeDir leads through a link"
+    )
+
+
+def test_a_number_is_one_accounts() -> None:
+    gone = {"name": "c", "uid": 1500, "shouldExist": False}
+    users = [{"name": "a", "uid": 1500}, {"name": "b", "uid": 1501}, {"name": "n"}, {"name": "m"}, gone]
+    check(passwd={"users": users, "groups": [{"name": "x", "gid": 1500}, {"name": "y", "gid": 1501}]})
+    assert refused(passwd={"users": [*users, {"name": "d", "uid": 1500}]}).startswith("passwd.users[5].uid ")
+    groups = [{"name": "x", "gid": 1500}, {"name": "y", "gid": 1500}]
+    assert refused(passwd={"groups": groups}).startswith("passwd.groups[1].gid ")
+
+
+def test_useradd_makes_a_users_group_itself() -> None:
+    """Debian's says: group a exists - if you want to add this user to that group, use -g."""
+    groups = [{"name": "a"}]
+    assert refused(passwd={"users": [{"name": "b"}, {"name": "a"}], "groups": groups}) == (
+        "passwd.users[1] has the name of a group of the config"
+    )
+    for fields in ({"primaryGroup": "a"}, {"noUserGroup": True}, {"shouldExist": False}):
+        check(passwd={"users": [{"name": "a"} | fields], "groups": groups})
+    check(passwd={"users": [{"name": "a"}], "groups": [{"name": "a", "shouldExist": False}]})
+
+
+UUID = "0A1b2c3d-0000-4000-8000-0123456789ab"
+
+
+@pytest.mark.parametrize(
+    ("fields", "good"),
+    [
+        ({"format": "ext4", "uuid": UUID}, True),
+        ({"format": "xfs", "uuid": ""}, True),
+        ({"format": "ext4", "uuid": "random"}, True),
+        ({"format": "vfat", "uuid": "1234-ABCD"}, True),
+        ({"format": "vfat", "uuid": "1234abcd"}, True),
+        ({"format": "none", "uuid": "x"}, True),
+        ({"format": "ext4", "uuid": "nonsense"}, False),
+        ({"format": "xfs", "uuid": UUID[:-1]}, False),
+        ({"format": "swap", "uuid": UUID.replace("-", "")}, False),
+        ({"format": "vfat", "uuid": UUID}, False),
+    ],
+)
+def test_the_uuid_of_a_file_system_is_one(fields: dict[str, Any], good: bool) -> None:
+    filesystems = {"filesystems": [{"device": "/dev/vdb", **fields}]}
+    if good:
+        check(storage=filesystems)
+    else:
+        assert refused(storage=filesystems).startswith("storage.filesystems[0].uuid is no ")
+
+
+def test_the_uuid_of_a_luks_volume_is_one() -> None:
+    volume = {"name": "a", "device": "/dev/vdb"}
+    check(storage={"luks": [volume | {"uuid": UUID}]})
+    assert refused(storage={"luks": [volume | {"uuid": "nonsense"}]}) == "storage.luks[0].uuid is no UUID"
 
 
 def test_our_own_base_config_is_valid(pytestconfig: pytest.Config) -> None:

@@ -14,21 +14,26 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from secex_firstboot.errors import FirstbootError, Refusal
-from secex_firstboot.ignition.config import Config, Luks
+from secex_firstboot.ignition import inline
+from secex_firstboot.ignition.config import Config, Luks, Resource
 
 # As a name of files in /etc/luks, of a mapping, whose UUID has to hold it, and of a unit of systemd.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 # cryptsetup-luksFormat(8): how hard the key is to guess from the header on the disk, and the size of sectors;
 # nothing that changes cipher, volume key or layout.
+_NUMBER = re.compile(r"[0-9]{1,10}")
 _OPTIONS = {
-    "--pbkdf",
-    "--pbkdf-memory",
-    "--pbkdf-parallel",
-    "--pbkdf-force-iterations",
-    "--iter-time",
-    "--sector-size",
+    "--pbkdf": re.compile(r"pbkdf2|argon2id?"),
+    "--pbkdf-memory": _NUMBER,
+    "--pbkdf-parallel": _NUMBER,
+    "--pbkdf-force-iterations": _NUMBER,
+    "--iter-time": _NUMBER,
+    "--sector-size": re.compile(r"512|1024|2048|4096"),
 }
-_SCHEMES = ("data:", "https:")
+_READABLE = ("http", "tftp")
+
+_KEY_LIMIT = 8 << 20  # bytes, as cryptsetup --help says of a key file
+_MAPPED = ("/dev/mapper/", "/dev/disk/by-id/dm-name-")
 
 _NOT_BY_KEY_FILE = (
     "opens the volume by other means than a key file, with a header that the host can change",
@@ -38,7 +43,14 @@ _NOT_BY_KEY_FILE = (
 
 def check(config: Config) -> None:
     """Raises Refusal with the place of the first field by which the host could open or weaken a volume."""
+    own = {f"{prefix}{luks.name}" for luks in config.storage.luks for prefix in _MAPPED}
     for index, luks in enumerate(config.storage.luks):
+        if luks.device in own:
+            raise Refusal(
+                f"the Ignition config's storage.luks[{index}].device is a LUKS volume of the config, which "
+                "cannot be opened anew below another",
+                "encrypt the device itself once",
+            )
         for field, what, cure in _wrong(luks):
             raise Refusal(f"the Ignition config's storage.luks[{index}].{field} {what}", cure)
 
@@ -55,18 +67,24 @@ def _wrong(luks: Luks) -> Iterator[tuple[str, str, str]]:
         yield "clevis", *_NOT_BY_KEY_FILE
     if luks.cex.enabled:
         yield "cex", *_NOT_BY_KEY_FILE
-    if luks.key_file.source and not luks.key_file.source.startswith(_SCHEMES):
+    source = luks.key_file.source or ""
+    scheme = source.partition(":")[0].lower()
+    if source and scheme != "https" and not inline.is_inline(luks.key_file):
         yield (
             "keyFile.source",
-            "is fetched where the host can read it",
+            "is fetched where the host can read it" if scheme in _READABLE else "is neither data: nor https:",
             "put the key into the config (data:), fetch it from https, or leave keyFile out",
         )
+    if _is_empty(luks.key_file):
+        yield "keyFile", "is empty, and anybody knows that key", "give a key, or leave keyFile out"
     if (place := _first_other(luks.options)) is not None:
         yield (
             f"options[{place}]",
             "changes how the volume is encrypted, of which first boot keeps a header of its own",
             f"remove it: there may be {', '.join(sorted(_OPTIONS))}",
         )
+    elif (place := _first_wrong_value(luks.options)) is not None:
+        yield f"options[{place}]", "does not have a value that it takes", "see cryptsetup-luksFormat(8)"
     if luks.open_options:
         yield "openOptions[0]", "is not kept when the volume is opened again", "remove it"
 
@@ -83,6 +101,24 @@ def _first_other(options: Sequence[str]) -> int | None:
         else:
             is_value = not equals
     return len(options) - 1 if is_value else None
+
+
+def _first_wrong_value(options: Sequence[str]) -> int | None:
+    """The place of the first whose value, in the same word or the next, is none; all of them are ours."""
+    for place, option in enumerate(options):
+        if option.startswith("-"):
+            name, equals, value = option.partition("=")
+            if not _OPTIONS[name].fullmatch(value if equals else options[place + 1]):
+                return place
+    return None
+
+
+def _is_empty(key_file: Resource) -> bool:
+    """ContentErrors are found by ``validity``, which comes first."""
+    try:
+        return inline.is_inline(key_file) and not inline.content(key_file, _KEY_LIMIT)
+    except inline.ContentError:
+        return False
 
 
 def keys(state: Path) -> dict[str, bytearray]:

@@ -53,6 +53,11 @@ _DROPIN = re.compile(r"[^/\0\n.][^/\0\n]*\.conf")
 _LUKS = re.compile(r"(?!control\Z|\.{1,2}\Z|#)[A-Za-z0-9#+\-.:=@_]{1,127}")
 # What every useradd refuses, and a slash, which makes a path of it.
 _ACCOUNT = re.compile(r"(?!\.{1,2}\Z)[^-+~:,/\s\x00-\x1f\x7f][^:,/\s\x00-\x1f\x7f]{0,255}")
+# What libuuid reads, and the words that mkfs takes for it; of VFAT, the number of the volume.
+_UUID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
+_UUID_WORDS = ("", "clear", "random", "time")
+_UUID_OF_VFAT = re.compile(r"[0-9A-Fa-f]{4}-?[0-9A-Fa-f]{4}|")
+_WITH_UUID = ("ext2", "ext3", "ext4", "xfs", "btrfs", "swap")
 _FIELD = re.compile(r"[^:\x00-\x1f\x7f]*")  # of a line of /etc/passwd
 
 Finding = tuple[str, str, str]
@@ -61,7 +66,18 @@ Finding = tuple[str, str, str]
 
 def check(config: Config) -> None:
     """Raises Refusal with the place of the first entry that Ignition could not take, or could not do."""
-    for find in (_paths, _attributes, _names, _accounts, _given_twice, _contents, _collisions):
+    for find in (
+        _paths,
+        _attributes,
+        _names,
+        _uuids,
+        _accounts,
+        _groups,
+        _given_twice,
+        _contents,
+        _collisions,
+        _homes,
+    ):
         for place, what, cure in find(config):
             raise Refusal(f"the Ignition config's {place} {what}", cure)
 
@@ -169,6 +185,55 @@ def _account(place: str, account: User | Group, number: int | None, field: str) 
         yield f"{place}.name", "is no name of an account", "see useradd(8) for names"
     if number is not None and not 0 <= number <= _ID_MAX:
         yield f"{place}.{field}", "is no number of an account", f"use 0 to {_ID_MAX}"
+
+
+def _uuids(config: Config) -> Iterator[Finding]:
+    for index, luks in enumerate(config.storage.luks):
+        if luks.uuid and not _UUID.fullmatch(luks.uuid):
+            yield f"storage.luks[{index}].uuid", "is no UUID", "make one with uuidgen(1)"
+    for index, filesystem in enumerate(config.storage.filesystems):
+        place, given = f"storage.filesystems[{index}].uuid", filesystem.uuid or ""
+        if filesystem.format == "vfat" and not _UUID_OF_VFAT.fullmatch(given):
+            yield place, "is no number of a VFAT volume", "use eight hexadecimal digits"
+        if filesystem.format in _WITH_UUID and given not in _UUID_WORDS and not _UUID.fullmatch(given):
+            yield place, "is no UUID", "make one with uuidgen(1)"
+
+
+def _groups(config: Config) -> Iterator[Finding]:
+    """What useradd(8) and groupadd(8) refuse: a number that is taken, a group that useradd itself makes."""
+    users = [each for each in enumerate(config.passwd.users) if each[1].should_exist is not False]
+    groups = [each for each in enumerate(config.passwd.groups) if each[1].should_exist is not False]
+    yield from _taken((f"passwd.users[{index}].uid", user.uid) for index, user in users)
+    yield from _taken((f"passwd.groups[{index}].gid", group.gid) for index, group in groups)
+    names = {group.name for _, group in groups}
+    for index, user in users:
+        if user.name in names and not (user.primary_group or user.no_user_group):
+            cure = "set the user's primaryGroup to it, or remove the group: useradd makes one"
+            yield f"passwd.users[{index}]", "has the name of a group of the config", cure
+
+
+def _taken(numbers: Iterable[tuple[str, int | None]]) -> Iterator[Finding]:
+    seen: set[int] = set()
+    for place, number in numbers:
+        if number in seen:
+            yield place, "is another's, too", "use another number"
+        if number is not None:
+            seen.add(number)
+
+
+def _homes(config: Config) -> Iterator[Finding]:
+    """Homes are made by useradd, before files and links, which then find a directory in their place."""
+    nodes = [(place, node) for place, node in _nodes(config.storage) if not isinstance(node, DirectoryEntry)]
+    taken = {PurePosixPath(node.path): place for place, node in nodes if not node.overwrite}
+    links = {PurePosixPath(link.path) for link in config.storage.links}
+    for index, user in enumerate(config.passwd.users):
+        if user.name == "root" or user.should_exist is False or user.no_create_home:
+            continue
+        home = PurePosixPath(user.home_dir or f"{writes.HOMES}/{user.name}")
+        if home in taken:
+            yield f"{taken[home]}.path", "is the home of a user of the config", "use another path"
+        if user.home_dir and not links.isdisjoint(home.parents):
+            yield f"passwd.users[{index}].homeDir", *_THROUGH_A_LINK
 
 
 def _given_twice(config: Config) -> Iterator[Finding]:
