@@ -137,8 +137,9 @@ def test_a_null_cipher_for_the_data_is_refused(volume: Path, reopened: Callable[
 
 @pytest.mark.parametrize("option", ["--cipher=aes-cbc-essiv:sha256", "--key-size=256"])
 def test_another_encryption_is_refused(tmp_path: Path, reopened: Callable[[Path], Path], option: str) -> None:
-    with pytest.raises(FirstbootError):
+    with pytest.raises(FirstbootError) as refused:
         reopened(make(tmp_path / "disk", option))
+    assert "start anew from the image" in refused.value.cure  # which has the config, by then
 
 
 @pytest.mark.parametrize("uuid", [b"../../etc/x", b"a b\nroot /dev/vdb none luks", b"\xff\xfe", b""])

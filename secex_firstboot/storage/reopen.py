@@ -73,7 +73,7 @@ def _check(found: VolumeDescription) -> None:
     ):
         raise FirstbootError(
             "its header is not one that Ignition makes without options",
-            "make the volume anew: set wipeVolume to true",
+            "if it is yours, start anew from the image as published, with wipeVolume true in the config",
         )
 
 
