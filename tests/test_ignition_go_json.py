@@ -52,6 +52,21 @@ def test_a_text_nested_without_end_is_refused() -> None:
             parse(deep)
 
 
+def test_null_leaves_a_plain_value_and_takes_a_pointer_away() -> None:
+    text = """{"ignition": {"version": "3.3.0"}, "storage": {
+        "disks": [{"device": "/dev/a", "partitions": [
+            {"number": 3, "number": null, "label": "x", "label": null, "sizeMiB": 1, "sizeMiB": null}]}],
+        "raid": [{"name": "r", "name": null, "level": "raid1", "level": null}],
+        "luks": [{"name": "l", "clevis": {"tang": [
+            {"url": "u", "url": null, "thumbprint": "t", "thumbprint": null}]}}]
+    }}"""
+    storage = parse(text.encode()).storage
+    (partition,), (raid,), (tang,) = storage.disks[0].partitions, storage.raid, storage.luks[0].clevis.tang
+    assert (partition.number, partition.label, partition.size_mib) == (3, None, None)
+    assert (raid.name, raid.level) == ("r", None)
+    assert (tang.url, tang.thumbprint) == ("u", None)
+
+
 def test_the_names_that_python_gives_the_fields_are_none_of_a_config() -> None:
     luks = b'{"name": "a", "device": "/dev/vdb", "wipe_volume": true}'
     config = parse(b'{"ignition": {"version": "3.3.0"}, "storage": {"luks": [%s]}}' % luks)

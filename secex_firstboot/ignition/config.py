@@ -45,7 +45,10 @@ _Path = Annotated[str, Field(max_length=4095)]  # Linux, limits.h: PATH_MAX, les
 
 
 class Structure(BaseModel):
-    """``KEY`` is the field by which Ignition tells whether two of one list are the same (config/merge)."""
+    """``KEY`` is the field by which Ignition tells whether two of one list are the same (config/merge).
+
+    ``PLAIN`` are those fields with a default here that are no pointers in Ignition (config/v3_4/types).
+    """
 
     model_config = ConfigDict(
         strict=True,
@@ -58,6 +61,7 @@ class Structure(BaseModel):
     KEY: ClassVar[str] = ""
     APPENDED: ClassVar[frozenset[str]] = frozenset()
     SHARED: ClassVar[frozenset[str]] = frozenset()
+    PLAIN: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def key(cls, value: Mapping[str, Any]) -> str:
@@ -140,6 +144,7 @@ class IgnitionSection(Structure):
 
 
 class Partition(Structure):
+    PLAIN: ClassVar[frozenset[str]] = frozenset({"number"})
     label: str | None = None
     number: int = 0  # 0: the next that is free
     guid: str | None = None
@@ -166,6 +171,7 @@ class Disk(Structure):
 
 class Raid(Structure):
     KEY: ClassVar[str] = "name"
+    PLAIN: ClassVar[frozenset[str]] = frozenset({"name"})
     APPENDED: ClassVar[frozenset[str]] = frozenset({"options"})
     devices: list[_Path] = []
     level: str | None = None
@@ -176,6 +182,7 @@ class Raid(Structure):
 
 class Tang(Structure):
     KEY: ClassVar[str] = "url"
+    PLAIN: ClassVar[frozenset[str]] = frozenset({"url"})
     url: str = ""
     thumbprint: str | None = None
     advertisement: str | None = None
@@ -363,7 +370,7 @@ def shape(model: type[Structure]) -> go_json.Shape:
         fields[field.alias or name] = go_json.Field(
             shape(inner) if inner else None,
             many=get_origin(field.annotation) is list,
-            optional=inner is None and not field.is_required(),
+            optional=inner is None and not field.is_required() and name not in model.PLAIN,
         )
     return go_json.Shape(fields, model.key, model.APPENDED, model.SHARED)
 

@@ -19,9 +19,9 @@ from secex_firstboot.ignition.config import Config, Luks, Resource
 
 # As a name of files in /etc/luks, of a mapping, whose UUID has to hold it, and of a unit of systemd.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
-# cryptsetup-luksFormat(8): how hard the key is to guess from the header on the disk, and the size of sectors;
-# nothing that changes cipher, volume key or layout.
 _NUMBER = re.compile(r"[0-9]{1,10}")
+# cryptsetup-luksFormat(8): how hard the key is to guess from the header on the disk, and the size of sectors;
+# nothing that changes cipher, volume key or layout. With the values that each takes.
 _OPTIONS = {
     "--pbkdf": re.compile(r"pbkdf2|argon2id?"),
     "--pbkdf-memory": _NUMBER,
