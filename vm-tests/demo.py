@@ -79,10 +79,11 @@ def provision(where: Site, network: Network, *, closely: bool) -> dict[str, Any]
         if closely:
             report |= look_closely(guest, where)
             report["growth"] = look_at_growth(guest, where)
+        report["integrity errors, first boot"] = integrity_errors(guest, where)
+        if closely:
             wipe_headers(guest, where)
             spoil(guest, where)
             leave_traces(guest, where)
-        report["integrity errors, first boot"] = integrity_errors(guest, where)
         power_off(guest, where)
     return report
 
