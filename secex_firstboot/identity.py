@@ -28,6 +28,7 @@ _MADE_ANEW = (
 )
 _MACHINE_IDS = ("etc/machine-id", "var/lib/dbus/machine-id")
 _UNINITIALIZED = b"uninitialized"
+_FOR_ALL_TO_READ = 0o444  # machine-id(5)
 
 # RFC 7468, and what OpenSSH and OpenPGP make of it.
 _PRIVATE_KEY = re.compile(rb"^-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----", re.MULTILINE)
@@ -79,11 +80,12 @@ def remove(root: Path) -> None:
 
 
 def _write_uninitialized(path: Path) -> None:
-    """At any moment there is the old one or the new one, whole. Everybody may read it: machine-id(5)."""
+    """At any moment there is the old one or the new one, whole, with the old one's mode."""
+    mode = _FOR_ALL_TO_READ if _is_absent(path) else stat.S_IMODE(path.lstat().st_mode)
     new = path.with_name(f"{path.name}.new")
     new.unlink(missing_ok=True)
     new.write_bytes(_UNINITIALIZED + b"\n")
-    new.chmod(0o444)
+    new.chmod(mode)
     sync(new)
     new.replace(path)
     sync(path.parent)
