@@ -108,7 +108,7 @@ def test_a_volume_of_the_owners_opens_with_the_header_on_root_whatever_the_host_
         "opens by itself": "yes",
         "cipher": "aes-xts-plain64",
         "content": owners_volume.CONTENT,
-        "unit": "header=/etc/luks/my-data.header,headless=yes",
+        "unit": "luks,headless=yes,header=/etc/luks/my-data.header",
         "secrets": "600\n600\n600",
         "with a foreign header": ["active\nopen", owners_volume.WRITTEN_LATER],
         "with another mode on record": "failed",

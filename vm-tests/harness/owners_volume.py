@@ -61,7 +61,7 @@ def look(guest: Guest, identity: Path) -> dict[str, Any]:
         "opens by itself": shell(opens),
         "cipher": shell(f"dmsetup table {NAME}").split()[3],
         "content": shell(f"cat {WHERE}/file"),
-        "unit": shell(f"systemctl cat {_UNIT} | grep -o 'header=[^,]*,headless=yes'"),
+        "unit": shell(f'systemctl cat {_UNIT} | grep -o "luks,headless=yes,header=[^\']*"'),
         "secrets": shell(f"stat -c '%a' /etc/luks/{NAME} /etc/luks/{NAME}.header /etc/luks/{NAME}.mode"),
     }
     shell(f"echo -n {WRITTEN_LATER!r} > {WHERE}/later; sync {WHERE}/later")
