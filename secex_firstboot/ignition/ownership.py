@@ -54,7 +54,7 @@ def check(
     ``devices`` are the numbers of the system disk, see ``device_numbers``; ``number`` tells which one a path
     leads to.
     """
-    for place, device in _devices(config):
+    for place, device in writes.devices(config):
         if number(device) in devices or _is_ours_by_name(device):
             raise _refusal(place, _ON_THE_SYSTEM_DISK)
     for place, name, taken in _names(config):
@@ -73,7 +73,7 @@ def check(
 
 def places_of_devices(config: Config) -> list[str]:
     """Where the config names devices: whose they are shows only where they are."""
-    return [place for place, device in _devices(config) if device]
+    return [place for place, device in writes.devices(config) if device]
 
 
 def device_numbers(disk: Path, block: Path = Path("/sys/class/block")) -> frozenset[int]:
@@ -87,19 +87,6 @@ def device_numbers(disk: Path, block: Path = Path("/sys/class/block")) -> frozen
         names += [partition.parent.name for partition in device.glob("*/partition")]
         names += [holder.name for holder in (device / "holders").iterdir()]
     return frozenset(found)
-
-
-def _devices(config: Config) -> Iterator[tuple[str, str]]:
-    storage = config.storage
-    for index, disk in enumerate(storage.disks):
-        yield f"storage.disks[{index}].device", disk.device
-    for index, raid in enumerate(storage.raid):
-        for member, device in enumerate(raid.devices):
-            yield f"storage.raid[{index}].devices[{member}]", device
-    for index, luks in enumerate(storage.luks):
-        yield f"storage.luks[{index}].device", luks.device or ""
-    for index, filesystem in enumerate(storage.filesystems):
-        yield f"storage.filesystems[{index}].device", filesystem.device
 
 
 def _is_ours_by_name(device: str) -> bool:

@@ -109,15 +109,8 @@ def _absolute_paths(config: Config) -> Iterator[tuple[str, str]]:
     storage = config.storage
     for place, node in _nodes(storage):
         yield f"{place}.path", node.path
-    for index, disk in enumerate(storage.disks):
-        yield f"storage.disks[{index}].device", disk.device
-    for index, raid in enumerate(storage.raid):
-        for member, device in enumerate(raid.devices):
-            yield f"storage.raid[{index}].devices[{member}]", device
-    for index, luks in enumerate(storage.luks):
-        yield f"storage.luks[{index}].device", luks.device or ""
+    yield from writes.devices(config)
     for index, filesystem in enumerate(storage.filesystems):
-        yield f"storage.filesystems[{index}].device", filesystem.device
         if filesystem.path:
             yield f"storage.filesystems[{index}].path", filesystem.path
 

@@ -138,3 +138,17 @@ def _of_unit(place: str, unit: Unit) -> Iterator[Write]:
         yield Write(f"{place}.enabled", PRESETS, Kind.FILE)
     # Enabled, disabled or unmasked: then it is the name that counts.
     yield Write(f"{place}.name", path, Kind.NAME)
+
+
+def devices(config: Config) -> Iterator[tuple[str, str]]:
+    """The place and path of every device that the config names; an empty path where it leaves one out."""
+    storage = config.storage
+    for index, disk in enumerate(storage.disks):
+        yield f"storage.disks[{index}].device", disk.device
+    for index, raid in enumerate(storage.raid):
+        for member, device in enumerate(raid.devices):
+            yield f"storage.raid[{index}].devices[{member}]", device
+    for index, luks in enumerate(storage.luks):
+        yield f"storage.luks[{index}].device", luks.device or ""
+    for index, filesystem in enumerate(storage.filesystems):
+        yield f"storage.filesystems[{index}].device", filesystem.device
