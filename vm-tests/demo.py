@@ -84,7 +84,7 @@ def provision(where: Site, network: Network, *, closely: bool) -> dict[str, Any]
             wipe_headers(guest, where)
             spoil(guest, where)
             leave_traces(guest, where)
-        power_off(guest, where)
+        report["first power-off"] = power_off(guest, where)
     return report
 
 
