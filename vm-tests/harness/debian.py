@@ -292,9 +292,13 @@ def _complete(mirror: str, codename: str, alias: str) -> str:
 
 
 def _apt_options() -> list[str]:
-    """How this machine's apt takes a mirror that is a snapshot: its Release files may be past their date."""
+    """How this machine's apt takes a mirror that is a snapshot: its Release files may be past their date.
+
+    And a package that does not come is asked for again: one in a few hundred is enough to end the build.
+    """
     dump = subprocess.run(["apt-config", "dump"], check=True, capture_output=True, text=True).stdout
-    return [line for line in dump.splitlines() if line.startswith("Acquire::Check-")]
+    dates = [line for line in dump.splitlines() if line.startswith("Acquire::Check-")]
+    return [*dates, 'Acquire::Retries "5";']
 
 
 def say(line: str) -> None:
