@@ -133,7 +133,6 @@ def _build_distribution(tree: Path) -> None:
     say(f"building the Debian {SUITE} system for s390x (once; about 6 minutes)")
     register_binfmt()
     mirror = _mirror()
-    suite = _complete(mirror, SUITE, "stable")
     pin = f"Package: *\\nPin: release n={BOOT_LOADER_SUITE}\\nPin-Priority: 1\\n"
     get_boot_loaders = (
         f"cd /var/tmp && apt-get download s390-tools/{BOOT_LOADER_SUITE} && "
@@ -141,24 +140,28 @@ def _build_distribution(tree: Path) -> None:
         "cp -r boot-loaders/usr/share/s390-tools/pvimg /usr/share/s390-tools/ && "
         "rm -r boot-loaders s390-tools_*.deb"
     )
-    subprocess.run(
-        [
-            *("mmdebstrap", "--quiet", "--arch=s390x", "--mode=root", "--variant=minbase"),
-            *(f"--dpkgopt=path-exclude={pattern}" for pattern in EXCLUDED),
-            *(f"--aptopt={line}" for line in _apt_options()),
-            # The kernel and dracut would have an initramfs made before there is anything to put in it.
-            f"--dpkgopt=path-exclude={_KERNEL_HOOK}",
-            f'--setup-hook=mkdir -p "$(dirname "$1{_KERNEL_HOOK}")"; ln -s /bin/true "$1{_KERNEL_HOOK}"',
-            f"--include={','.join(PACKAGES)}",
-            '--setup-hook=mkdir -p "$1/etc/apt/preferences.d"',
-            f'--setup-hook=printf "{pin}" > "$1/etc/apt/preferences.d/pin"',
-            f'--customize-hook=chroot "$1" sh -c "{get_boot_loaders}"',
-            f'--customize-hook=rm -r "$1{_KERNEL_HOOK}" "$1/etc/apt/preferences.d/pin"',
-            '--customize-hook=rm -r "$1/etc/hostname" "$1/etc/resolv.conf"',
-            *("", str(tree), f"deb {mirror} {suite} main", f"deb {mirror} {BOOT_LOADER_SUITE} main"),
-        ],
-        check=True,
-    )
+    options = [
+        *("--quiet", "--arch=s390x", "--mode=root", "--variant=minbase"),
+        *(f"--dpkgopt=path-exclude={pattern}" for pattern in EXCLUDED),
+        *(f"--aptopt={line}" for line in _apt_options()),
+        # The kernel and dracut would have an initramfs made before there is anything to put in it.
+        f"--dpkgopt=path-exclude={_KERNEL_HOOK}",
+        f'--setup-hook=mkdir -p "$(dirname "$1{_KERNEL_HOOK}")"; ln -s /bin/true "$1{_KERNEL_HOOK}"',
+        f"--include={','.join(PACKAGES)}",
+        '--setup-hook=mkdir -p "$1/etc/apt/preferences.d"',
+        f'--setup-hook=printf "{pin}" > "$1/etc/apt/preferences.d/pin"',
+        f'--customize-hook=chroot "$1" sh -c "{get_boot_loaders}"',
+        f'--customize-hook=rm -r "$1{_KERNEL_HOOK}" "$1/etc/apt/preferences.d/pin"',
+        '--customize-hook=rm -r "$1/etc/hostname" "$1/etc/resolv.conf"',
+    ]
+    suites = _whole(mirror, SUITE, "stable")
+    for suite in suites:
+        lists = [f"deb {mirror} {suite} main", f"deb {mirror} {BOOT_LOADER_SUITE} main"]
+        done = subprocess.run(["mmdebstrap", *options, "", tree, *lists], check=suite == suites[-1])
+        if done.returncode == 0:
+            break
+        say(f"the mirror does not have all packages of {suite}; trying {' and '.join(suites[1:])}")
+        shutil.rmtree(tree)
     for name, content in _FILES.items():
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_text(content)
@@ -267,13 +270,14 @@ def _mirror() -> str:
     raise RuntimeError("apt has no Debian mirror; run apt-get update, or set up one in /etc/apt/sources.list")
 
 
-def _complete(mirror: str, codename: str, alias: str) -> str:
-    """The name under which the mirror has all of the suite: in mid-update it may be only one of the two.
+def _whole(mirror: str, codename: str, alias: str) -> list[str]:
+    """Under which of its two names the mirror has the suite: in mid-update it may be only one of them.
 
     Whether a Packages file has the size that InRelease says (https://wiki.debian.org/DebianRepository/Format)
-    tells; apt checks everything.
+    tells; apt checks everything. The packages themselves may still be missing, and be there for the other.
     """
     index = "main/binary-s390x/Packages.xz"
+    names = []
     for name in (codename, alias):
         suite = f"{mirror.rstrip('/')}/dists/{name}"
         try:
@@ -287,8 +291,8 @@ def _complete(mirror: str, codename: str, alias: str) -> str:
             and found[1] == answer.headers.get("Content-Length")
             and f"\nCodename: {codename}\n" in release
         ):
-            return name
-    return codename
+            names.append(name)
+    return names or [codename]
 
 
 def _apt_options() -> list[str]:
