@@ -14,7 +14,7 @@ SYSTEM_UNITS := secex-firstboot-grow.service secex-firstboot-tidy.service
 VENV   := build/venv
 PYTHON := $(VENV)/bin/python
 FUZZ_SECONDS ?= 60
-FUZZ   := tests/test_fuzz_readers.py tests/test_fuzz_openpgp.py
+FUZZ   := tests/fuzz/test_readers.py tests/fuzz/test_openpgp.py
 N      ?= 20
 VM     := PYTHONPATH=vm-tests $(PYTHON)
 # Two guests at a time; which tests stay together, and in what order they start: vm-tests/conftest.py.
@@ -65,7 +65,7 @@ install: ## Install package, dracut module and units below DESTDIR
 	cd secex_firstboot && find . -name '*.py' | while read -r file; do \
 	    install -D -m 644 "$$file" "$(DESTDIR)$(PYTHONDIR)/secex_firstboot/$$file" || exit 1; done
 	install -d "$(DESTDIR)$(PREFIX)/bin"
-	printf '%s\n' '#!/usr/bin/python3 -I' 'from secex_firstboot.cli import main' 'raise SystemExit(main())' \
+	printf '%s\n' '#!/usr/bin/python3 -I' 'from secex_firstboot.cli.firstboot import main' 'raise SystemExit(main())' \
 	    > "$(DESTDIR)$(PREFIX)/bin/secex-firstboot"
 	chmod 755 "$(DESTDIR)$(PREFIX)/bin/secex-firstboot"
 	install -D -m 755 -t "$(DESTDIR)$(DRACUTDIR)/50secex-firstboot" dracut/*.sh

@@ -1,5 +1,5 @@
 import sys
 
-from secex_firstboot.cli import main
+from secex_firstboot.cli.firstboot import main
 
 sys.exit(main())

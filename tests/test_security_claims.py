@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
+from support import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[1]
 CLAIM = re.compile(r"^\| (?P<claim>[^|]+) \| (?P<shown_by>[^|]+) \|$", re.M)
-FILE_OR_TEST = re.compile(r"`(?:(?P<file>(?:vm-tests/)?test_\w+\.py)|(?P<test>test_\w+))`")
+FILE_OR_TEST = re.compile(r"`(?:(?P<file>(?:[\w-]+/)*test_\w+\.py)|(?P<test>test_\w+))`")
 
 
 def claims() -> list[tuple[str, str]]:
@@ -28,7 +27,7 @@ def test_what_shows_a_claim_exists(claim: str, shown_by: str) -> None:
     files: list[str] = []
     for found in FILE_OR_TEST.finditer(shown_by):
         if found["file"]:
-            path = REPOSITORY / ("" if "/" in found["file"] else "tests") / found["file"]
+            path = REPOSITORY / ("" if found["file"].startswith("vm-tests/") else "tests") / found["file"]
             files.append(path.read_text(encoding="utf-8"))
         else:
             assert any(f"def {found['test']}(" in content for content in files), found["test"]

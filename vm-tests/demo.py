@@ -20,7 +20,7 @@ from harness.firstboot import Site, System
 from harness.guest import Guest, Network
 from harness.se_image import OPTIONS, Recipe
 
-from secex_firstboot import paths
+from secex_firstboot.contract import paths
 
 OUTPUT = debian.REPOSITORY / "build" / "demo"
 DISK_SIZE = 4096  # MiB

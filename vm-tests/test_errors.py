@@ -21,7 +21,7 @@ from harness.guest import SERVICES_ADDRESS, Disk, Guest, Network, Saved
 from harness.se_image import MIB, SMALL
 from harness.started import Started
 
-from secex_firstboot.steps import STEPS
+from secex_firstboot.agent.steps import STEPS
 from secex_firstboot.storage import volume
 from secex_firstboot.storage.cryptsetup import DATA_OFFSET
 from secex_firstboot.storage.integrity import Layout

@@ -9,8 +9,8 @@ from pathlib import Path
 from harness import firstboot, raw_disk, se_image
 from harness.se_image import SMALL, Recipe
 
-from secex_firstboot import identity
-from secex_firstboot.step import Context
+from secex_firstboot.agent.step import Context
+from secex_firstboot.roots import identity
 
 TIMEOUT = 900.0
 HOST_KEY = "etc/ssh/ssh_host_ed25519_key"

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from harness import debian
 
-from secex_firstboot.errors import Refusal
+from secex_firstboot.agent.step import Context
+from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.ignition.specification import newest_known
-from secex_firstboot.preflight import config_file
-from secex_firstboot.step import Context
+from secex_firstboot.owner.check import config_file
 
 VERSION = {"version": "3.3.0"}
 

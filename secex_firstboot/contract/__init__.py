@@ -1,1 +1,1 @@
-"""What image, agent, the owner's tools and the tests agree on, said once. Imports nothing of ours."""
+"""What image, agent, the owner's tools and the tests agree on, said once. Imports the basics alone."""

@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from secex_firstboot.errors import Refusal
+from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.hostkeys import form
 from secex_firstboot.hostkeys.document import DECODING_ERRORS
 from secex_firstboot.hostkeys.form import Item

@@ -13,7 +13,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from secex_firstboot.errors import Refusal
+from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.hostkeys import form
 from secex_firstboot.sdboot import image
 

@@ -20,8 +20,8 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 from cryptography import x509
 
-from secex_firstboot.errors import Refusal
-from secex_firstboot.files import exists
+from secex_firstboot.basic.errors import Refusal
+from secex_firstboot.basic.files import exists
 from secex_firstboot.hostkeys.certificates import to_pem
 from secex_firstboot.hostkeys.document import DECODING_ERRORS
 from secex_firstboot.hostkeys.download import Client, Network, Request

@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.padding import AsymmetricPadding
 from cryptography.x509.oid import ExtensionOID, NameOID
 
-from secex_firstboot import process
-from secex_firstboot.errors import FirstbootError, Refusal
+from secex_firstboot.basic import process
+from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.hostkeys import crl, form
 from secex_firstboot.hostkeys.certificates import Material, to_pem
 from secex_firstboot.hostkeys.document import DECODING_ERRORS, Document

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from secex_firstboot.errors import Refusal
+from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.ignition import config, kernel_arguments, ownership, transport, validity
 from secex_firstboot.ignition.config import Config
 

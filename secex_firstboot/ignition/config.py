@@ -25,9 +25,9 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
-from secex_firstboot.errors import Refusal
+from secex_firstboot.basic.errors import Refusal
+from secex_firstboot.contract.paths import SYSTEM_CERTIFICATES, SYSTEM_HOST_KEYS
 from secex_firstboot.ignition import go_json
-from secex_firstboot.paths import SYSTEM_CERTIFICATES, SYSTEM_HOST_KEYS
 
 _HOST_KEY = re.compile(re.escape(str(SYSTEM_HOST_KEYS)) + r"/ibm-z-hostkey-[^/]*", re.DOTALL)
 _CERTIFICATE = re.compile(re.escape(str(SYSTEM_CERTIFICATES)) + r"/[^/]*\.(crt|crl)", re.DOTALL)

@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from secex_firstboot.command_line import comparable, join, matches, parameters
-from secex_firstboot.errors import Refusal
+from secex_firstboot.basic.errors import Refusal
+from secex_firstboot.contract.command_line import comparable, join, matches, parameters
 from secex_firstboot.ignition.config import KernelArguments
 
 

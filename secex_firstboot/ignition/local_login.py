@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from secex_firstboot import paths
-from secex_firstboot.files import exists
+from secex_firstboot.basic.files import exists
+from secex_firstboot.contract import paths
 from secex_firstboot.ignition import config
 from secex_firstboot.ignition.config import Unit
 

@@ -13,7 +13,7 @@ from base64 import b64decode
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from secex_firstboot.errors import FirstbootError, Refusal
+from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.ignition import inline
 from secex_firstboot.ignition.config import Config, Luks, Resource
 

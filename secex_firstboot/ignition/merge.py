@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from secex_firstboot.errors import Refusal
+from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.ignition import inline
 from secex_firstboot.ignition.config import Config, Resource, fields_of, of_fields, shape
 from secex_firstboot.ignition.go_json import Field, Shape

@@ -27,9 +27,9 @@ from typing import Any, BinaryIO
 
 import gnupg
 
-from secex_firstboot import process
-from secex_firstboot.errors import FirstbootError, Refusal
-from secex_firstboot.files import exists
+from secex_firstboot.basic import process
+from secex_firstboot.basic.errors import FirstbootError, Refusal
+from secex_firstboot.basic.files import exists
 from secex_firstboot.ignition import packets
 from secex_firstboot.ignition.packets import ENCRYPT_AGAIN, MESSAGE_LIMIT, Packets
 

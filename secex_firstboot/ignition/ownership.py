@@ -11,8 +11,8 @@ import stat
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.contract import owned
-from secex_firstboot.errors import Refusal
 from secex_firstboot.ignition import luks as luks_volumes
 from secex_firstboot.ignition import writes
 from secex_firstboot.ignition.config import Config

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any, BinaryIO
 
-from secex_firstboot.errors import Refusal
+from secex_firstboot.basic.errors import Refusal
 
 MESSAGE_LIMIT = 96 << 20  # bytes: a config of 64 MiB, encrypted and armored
 

@@ -12,8 +12,8 @@ import re
 import tempfile
 from pathlib import Path
 
-from secex_firstboot import process
-from secex_firstboot.errors import FirstbootError, Refusal
+from secex_firstboot.basic import process
+from secex_firstboot.basic.errors import FirstbootError, Refusal
 
 _VERSION = re.compile(r"3\.([0-9]{1,4})\.([0-9]{1,4})(-experimental)?")
 

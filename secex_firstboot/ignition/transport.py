@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from secex_firstboot.errors import Refusal
+from secex_firstboot.basic.errors import Refusal
+from secex_firstboot.contract.paths import SYSTEM_HOST_KEYS
 from secex_firstboot.ignition.config import Config, FileEntry, Resource
-from secex_firstboot.paths import SYSTEM_HOST_KEYS
 
 _UNPROTECTED = ("http", "tftp")  # of the schemes that Ignition knows
 _CURE = "give its verification.hash, use https, or put it into the config"

@@ -17,7 +17,7 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from secex_firstboot.errors import Refusal
+from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.ignition import go_json, inline, writes
 from secex_firstboot.ignition.config import (
     Config,

@@ -13,9 +13,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from secex_firstboot.command_line import join, matches, name, parameters
-from secex_firstboot.errors import Refusal
-from secex_firstboot.files import is_regular
+from secex_firstboot.basic.errors import Refusal
+from secex_firstboot.basic.files import is_regular
+from secex_firstboot.contract.command_line import join, matches, name, parameters
 
 _ENTRIES = "loader/entries"
 _ENTRY_LIMIT = 64 << 10  # bytes of one entry

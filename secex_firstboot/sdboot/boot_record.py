@@ -12,9 +12,9 @@ import os
 import shutil
 from pathlib import Path
 
-from secex_firstboot.errors import FirstbootError
-from secex_firstboot.files import exists, open_private, sync, write_private
-from secex_firstboot.process import run
+from secex_firstboot.basic.errors import FirstbootError
+from secex_firstboot.basic.files import exists, open_private, sync, write_private
+from secex_firstboot.basic.process import run
 from secex_firstboot.storage import loop
 from secex_firstboot.storage.disk import Disk
 

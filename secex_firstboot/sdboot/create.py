@@ -13,9 +13,9 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from secex_firstboot import process
-from secex_firstboot.errors import FirstbootError, Refusal
-from secex_firstboot.files import is_regular, open_private, sync
+from secex_firstboot.basic import process
+from secex_firstboot.basic.errors import FirstbootError, Refusal
+from secex_firstboot.basic.files import is_regular, open_private, sync
 from secex_firstboot.sdboot import image, initramfs
 
 BUILT_IN = "built-in"

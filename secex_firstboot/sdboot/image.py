@@ -24,8 +24,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 
-from secex_firstboot.errors import FirstbootError, Refusal
-from secex_firstboot.files import is_regular
+from secex_firstboot.basic.errors import FirstbootError, Refusal
+from secex_firstboot.basic.files import is_regular
 from secex_firstboot.sdboot import initramfs
 
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all)

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from secex_firstboot.errors import FirstbootError
-from secex_firstboot.files import open_private
+from secex_firstboot.basic.errors import FirstbootError
+from secex_firstboot.basic.files import open_private
 
 _CHUNK = 1 << 20
 _ALIGNMENT = 4

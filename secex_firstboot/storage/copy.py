@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from secex_firstboot.errors import FirstbootError
+from secex_firstboot.basic.errors import FirstbootError
 
 ALIGNMENT = 4096  # of offsets and lengths: O_DIRECT on volumes of either sector size
 _READ_AHEAD = 2  # chunks in memory besides the one that is being written

@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
-from secex_firstboot.errors import FirstbootError
+from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.storage import devicemapper
 
 CIPHER = ("aes", "xts-plain64")

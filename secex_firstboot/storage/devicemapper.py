@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from secex_firstboot.errors import FirstbootError
-from secex_firstboot.process import run
+from secex_firstboot.basic.errors import FirstbootError
+from secex_firstboot.basic.process import run
 from secex_firstboot.storage.disk import SECTOR
 
 MAPPER = Path("/dev/mapper")

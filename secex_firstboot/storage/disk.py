@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import pyudev
 
-from secex_firstboot.errors import DeviceMissing, Refusal
+from secex_firstboot.basic.errors import DeviceMissing, Refusal
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from secex_firstboot.errors import FirstbootError
+from secex_firstboot.basic.errors import FirstbootError
 
 _BLOCK = 4096  # bytes; of what O_DIRECT reads and writes
 _CHUNK = 1 << 20

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from secex_firstboot.errors import Refusal
-from secex_firstboot.process import run
+from secex_firstboot.basic.errors import Refusal
+from secex_firstboot.basic.process import run
 
 _EXT4_SUPERBLOCK = 1024  # bytes; kernel: Documentation/filesystems/ext4/super.rst
 _EXT4_MAGIC_AT, _EXT4_MAGIC = 0x38, b"\x53\xef"

@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 from typing import Self
 
-from secex_firstboot.errors import FirstbootError
+from secex_firstboot.basic.errors import FirstbootError
 
 SUPERBLOCK_BYTES = 4096  # SB_SECTORS
 PAGE = 4096  # provided_data_sectors is a multiple of 8 sectors (get_provided_data_sectors)

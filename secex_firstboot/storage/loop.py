@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from secex_firstboot.process import run
+from secex_firstboot.basic.process import run
 
 
 @contextmanager

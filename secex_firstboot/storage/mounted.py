@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from secex_firstboot.errors import FirstbootError
+from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.storage import filesystem
 
 # xfsprogs: libxfs/xfs_fs.h, struct xfs_fsop_geom_v1: eight u32, the last one imaxpct,

@@ -16,8 +16,8 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from secex_firstboot.files import open_private, size_of
-from secex_firstboot.process import run
+from secex_firstboot.basic.files import open_private, size_of
+from secex_firstboot.basic.process import run
 from secex_firstboot.storage import loop
 
 FORCE_GPT = "gpt"

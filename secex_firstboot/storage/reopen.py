@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from secex_firstboot.errors import FirstbootError
-from secex_firstboot.files import open_private
+from secex_firstboot.basic.errors import FirstbootError
+from secex_firstboot.basic.files import open_private
 from secex_firstboot.storage import cryptsetup, devicemapper
 from secex_firstboot.storage.cryptsetup import CIPHER, CryptSetup, VolumeDescription
 

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from secex_firstboot import memory
-from secex_firstboot.errors import FirstbootError
-from secex_firstboot.files import open_private, sync, write_private
+from secex_firstboot.basic import memory
+from secex_firstboot.basic.errors import FirstbootError
+from secex_firstboot.basic.files import open_private, sync, write_private
 from secex_firstboot.storage import cryptsetup, devicemapper
 from secex_firstboot.storage.cryptsetup import DATA_OFFSET, CryptSetup
 from secex_firstboot.storage.integrity import SUPERBLOCK_BYTES, Layout, read_integrity_superblock

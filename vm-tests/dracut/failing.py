@@ -13,8 +13,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from secex_firstboot import cli, machine, paths
-from secex_firstboot.errors import FirstbootError
+from secex_firstboot.agent import machine
+from secex_firstboot.basic.errors import FirstbootError
+from secex_firstboot.cli import firstboot as cli
+from secex_firstboot.contract import paths
 
 NEEDLES = Path("/run/secex-test/needles")
 _run = machine._run

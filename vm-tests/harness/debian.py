@@ -20,7 +20,7 @@ from pathlib import Path
 
 import requests
 
-from secex_firstboot import identity
+from secex_firstboot.roots import identity
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("SECEX_CACHE", Path.home() / ".cache" / "secex-firstboot"))

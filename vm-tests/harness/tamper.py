@@ -25,12 +25,12 @@ from harness.raw_disk import BLOCK
 from harness.recorded import PARTS, ROOT, FirstBoot, Manifest
 from harness.se_image import SMALL
 from harness.started import Started
-from secex_firstboot.plan import Plan
-from secex_firstboot.record import Record
 from secex_firstboot.sdboot import boot_record
 from secex_firstboot.storage import volume
 from secex_firstboot.storage.cryptsetup import DATA_OFFSET
 from secex_firstboot.storage.integrity import Layout
+from secex_firstboot.storage.plan import Plan
+from secex_firstboot.storage.record import Record
 
 SECTOR = 512
 BOUND = 900.0  # seconds; for a guest that hangs, measures nothing

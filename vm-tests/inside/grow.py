@@ -19,9 +19,9 @@ import traceback
 from contextlib import contextmanager
 from pathlib import Path
 
-from secex_firstboot import grow
-from secex_firstboot.step import Context
+from secex_firstboot.agent.step import Context
 from secex_firstboot.storage import copy, cryptsetup, devicemapper, disk, filesystem, volume
+from secex_firstboot.storage import growing as grow
 from secex_firstboot.storage.devicemapper import Piece
 from secex_firstboot.storage.mounted import Mounted
 from secex_firstboot.storage.volume import Secrets

@@ -16,17 +16,17 @@ import traceback
 from contextlib import contextmanager
 from pathlib import Path
 
-from secex_firstboot import paths, plan
-from secex_firstboot.errors import FirstbootError
-from secex_firstboot.files import write_private
-from secex_firstboot.plan import Source
-from secex_firstboot.record import Progress
-from secex_firstboot.step import Context
-from secex_firstboot.steps import encrypt, partition
-from secex_firstboot.steps.personalise import volume_secrets
-from secex_firstboot.storage import cryptsetup, devicemapper, disk, filesystem, reopen, verity, volume
+from secex_firstboot.agent.step import Context
+from secex_firstboot.agent.steps import encrypt, partition
+from secex_firstboot.agent.steps.personalise import volume_secrets
+from secex_firstboot.basic.errors import FirstbootError
+from secex_firstboot.basic.files import write_private
+from secex_firstboot.contract import paths
+from secex_firstboot.storage import cryptsetup, devicemapper, disk, filesystem, plan, reopen, verity, volume
 from secex_firstboot.storage.cryptsetup import CryptSetup
 from secex_firstboot.storage.devicemapper import Piece
+from secex_firstboot.storage.plan import Source
+from secex_firstboot.storage.record import Progress
 
 MIB = 1 << 20
 BLOCK = 4096

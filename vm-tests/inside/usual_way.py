@@ -10,7 +10,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from secex_firstboot.report import MemorySampler
+from secex_firstboot.agent.report import MemorySampler
 from secex_firstboot.storage import cryptsetup, disk, verity
 
 SOURCE, RAM, TARGET = (Path("/usual-way", name) for name in ("source", "ram", "target"))

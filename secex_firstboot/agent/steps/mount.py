@@ -1,0 +1,47 @@
+"""mount: the encrypted volumes are what lies on /sysroot and /sysroot/boot.
+
+systemd mounts both (sysroot.mount, sysroot-boot.mount); this looks at what it did before Ignition writes
+there.
+"""
+
+from __future__ import annotations
+
+from secex_firstboot.agent.step import Context, Phase, Stage, Status, Step, done, waiting
+from secex_firstboot.agent.steps import encrypt
+from secex_firstboot.basic.errors import FirstbootError
+from secex_firstboot.basic.files import exists
+from secex_firstboot.contract import paths
+from secex_firstboot.sdboot.contents import ROOT_DEVICE
+from secex_firstboot.storage import devicemapper, filesystem
+
+
+class Mount(Step):
+    name = "mount"
+    summary = "check that the encrypted volumes are mounted"
+    stage = Stage.MOUNT
+
+    def observe(self, context: Context) -> Status:
+        if context.phase is Phase.PROVISIONED:
+            return done("the system runs from the encrypted volumes")
+        if context.phase is not Phase.COMMITTED:
+            return waiting("the commit point comes first")
+        for where, name in ((paths.SYSROOT, "root"), (paths.SYSROOT / "boot", "boot")):
+            numbers = filesystem.mounted_numbers(where)
+            if not numbers:
+                return waiting(f"systemd mounts {where} first")
+            mapping = devicemapper.find(name)
+            # The first: what is mounted over it is the overlay that Ignition writes to.
+            if not mapping or mapping.number != numbers[0] or not encrypt.is_open(context, name):
+                raise FirstbootError(
+                    f"what is mounted on {where} is not the encrypted volume {name}",
+                    f"start with root={ROOT_DEVICE}, and build the image without what maps disks by itself",
+                )
+        written = exists(paths.FILES_FINISHED)
+        if not written and filesystem.mount_sources(paths.SYSROOT)[-1] != "overlay":
+            return waiting("the overlay that Ignition writes to is mounted first")
+        return done("the encrypted volumes are mounted")
+
+    def perform(self, context: Context) -> None:
+        raise FirstbootError(
+            "the encrypted volumes are not mounted", "look at sysroot.mount and sysroot-boot.mount"
+        )

@@ -1,0 +1,167 @@
+"""seal: the final sdboot, with keys and detached headers, without plan, GPG key or first-boot argument."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from secex_firstboot.agent.step import Context, Phase, Stage, Status, Step, done, ready, waiting
+from secex_firstboot.agent.steps.personalise import volume_secrets
+from secex_firstboot.agent.steps.volumes import CRYPTTAB
+from secex_firstboot.basic.errors import FirstbootError, Refusal
+from secex_firstboot.basic.files import exists, sync, write_private
+from secex_firstboot.basic.process import ToolError, run
+from secex_firstboot.contract import paths
+from secex_firstboot.ignition import config, local_login
+from secex_firstboot.roots import overlay
+from secex_firstboot.roots.crypttab import merge_crypttab
+from secex_firstboot.sdboot import boot_entry, boot_record
+from secex_firstboot.sdboot.contents import build_sdboot, se_mounted, system_command_line
+from secex_firstboot.sdboot.initramfs import Directory, Entry, File
+from secex_firstboot.storage import devicemapper, disk, filesystem, record
+from secex_firstboot.storage import growing as grow
+
+_VOLUMES = ("boot", "root")
+# Opened in the initramfs, and kept open in the system; without a time limit for the disk to appear, as dracut
+# has none for the root device; without asking at the host's console for a passphrase.
+_OPTIONS = "x-initrd.attach,x-systemd.device-timeout=0,headless=yes"
+
+# Errors only, in English, and no script for init.d, which the initramfs does not have (systemctl(1)).
+_SYSTEMCTL = {"LC_ALL": "C", "SYSTEMD_LOG_LEVEL": "err", "SYSTEMCTL_SKIP_SYSV": "1"}
+# What systemctl says of units that it has read. Source: install_changes_dump() in systemd's
+# src/shared/install.c. It takes EUCLEAN for a bad name, and XFS and ext4 mean a damaged block by it: so the
+# name has to be bad. In the same way EBADMSG has to follow the line that has the bad section header.
+_UNIT_NAME = r"[\w:.\\@-]+\.(?:service|socket|device|mount|automount|swap|target|path|timer|slice|scope)"
+_UNITS_FAULT = re.compile(
+    r"(?:(?:"
+    r"(?:.+:\d+: Invalid section header .+\n)+Failed to \w+ unit, file .+: Bad message"
+    r"|Failed to \w+ unit, (?:"
+    r"file .+ already exists(?: and is a symlink to .+)?\."
+    r"|unit .+ (?:is masked|is transient or generated|does not exist)\."
+    r"|file .+ is under the systemd unit hierarchy already\."
+    r'|(?:invalid specifier|cannot resolve specifiers) in ".+"\.'
+    rf'|"(?!{_UNIT_NAME}").+" is not a valid unit name\.'
+    r"|refusing to operate on linked unit file .+"
+    r"|cannot alias .+ as .+\."
+    r'|invalid unit reference ".+"\.'
+    r")"
+    r"|Failed to \w+ .+, destination unit .+ is a non-template unit\."
+    r")\n)+"
+)
+
+
+class Seal(Step):
+    name = "seal"
+    summary = "make the final boot image"
+    stage = Stage.SEAL
+    destructive = True
+
+    def observe(self, context: Context) -> Status:
+        if context.phase is Phase.PROVISIONED:
+            return done("the system starts from its final sdboot")
+        if context.phase is not Phase.COMMITTED:
+            return waiting("the commit point comes first")
+        if not filesystem.mount_sources(paths.SYSROOT / "boot"):
+            return waiting("the encrypted volumes are mounted first")
+        return ready("write keys and crypttab to the system, build the final sdboot, make it bootable")
+
+    def perform(self, context: Context) -> None:
+        files, crypttab = key_files(), crypttab_lines()
+        _add_to_crypttab(paths.SYSROOT / CRYPTTAB.relative_to("/"), crypttab)
+        _enable_units(context)
+        # Last: check-root, at later boots, knows by them that root has all that was to be written there.
+        for path, content in files.items():
+            write_private(paths.SYSROOT / path.relative_to("/"), content)
+        grow.at_first_boot(context, paths.SYSROOT, devicemapper.MAPPER / "root")
+        found = disk.find_disk()
+        entry = boot_entry.find(paths.SYSROOT / "boot")
+        added: dict[str, Entry] = {str(paths.LUKS_KEYS): Directory(0o700)}
+        added |= {str(path): File(content) for path, content in files.items()}
+        added[str(CRYPTTAB)] = File(merge_crypttab(b"", crypttab))
+        for name, content in local_login.unit_files().items():
+            path = paths.NO_LOGIN_UNITS / name
+            write_private(path, content)
+            added[str(path)] = File(content)
+        with se_mounted(found) as se:
+            boot_record.settle(se, found)
+            build_sdboot(context, entry, se, command_line=system_command_line(entry.options), overlay=added)
+            boot_record.install(se, found, paths.RUNTIME)
+            tidy(se, paths.SYSROOT)
+        shutil.rmtree(paths.STATE)
+        paths.IGNITION_USER_CONFIG.unlink(missing_ok=True)
+
+
+def tidy_in_system(context: Context) -> None:
+    """In the running system, after a power cut behind the last switch: secex-firstboot-tidy.service."""
+    if context.phase is not Phase.PROVISIONED:
+        raise Refusal("this system was not set up by secex-firstboot", "there is nothing to tidy here")
+    with se_mounted(disk.find_disk()) as se:
+        tidy(se, Path("/"))
+    context.say("nothing of first boot is left on the disk")
+
+
+def tidy(se: Path, root: Path) -> None:
+    """Remove what only first boot needed; as long as some of it is there, the system does this again.
+
+    The mark that stops an earlier boot image that is put back comes before the overlay's directory goes:
+    without that, nothing shows that Ignition has run.
+    """
+    boot_record.tidy(se)
+    record.remove(se)
+    sync(se)
+    write_private(root / paths.SEALED.relative_to("/"), b"")
+    overlay.remove(root)
+
+
+def key_files() -> dict[Path, bytes]:
+    """Keys, detached headers, and what check-volume compares: the same in the system and in its sdboot."""
+    files = {}
+    for name in _VOLUMES:
+        secrets = volume_secrets(name)
+        files[paths.LUKS_KEYS / name] = secrets.key.read_bytes()
+        files[paths.LUKS_KEYS / f"{name}.header"] = secrets.header.read_bytes()
+        files[paths.LUKS_KEYS / f"{name}.mode"] = devicemapper.crypt_mode(name).encode() + b"\n"
+    return files
+
+
+def crypttab_lines() -> list[str]:
+    partitions, keys = disk.find_disk().partitions, paths.LUKS_KEYS
+    return [
+        f"{name} PARTUUID={partitions[name].uuid} {keys / name} luks,header={keys / name}.header,{_OPTIONS}"
+        for name in _VOLUMES
+    ]
+
+
+def _enable_units(context: Context) -> None:
+    """As systemd does at the first start of a system (systemd.preset(5)): Ignition leaves that to it.
+
+    The start that follows is none that is taken for a first. So what a spoiled block leaves out here would
+    stay out for good: only what the units themselves are to blame for is a warning. systemctl skips presets
+    that it cannot read without a word; the config's units are therefore enabled one by one.
+    """
+    if not _systemctl("--preset-mode=enable-only", "preset-all"):
+        context.warn("not all units could be enabled: look at them with systemctl preset-all")
+    for index, unit in enumerate(config.parse(paths.IGNITION_MERGED_CONFIG.read_bytes()).systemd.units):
+        if unit.enabled and not unit.mask and not _systemctl("enable", "--", unit.name):
+            context.warn(f"systemd.units[{index}] of the config could not be enabled: look at its [Install]")
+
+
+def _systemctl(*words: str) -> bool:
+    """Whether this succeeds; not, if it is the units' fault. Raises FirstbootError if anything else fails."""
+    try:
+        run(["systemctl", f"--root={paths.SYSROOT}", *words], environment=_SYSTEMCTL)
+    except ToolError as error:  # its words may name units of the config
+        if _UNITS_FAULT.fullmatch(error.output):
+            return False
+        raise FirstbootError(
+            "systemd's unit files cannot be read, or not be enabled",
+            "look at the disk's health, and start again: first boot goes on from here",
+        ) from None
+    return True
+
+
+def _add_to_crypttab(path: Path, lines: list[str]) -> None:
+    """Ignition's files stage has written there what the config says of other volumes."""
+    existing = path.read_bytes() if exists(path) else b""
+    write_private(path, merge_crypttab(existing, lines))

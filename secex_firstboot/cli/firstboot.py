@@ -1,0 +1,186 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import textwrap
+from pathlib import Path
+
+from secex_firstboot import __version__
+from secex_firstboot.agent import explain, machine
+from secex_firstboot.agent.machine import REFUSED, Observation
+from secex_firstboot.agent.step import Context, Stage, kernel_command_line
+from secex_firstboot.agent.steps import seal
+from secex_firstboot.basic import memory
+from secex_firstboot.basic.console import Console
+from secex_firstboot.basic.errors import FirstbootError
+from secex_firstboot.basic.files import exists
+from secex_firstboot.contract import paths
+from secex_firstboot.owner.check import Preflight
+from secex_firstboot.storage import growing as grow
+
+_JOURNAL_INTERVAL = 60.0  # seconds between two lines of progress that may take hours
+_COLUMNS = 100  # of the table on a workstation
+_EPILOG = """\
+exit status:
+  0  the steps are done; with --dry-run: nothing that could be looked at would be refused
+  1  a step failed or refused, or with --dry-run: would refuse
+  2  the command line makes no sense
+
+examples:
+  secex-firstboot --dry-run
+      in a guest: how far it has come
+  secex-firstboot --dry-run --config config.ign --disk image.qcow2 --certificates image-certs/
+      on a workstation, before the config is encrypted: what first boot would say;
+      "unknown" is neither ready nor refused: it says what could not be told here
+  secex-firstboot --dry-run --config config.ign --offline
+      the same, without asking any server
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="secex-firstboot",
+        description="First-boot provisioning of an IBM Secure Execution guest.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--stage", type=Stage, choices=list(Stage), help="perform the steps of this stage (systemd units)"
+    )
+    what.add_argument(
+        "--dry-run", action="store_true", help="say of each step whether it is done; change nothing"
+    )
+    what.add_argument(
+        "--grow", action="store_true", help="in the running system: grow root to the end of its volume"
+    )
+    what.add_argument(
+        "--tidy",
+        action="store_true",
+        help="in the running system: remove what a power cut at the end of first boot left behind",
+    )
+    what.add_argument(
+        "--explain",
+        action="store_true",
+        help="after Ignition failed in the initramfs: say why, and what to do; nothing if it cannot be told",
+    )
+    workstation = parser.add_argument_group("with --dry-run, on a workstation")
+    workstation.add_argument("--config", type=Path, metavar="FILE", help="the Ignition config, not encrypted")
+    workstation.add_argument("--disk", type=Path, metavar="IMAGE", help="the SE-ready image, raw or qcow2")
+    workstation.add_argument(
+        "--certificates",
+        type=Path,
+        metavar="DIRECTORY",
+        help="the root certificates that the image trusts, and others "
+        f"(default: {paths.CERTIFICATES}, if this machine has it)",
+    )
+    workstation.add_argument(
+        "--hostkey-verify",
+        choices=["strict", "no"],
+        default="strict",
+        help="as secex.hostkey_verify= of the image (default: %(default)s)",
+    )
+    workstation.add_argument(
+        "--offline", action="store_true", help="fetch nothing; name what only a server has"
+    )
+    parser.add_argument("--json", action="store_true", help="with --dry-run: print JSON for programs")
+    parser.add_argument("--debug", action="store_true", help="log every program that is run")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.json and not options.dry_run:
+        parser.error("--json goes with --dry-run")
+    if options.config and not options.dry_run:
+        parser.error("--config goes with --dry-run")
+    if (options.disk or options.certificates or options.offline) and not options.config:
+        parser.error("--disk, --certificates and --offline go with --config")
+    logging.basicConfig(level=logging.DEBUG if options.debug else logging.WARNING, format="%(message)s")
+    if options.explain:
+        print(*explain.lines(), sep="\n")
+        return 0
+    console = Console(_JOURNAL_INTERVAL) if options.grow else Console()
+    context = Context(kernel_command_line(), say=console.say, progress=console.progress)
+    if options.config:
+        context = Context(context.command_line, say=_to_stderr, warn=_to_stderr)
+        look = Preflight(
+            options.config,
+            options.disk,
+            options.certificates,
+            options.hostkey_verify,
+            context,
+            offline=options.offline,
+        )
+        return _print(look.run(), "a workstation", as_json=options.json, columns=_COLUMNS)
+    if options.dry_run:
+        return _print(machine.dry_run(context), context.phase, as_json=options.json)
+    try:
+        if options.grow:
+            grow.in_background(context)
+        elif options.tidy:
+            seal.tidy_in_system(context)
+        else:
+            memory.lock()
+            _stir_again()
+            machine.run(options.stage, context)
+    except (FirstbootError, OSError) as error:
+        print(f"secex-firstboot: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def _stir_again() -> None:
+    """After a power cut the config is not decrypted again, and new keys are made all the same, for sdboot."""
+    if exists(paths.PLAN):
+        memory.stir(paths.PLAN.read_bytes())  # with the record's key, which only the guest knows
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _print(seen: list[Observation], phase: str, *, as_json: bool, columns: int = sys.maxsize) -> int:
+    """A table, or JSON; the exit code."""
+    if as_json:
+        rows = [
+            {
+                "step": row.step.name,
+                "state": row.state,
+                "destructive": row.step.destructive,
+                "detail": row.detail,
+                "untold": list(row.untold),
+            }
+            for row in seen
+        ]
+        print(json.dumps({"phase": phase, "steps": rows}, indent=2))
+    else:
+        width = max(len(row.step.name) for row in seen)
+        print(f"started from: {phase}")
+        for row in seen:
+            begin = f"{row.step.name:<{width}}  {row.state:<7}  "
+            for text in (row.detail, *(f"not told here: {each}" for each in row.untold)):
+                indent = " " * len(begin)
+                print(
+                    *textwrap.wrap(
+                        text,
+                        columns,
+                        initial_indent=begin,
+                        subsequent_indent=indent,
+                        break_long_words=False,
+                        break_on_hyphens=False,
+                    ),
+                    sep="\n",
+                )
+                begin = indent
+    return 1 if any(row.state == REFUSED for row in seen) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

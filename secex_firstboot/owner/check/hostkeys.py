@@ -1,0 +1,151 @@
+"""The host-key documents of a config, fetched and proven on a workstation as far as it reaches."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from secex_firstboot.agent.step import Context
+from secex_firstboot.agent.steps.hostkeys import Proof, named
+from secex_firstboot.basic.errors import Refusal
+from secex_firstboot.basic.files import exists
+from secex_firstboot.contract import paths
+from secex_firstboot.hostkeys.crl import NoCrl
+from secex_firstboot.hostkeys.download import Unreachable
+from secex_firstboot.ignition import config
+from secex_firstboot.ignition.config import Config, FileEntry
+from secex_firstboot.owner.check.config_file import Given, is_proof, is_remote
+from secex_firstboot.owner.check.look import Look, listed
+
+_PATIENCE = 30  # seconds for each file from a server
+_OPENSHIFT_NAME = re.compile(re.escape(str(paths.SYSTEM_HOST_KEYS)) + r"/ibm-z-reg-hostkey-[^/]*", re.DOTALL)
+_UNPROVEN = "whether the documents are genuine"
+
+
+def look(
+    given: Given,
+    certificates: Path | None,
+    *,
+    verification: Literal["strict", "no"],
+    offline: bool,
+    context: Context,
+) -> Look:
+    """``certificates`` as for Preflight. Raises Refusal in the words of first boot."""
+    if given.is_replaced or (given.elsewhere and not config.host_keys(given.config)):
+        return Look("no document that can be looked at here", [_others(given)])
+    _check_names(given, context)
+    named(given.config)
+    if certificates and not exists(certificates):
+        raise Refusal(
+            f"there is no directory {certificates}",
+            "--certificates=DIRECTORY names the root certificates that the image trusts",
+        )
+    trusted = certificates or paths.CERTIFICATES
+    untold = [_others(given)] if given.elsewhere else []
+    if verification == "strict" and not exists(trusted):
+        untold.append(f"{_UNPROVEN} (--certificates=DIRECTORY names the root certificates of the image)")
+        verification, context = "no", replace(context, warn=lambda line: None)
+    remote = [place for place, entry in given.files() if is_proof(entry) and is_remote(entry)]
+    whole = _Documents(given.config, trusted, verification, context)
+    if not offline:
+        if remote or verification == "strict":
+            context.say(f"what only a server has is asked for, {_PATIENCE} s a file at most (or --offline)")
+        try:
+            return whole.proven(untold)
+        except Unreachable as error:
+            untold.append(error.message)
+    if remote:
+        untold.append(f"what only a server has: {listed(remote)}")
+    return whole.without_network().proven(untold)
+
+
+def _others(given: Given) -> str:
+    return f"what other configs say of host keys: {listed(list(given.elsewhere))}"
+
+
+def _check_names(given: Given, context: Context) -> None:
+    for place, entry in given.files():
+        if _OPENSHIFT_NAME.fullmatch(entry.path):
+            what = f"{place}.path is OpenShift's name for a host-key document (ibm-z-reg-hostkey-...)"
+            cure = f"first boot takes {paths.SYSTEM_HOST_KEYS}/ibm-z-hostkey-NAME"
+            if not config.host_keys(given.config):
+                raise Refusal(what, cure)
+            context.warn(f"{what}: {cure}")
+
+
+@dataclass(frozen=True)
+class _Documents:
+    config: Config
+    certificates: Path
+    verification: Literal["strict", "no"]
+    context: Context
+    offline: bool = False
+
+    def proven(self, untold: Sequence[str]) -> Look:
+        """Raises Unreachable if a server is asked and none answers."""
+        names = [entry.name for entry in config.host_keys(self.config)]
+        if not names:
+            return Look("no document that can be looked at here", untold)
+        with tempfile.TemporaryDirectory() as scratch:
+            proof = _Proof(
+                _impatient(self.config),
+                self.certificates,
+                self.verification,
+                Path(scratch),
+                self.context,
+                offline=self.offline,
+            )
+            try:
+                proof.documents()
+            except NoCrl as error:
+                if not proof.unreachable:
+                    raise
+                untold = [*untold, f"{_UNPROVEN}: {error.message}"]
+            else:
+                if proof.unreachable:
+                    untold = [*untold, "what newer revocation lists say"]
+        return Look(f"{len(names)} documents: {', '.join(names)}", untold)
+
+    def without_network(self) -> _Documents:
+        """What the config itself has. Without a certificate that a server has, nothing can be proven."""
+        kept: list[FileEntry] = []
+        missing: list[FileEntry] = []
+        for entry in self.config.storage.files:
+            (missing if is_remote(entry) else kept).append(entry)
+        unproven = any(map(config.is_certificate, missing))
+        storage = self.config.storage.model_copy(update={"files": kept})
+        return replace(
+            self,
+            config=self.config.model_copy(update={"storage": storage}),
+            verification="no" if unproven else self.verification,
+            context=replace(self.context, warn=lambda line: None) if unproven else self.context,
+            offline=True,
+        )
+
+
+@dataclass(frozen=True)
+class _Proof(Proof):
+    """``unreachable``: the revocation lists that could not be fetched."""
+
+    offline: bool = False
+    unreachable: list[str] = field(default_factory=list)
+
+    def _crl(self, url: str, seconds: float | None) -> bytes:
+        try:
+            if self.offline:
+                raise Unreachable("It is not fetched here")
+            return super()._crl(url, seconds)
+        except Unreachable:
+            self.unreachable.append(url)
+            raise
+
+
+def _impatient(found: Config) -> Config:
+    """The config with less patience for servers than it may ask for."""
+    total = min(found.ignition.timeouts.http_total or _PATIENCE, _PATIENCE)
+    timeouts = found.ignition.timeouts.model_copy(update={"http_total": total})
+    return found.model_copy(update={"ignition": found.ignition.model_copy(update={"timeouts": timeouts})})

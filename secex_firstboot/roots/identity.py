@@ -1,0 +1,149 @@
+"""What identifies one machine, and has no place in a public image: all its guests would be that machine.
+
+Whoever has the image has its private keys, too. Sources: sshd(8), machine-id(5),
+systemd-random-seed.service(8), systemd-creds(1), NetworkManager(8).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+from secex_firstboot.agent.step import Context
+from secex_firstboot.basic.errors import Refusal
+from secex_firstboot.basic.files import sync
+
+ARGUMENT = "secex.identity"
+
+# A system that does not find these makes them. (Directory, names in it.)
+_MADE_ANEW = (
+    ("etc/ssh", "ssh_host_*"),
+    ("var/lib/systemd", "random-seed"),
+    ("var/lib/systemd", "credential.secret"),
+    ("var/lib/NetworkManager", "secret_key"),
+)
+_MACHINE_IDS = ("etc/machine-id", "var/lib/dbus/machine-id")
+_UNINITIALIZED = b"uninitialized"
+_FOR_ALL_TO_READ = 0o444  # machine-id(5)
+
+# RFC 7468, and what OpenSSH and OpenPGP make of it.
+_PRIVATE_KEY = re.compile(rb"^-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----", re.MULTILINE)
+_PRIVATE_KEY_FILES = "etc/ssl/private/*.key"  # also if it is DER
+_FILES_LIMIT = 100_000  # below /etc
+_SIZE_LIMIT = 1 << 20  # bytes; no file with a key is larger
+
+_SHOWN = 3
+
+
+def replace(context: Context) -> bool:
+    """Whether the image asks first boot to remove what its system makes anew. Raises Refusal."""
+    value = context.argument(ARGUMENT)
+    if value not in (None, "replace"):
+        raise Refusal(
+            f"{ARGUMENT}={value} is not {ARGUMENT}=replace", "build the image with that, or without it"
+        )
+    return value is not None
+
+
+def check(context: Context, root: Path) -> None:
+    """Raise Refusal if the image, whose root file system is mounted on ``root``, is like one machine."""
+    found = list(_made_anew(root))
+    keys = [path for path in _private_keys(root) if path not in found]
+    if keys:
+        raise Refusal(
+            f"the image holds private keys that all its guests would share: {_names(root, keys)}",
+            "build it without, and give each guest its own in its Ignition config",
+        )
+    if found and not replace(context):
+        raise Refusal(
+            f"the image holds what identifies one machine: {_names(root, found)}",
+            f"build it without, or with {ARGUMENT}=replace",
+        )
+    if found:
+        context.say(f"{ARGUMENT}=replace: the image's own are removed: {_names(root, found)}")
+
+
+def remove(root: Path) -> None:
+    """Remove what the system on ``root`` makes anew. What ``check`` refuses anyway stays."""
+    machine_id = root / _MACHINE_IDS[0]
+    found = list(_made_anew(root))
+    if machine_id in found or _is_absent(machine_id):
+        _write_uninitialized(machine_id)  # so that systemd takes the first start for what it is
+    for path in found:
+        if path != machine_id:
+            path.unlink()
+    os.sync()
+
+
+def _write_uninitialized(path: Path) -> None:
+    """At any moment there is the old one or the new one, whole, with the old one's mode."""
+    mode = _FOR_ALL_TO_READ if _is_absent(path) else stat.S_IMODE(path.lstat().st_mode)
+    new = path.with_name(f"{path.name}.new")
+    new.unlink(missing_ok=True)
+    new.write_bytes(_UNINITIALIZED + b"\n")
+    new.chmod(mode)
+    sync(new)
+    new.replace(path)
+    sync(path.parent)
+
+
+def _made_anew(root: Path) -> Iterator[Path]:
+    for directory, pattern in _MADE_ANEW:
+        yield from sorted(path for path in _entries(root / directory) if fnmatch(path.name, pattern))
+    for name in _MACHINE_IDS:
+        path = root / name
+        if _is_file(path) and path.read_bytes().strip() not in (b"", _UNINITIALIZED):
+            yield path
+
+
+def _private_keys(root: Path) -> Iterator[Path]:
+    for number, path in enumerate(_files(root / "etc")):
+        if number == _FILES_LIMIT:
+            raise Refusal(f"the image has more than {_FILES_LIMIT} files below /etc", "build it with fewer")
+        named = fnmatch(str(path.relative_to(root)), _PRIVATE_KEY_FILES)
+        if named or (path.lstat().st_size <= _SIZE_LIMIT and _PRIVATE_KEY.search(path.read_bytes())):
+            yield path
+
+
+def _entries(directory: Path) -> list[Path]:
+    """None if there is no such directory; any other error is no answer."""
+    try:
+        return list(directory.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _files(top: Path) -> Iterator[Path]:
+    """The regular files below ``top``; no link is followed."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for folder, folders, names in os.walk(top, onerror=fail):
+        folders.sort()
+        yield from (path for name in sorted(names) if _is_file(path := Path(folder, name)))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _is_absent(path: Path) -> bool:
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return True
+    return False
+
+
+def _names(root: Path, paths: list[Path]) -> str:
+    shown = [ascii(f"/{path.relative_to(root)}")[1:-1] for path in paths[:_SHOWN]]
+    more = len(paths) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")

@@ -1,0 +1,147 @@
+"""Growing the root file system over the part of its volume that first boot never wrote.
+
+Reading a sector of a dm-integrity volume that was never written is an I/O error, so a file system may only
+grow into what was zeroed through the volume before. Step by step: zero what lies behind the end of the file
+system, down to the disk; then move the end there. No file says how far this has come: the end itself does, as
+the kernel has it. So this can be killed at any moment; the next run zeroes at most one step a second time.
+
+What must never happen is a zero below the end. The end is asked for before every MiB that is written, and
+whoever else moved it stops this; a lock keeps a second one of these out.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+
+from secex_firstboot.agent.step import Context, Phase
+from secex_firstboot.basic.errors import FirstbootError, Refusal
+from secex_firstboot.basic.files import size_of, sync, write_private
+from secex_firstboot.contract import paths
+from secex_firstboot.storage import devicemapper, volume
+from secex_firstboot.storage.mounted import Mounted
+
+ARGUMENT = "secex.grow"  # on the kernel command line
+_STEP = 1 << 30  # zeroed again at most, after a crash; and a TiB is a thousand times growing
+_KEY = "grow"  # in paths.SETTINGS
+_SETTINGS_LIMIT = 4096  # bytes
+_DONE = b"The root file system reaches the end of its volume; there is nothing left to grow.\n"
+
+
+class Setting(StrEnum):
+    """When the root file system grows beyond the headroom."""
+
+    BACKGROUND = "background"  # in the running system
+    FIRSTBOOT = "firstboot"  # before it starts for the first time
+    OFF = "off"
+
+
+def setting(context: Context, root: Path = Path("/")) -> Setting:
+    """What the command line says, or else /etc/secex-firstboot.conf below ``root``. Raises Refusal."""
+    if (word := context.argument(ARGUMENT)) is not None:
+        return _parsed(word, f"{ARGUMENT} on the kernel command line")
+    return _from_file(root / paths.SETTINGS.relative_to("/"))
+
+
+def _from_file(path: Path) -> Setting:
+    """Lines of KEY=VALUE, as in os-release(5) without quotes; a line that begins with # is a comment."""
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(_SETTINGS_LIMIT + 1)
+    except FileNotFoundError:
+        return Setting.BACKGROUND
+    if len(content) > _SETTINGS_LIMIT:
+        raise Refusal(f"{path} is larger than {_SETTINGS_LIMIT} bytes", "shorten it")
+    found = Setting.BACKGROUND
+    for number, line in enumerate(content.decode(errors="replace").splitlines(), start=1):
+        if not (text := line.strip()) or text.startswith("#"):
+            continue
+        key, _, word = text.partition("=")
+        if key != _KEY:
+            raise Refusal(f"{path}, line {number}: only {_KEY}=VALUE can be set here", "correct the line")
+        found = _parsed(word, f"{path}, line {number}: {_KEY}")
+    return found
+
+
+def _parsed(word: str, where: str) -> Setting:
+    if word not in list(Setting):
+        raise Refusal(f"{where} has an unknown value", f"use one of {', '.join(Setting)}")
+    return Setting(word)
+
+
+def in_background(context: Context) -> None:
+    """In the provisioned, running system: what secex-firstboot-grow.service does."""
+    if context.phase is not Phase.PROVISIONED:
+        raise Refusal("this system was not set up by secex-firstboot", "there is nothing to grow here")
+    if setting(context) is Setting.OFF:
+        context.say("the root file system keeps its size: growing is off")
+        return
+    grow_all(context, Path("/"), devicemapper.MAPPER / "root")
+
+
+def at_first_boot(context: Context, mount_point: Path, device: Path) -> None:
+    """In the initramfs, once Ignition has written its files: grow now, if the user wants it now.
+
+    A settings file that makes no sense cannot be corrected before the system has started; refusing here
+    would keep it from starting for ever. The service refuses it later.
+    """
+    try:
+        chosen = setting(context, mount_point)
+    except Refusal as refusal:
+        context.say(f"root does not grow now: {refusal}")
+        return
+    if chosen is Setting.FIRSTBOOT:
+        grow_all(context, mount_point, device)
+
+
+def grow_all(context: Context, mount_point: Path, device: Path, *, step: int = _STEP) -> None:
+    """Grow what is mounted on ``mount_point`` to the end of ``device``, and note below it that this is done.
+
+    ``step`` is bytes, a multiple of the file system's blocks. Raises FirstbootError if anything stops it.
+    """
+    with _lock():
+        root = Mounted.find(mount_point, device)
+        limit = size_of(device) // root.block_size * root.block_size
+        context.say(f"growing {mount_point} from {root.size() >> 20} to {limit >> 20} MiB")
+        while (end := root.size()) < limit:
+            target = min(end + step, limit)
+            _zero(context, root, end, target, limit)
+            root.grow(target)
+            if root.size() <= end:
+                if target < limit:
+                    raise FirstbootError(f"{mount_point} did not grow", "look at the kernel's messages")
+                break  # the rest is smaller than what the file system can use
+        context.say(f"{mount_point} has {root.size() >> 20} MiB, all that it can use of {device}")
+    os.sync()  # ext4 may still have the last step in memory; /var can be another file system
+    write_private(mount_point / paths.GROWN.relative_to("/"), _DONE)
+
+
+def _zero(context: Context, root: Mounted, end: int, target: int, limit: int) -> None:
+    """Write zeros from the file system's ``end`` up to ``target``, down to the disk, past the page cache."""
+
+    def still_the_end(zeroed: int, _: int) -> None:  # asked after each MiB, and so before the next
+        if root.size() != end:
+            raise FirstbootError(
+                f"something else has changed the size of {root.where}",
+                "start secex-firstboot-grow.service again when that has ended",
+            )
+        context.progress(f"grow {root.where}", end + zeroed, limit)
+
+    still_the_end(0, 0)
+    volume.write_zeros(root.device, end, target - end, still_the_end)
+    sync(root.device)
+
+
+@contextmanager
+def _lock() -> Iterator[None]:
+    paths.RUNTIME.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (paths.RUNTIME / "grow.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FirstbootError("another process is growing the root file system", "let it finish") from None
+        yield

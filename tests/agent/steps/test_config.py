@@ -1,0 +1,161 @@
+"""The step that decrypts the config: what the console says of it, and what it leaves in the kernel."""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import hashlib
+import json
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.openpgp_messages import Gpg, confine, flipped
+
+from secex_firstboot.agent.step import Context
+from secex_firstboot.agent.steps.config import Config
+from secex_firstboot.basic import memory
+from secex_firstboot.basic.errors import Refusal
+from secex_firstboot.contract import paths
+from secex_firstboot.ignition import openpgp, specification
+from secex_firstboot.storage import disk
+
+GOOD = {"ignition": {"version": "3.3.0"}}
+CONTEXT = Context("ignition.firstboot")
+
+
+@pytest.fixture(scope="module")
+def gpg() -> Iterator[Gpg]:
+    home = Path(tempfile.mkdtemp(prefix="pgp-", dir="/tmp"))
+    yield Gpg(home)
+    subprocess.run(["gpgconf", "--homedir", home, "--kill", "all"], check=True)
+    shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def key(gpg: Gpg) -> bytes:
+    return gpg.make_key("image")
+
+
+@pytest.fixture
+def config_disk(key: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A guest before its first boot, with an Ignition that knows specification 3.4."""
+    confine(monkeypatch)
+    for name, value in vars(paths).items():
+        if isinstance(value, Path):
+            monkeypatch.setattr(paths, name, tmp_path / value.relative_to("/"))
+    paths.PRIVATE_KEY.parent.mkdir(parents=True)
+    paths.PRIVATE_KEY.write_bytes(key)
+    paths.NO_LOCAL_LOGIN.parent.mkdir(parents=True)
+    paths.NO_LOCAL_LOGIN.write_text("{}")
+    monkeypatch.setattr(disk, "find_by_serial", lambda serial: tmp_path / "disk")
+    monkeypatch.setattr(specification, "newest_known", lambda: "3.5.0-experimental")
+    return tmp_path / "disk"
+
+
+def refusal(config_disk: Path, message: bytes) -> str:
+    config_disk.write_bytes(message + bytes(512))
+    with pytest.raises(Refusal) as refused:
+        Config().perform(CONTEXT)
+    assert refused.value.__suppress_context__ or not refused.value.__context__
+    assert not paths.IGNITION_USER_CONFIG.exists()
+    assert not paths.PRIVATE_KEY.exists()
+    with pytest.raises(Refusal) as again:
+        Config().observe(CONTEXT)
+    assert str(again.value) == str(refused.value)
+    return str(refused.value)
+
+
+def test_a_good_config_is_handed_to_ignition_as_it_is(gpg: Gpg, config_disk: Path) -> None:
+    text = json.dumps(GOOD).encode()
+    config_disk.write_bytes(gpg.encrypt(text) + bytes(512))
+    Config().perform(CONTEXT)
+    assert paths.IGNITION_USER_CONFIG.read_bytes() == text
+    assert not paths.PRIVATE_KEY.exists()
+
+
+def referring(**references: object) -> bytes:
+    return json.dumps({"ignition": {"version": "3.3.0", "config": references}}).encode()
+
+
+def inline(text: bytes) -> dict[str, str]:
+    return {"source": f"data:;base64,{base64.b64encode(text).decode()}"}
+
+
+def test_a_config_that_the_host_can_put_in_the_place_of_the_users_is_refused(
+    gpg: Gpg, config_disk: Path
+) -> None:
+    key, changeable = paths.PRIVATE_KEY.read_bytes(), {"source": "http://a.example/secret"}
+    for text in (
+        referring(replace=changeable),
+        referring(merge=[changeable]),
+        referring(merge=[inline(referring(replace=changeable))]),
+    ):
+        said = refusal(config_disk, gpg.encrypt(text))
+        assert "comes over http without verification.hash" in said
+        assert "secret" not in said
+        paths.CONFIG_REFUSED.unlink()
+        paths.PRIVATE_KEY.write_bytes(key)
+    protected = {**changeable, "verification": {"hash": f"sha256-{'0' * 64}"}}
+    text = referring(merge=[{"source": "https://a.example/"}, inline(referring(replace=protected))])
+    config_disk.write_bytes(gpg.encrypt(text) + bytes(512))
+    Config().perform(CONTEXT)
+    assert paths.IGNITION_USER_CONFIG.read_bytes() == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "no JSON",
+        '{"ignition": {"version": "3.3.0"}',
+        '{"ignition": {"version": 3}}',
+        '{"ignition": {"version": "2.3.0"}}',
+        '{"ignition": {"version": "3.4.1"}}',
+        '{"ignition": {"version": "3.9.0"}}',
+        '{"ignition": {"version": "3.3.0"}, "storage": {"files": [{"path": 1}]}}',
+        '{"ignition": {"version": "3.3.0", "config": {"merge": [{"source": "data:,secret"}]}}}',
+        "\0",
+        "[" * 100_000,
+    ],
+)
+def test_of_a_config_that_decrypted_the_console_does_not_show_what_is_wrong(
+    gpg: Gpg, config_disk: Path, text: str
+) -> None:
+    assert refusal(config_disk, gpg.encrypt(text.encode())) == str(openpgp.refused())
+
+
+def test_an_altered_message_is_refused_in_the_same_words(gpg: Gpg, config_disk: Path) -> None:
+    message = gpg.encrypt(json.dumps(GOOD).encode())
+    assert refusal(config_disk, flipped(message, -5)) == str(openpgp.refused())
+
+
+def test_what_anybody_can_see_on_the_disk_is_said(gpg: Gpg, config_disk: Path) -> None:
+    assert "is empty" in refusal(config_disk, b"")
+
+
+def test_the_words_say_where_the_owner_learns_more() -> None:
+    assert "--dry-run --config FILE" in openpgp.refused().cure
+
+
+def test_key_and_config_are_mixed_into_the_kernels_random_numbers_before_any_key_is_made(
+    gpg: Gpg, key: bytes, config_disk: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The kernel does not show what is in its pool: a file and a call stand in for it."""
+    pool, asked = tmp_path / "urandom", []
+    pool.touch()
+    monkeypatch.setattr(memory, "_POOL", pool)
+
+    def ioctl(file: object, request: int) -> int:
+        asked.append((request, pool.stat().st_size, paths.IGNITION_USER_CONFIG.exists()))
+        return 0
+
+    monkeypatch.setattr(fcntl, "ioctl", ioctl)
+    text = json.dumps(GOOD).encode()
+    config_disk.write_bytes(gpg.encrypt(text))
+    Config().perform(CONTEXT)
+    assert pool.read_bytes() == hashlib.sha512(key).digest() + hashlib.sha512(text).digest()
+    assert asked == [(0x5207, 128, False)]  # RNDRESEEDCRNG, when both are in, before anything else happens

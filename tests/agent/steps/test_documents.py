@@ -1,0 +1,134 @@
+"""What the steps keep of a host-key document, and what they build with it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from harness import pki
+from support import TEST_VECTORS
+
+from secex_firstboot.agent.step import Context
+from secex_firstboot.agent.steps.hostkeys import HostKeys
+from secex_firstboot.basic.errors import FirstbootError, Refusal
+from secex_firstboot.contract import paths
+from secex_firstboot.ignition import ownership
+from secex_firstboot.sdboot.boot_entry import BootEntry
+from secex_firstboot.sdboot.contents import build_sdboot
+from secex_firstboot.storage import disk
+from secex_firstboot.storage.disk import Disk
+
+VECTORS = TEST_VECTORS / "se-image"
+HOST_A, HOST_B = ((VECTORS / f"host-{name}.crt").read_bytes() for name in "ab")
+DER_B = x509.load_pem_x509_certificate(HOST_B).public_bytes(Encoding.DER)
+
+
+@pytest.fixture(autouse=True)
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("STATE", "RUNTIME", "IGNITION_MERGED_CONFIG", "THIS_HOSTS_KEYS"):
+        monkeypatch.setattr(paths, name, tmp_path / name)
+    monkeypatch.setattr(paths, "HOST_KEYS", paths.STATE / "hostkeys")
+    paths.RUNTIME.mkdir()
+    monkeypatch.setattr(disk, "find_disk", lambda: Disk(Path("/dev/vda"), 1 << 30, 512, {}))
+    monkeypatch.setattr(ownership, "device_numbers", lambda device: frozenset())
+
+
+def fetch(**documents: bytes) -> None:
+    """Perform the step with these documents in the config, without a proof."""
+    give({f"ibm-z-hostkey-{name}": content for name, content in documents.items()})
+    HostKeys().perform(Context("secex.hostkey_verify=no"))
+
+
+def give(files: dict[str, bytes], *more: dict[str, Any]) -> None:
+    """Make a merged config with these files below /etc/se-hostkeys, and ``more`` entries of files."""
+    entries = [
+        {
+            "path": f"/etc/se-hostkeys/{name}",
+            "contents": {"source": "data:;base64," + base64.b64encode(content).decode()},
+        }
+        for name, content in files.items()
+    ]
+    merged = {"ignition": {"version": "3.3.0"}, "storage": {"files": [*entries, *more]}}
+    paths.IGNITION_MERGED_CONFIG.write_text(json.dumps(merged))
+
+
+def test_a_document_is_kept_as_it_was_parsed_and_not_as_it_came() -> None:
+    fetch(a=b"\n" + HOST_A.replace(b"\n", b"\r\n"), b=DER_B)
+    assert {path.name: path.read_bytes() for path in paths.HOST_KEYS.iterdir()} == {
+        "ibm-z-hostkey-a": HOST_A,
+        "ibm-z-hostkey-b": HOST_B,
+    }
+
+
+def test_a_document_with_two_faces_is_not_kept() -> None:
+    with pytest.raises(Refusal, match="ibm-z-hostkey-a holds something else beside its certificate"):
+        fetch(a=DER_B + HOST_A)
+    assert not paths.HOST_KEYS.exists()
+
+
+def test_what_the_host_can_change_on_its_way_is_warned_of_and_nothing_below_se_hostkeys() -> None:
+    """Nothing but the document is fetched by this step: Ignition fetches the rest, later."""
+    contents = {"source": "http://127.0.0.1:1/secret"}
+    warnings: list[str] = []
+    context = Context("secex.hostkey_verify=no", warn=warnings.append)
+    give({"ibm-z-hostkey-a": HOST_A}, {"path": "/etc/se-hostkeys/more", "contents": contents})
+    with pytest.raises(Refusal, match=r"storage\.files\[1\]\.contents comes over http without"):
+        HostKeys().perform(context)
+    assert not paths.HOST_KEYS.exists()
+    give({"ibm-z-hostkey-a": HOST_A}, {"path": "/etc/motd", "contents": contents})
+    HostKeys().perform(context)
+    assert warnings[0].startswith("storage.files[1].contents comes over http without verification.hash")
+
+
+def test_revocation_lists_that_are_given_do_where_none_can_be_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody listens where the certificates say that the lists are: tcpmux(1) on the loopback."""
+    url = ["http://127.0.0.1:1/a.crl"]
+    chain = pki.make_chain(datetime.now(UTC), intermediate={"crl_urls": url}, signing_key={"crl_urls": url})
+    monkeypatch.setattr(paths, "CERTIFICATES", tmp_path)
+    (tmp_path / "root.crt").write_bytes(chain.certificates()["root.crt"])
+    document = pki.pem(chain.document(pki.host_key("a").public_key()))
+    given = {f"certs/{name}": content for name, content in chain.certificates().items()}
+    lists = {f"certs/{name}": content for name, content in chain.crls().items()}
+    said: list[str] = []
+    give({"ibm-z-hostkey-a": document} | given | lists)
+    HostKeys().perform(Context("", say=said.append))
+    assert "a newer certificate revocation list, for 10 s at most, from 127.0.0.1: attempt 1 of 1" in said
+    assert any(line.endswith("those that are given count") for line in said)
+    assert (paths.HOST_KEYS / "ibm-z-hostkey-a").read_bytes() == document
+
+
+def build(se: Path) -> bytes:
+    entry = BootEntry("", "", VECTORS / "kernel.bin", (VECTORS / "ramdisk.bin",), "")
+    build_sdboot(Context(""), entry, se, command_line="quiet", overlay={})
+    return (se / "sdboot.new").read_bytes()
+
+
+def test_an_image_that_a_builder_makes_for_other_hosts_never_becomes_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it is given, this pvimg makes the image for two hosts that IBM's genprotimg once made."""
+    image, tool = VECTORS / "two-keys.img", tmp_path / "bin" / "pvimg"
+    tool.parent.mkdir()
+    tool.write_text(
+        f"#!{sys.executable}\nimport shutil, sys\n"
+        f"shutil.copyfile('{image}', sys.argv[sys.argv.index('-o') + 1])\n"
+    )
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tool.parent))
+    se = tmp_path / "se"
+    se.mkdir()
+    fetch(a=HOST_A)
+    with pytest.raises(FirstbootError, match="the image that pvimg made is not for exactly the host keys"):
+        build(se)
+    assert not list(se.iterdir())
+    fetch(a=HOST_A, b=DER_B)
+    assert build(se) == image.read_bytes()

@@ -1,0 +1,165 @@
+"""seal enables the system's units, as nothing after it does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from secex_firstboot.agent.step import Context
+from secex_firstboot.agent.steps import seal
+from secex_firstboot.basic.errors import FirstbootError
+from secex_firstboot.basic.process import ToolError
+from secex_firstboot.contract import paths
+
+SERVICE = "[Service]\nExecStart=/bin/true\n"
+WANTED = "[Install]\nWantedBy=multi-user.target\n"
+NOT_ALL = "not all units could be enabled: look at them with systemctl preset-all"
+NOT_READ = "unit files cannot be read, or not be enabled: look at the disk's health"
+
+
+@pytest.fixture(autouse=True)
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in vars(paths).items():
+        if isinstance(value, Path):
+            monkeypatch.setattr(paths, name, tmp_path / value.relative_to("/"))
+    for directory in ("usr/lib/systemd/system", "etc/systemd/system", "etc/systemd/system-preset"):
+        (paths.SYSROOT / directory).mkdir(parents=True)
+    config()
+    preset("disable *")
+
+
+def config(*units: dict[str, Any]) -> None:
+    """What Ignition leaves of the user's config."""
+    paths.IGNITION_MERGED_CONFIG.parent.mkdir(parents=True, exist_ok=True)
+    merged = {"ignition": {"version": "3.3.0"}, "systemd": {"units": list(units)}}
+    paths.IGNITION_MERGED_CONFIG.write_text(json.dumps(merged))
+
+
+def preset(*lines: str) -> None:
+    (paths.SYSROOT / "etc/systemd/system-preset/20-ignition.preset").write_text("\n".join(lines) + "\n")
+
+
+def unit(name: str, content: str = SERVICE + WANTED) -> None:
+    (paths.SYSROOT / "usr/lib/systemd/system" / name).write_text(content)
+
+
+def enable() -> list[str]:
+    """The warnings."""
+    said: list[str] = []
+    seal._enable_units(Context("", warn=said.append))
+    return said
+
+
+def enabled() -> set[str]:
+    return {path.name for path in (paths.SYSROOT / "etc/systemd/system").glob("*.wants/*")}
+
+
+def test_the_presets_units_are_enabled_before_the_system_starts() -> None:
+    """Later starts are none that systemd takes for a first, and the power may fail in the one that is."""
+    unit("wanted.service")
+    unit("unwanted.service")
+    preset("enable wanted.service", "disable *")
+    assert enable() == []
+    assert enabled() == {"wanted.service"}
+
+
+def test_the_configs_units_are_enabled_even_where_no_preset_could_be_read() -> None:
+    """systemctl takes a directory of presets that gives an I/O error for an empty one."""
+    for name in ("wanted.service", "instance@.service", "unwanted.service", "masked.service"):
+        unit(name)
+    config(
+        {"name": "wanted.service", "enabled": True},
+        {"name": "instance@a.service", "enabled": True},
+        {"name": "unwanted.service", "enabled": False},
+        {"name": "masked.service", "enabled": True, "mask": True},
+    )
+    assert enable() == []
+    assert enabled() == {"wanted.service", "instance@a.service"}
+
+
+def test_a_unit_file_that_cannot_be_read_stops_the_sealing() -> None:
+    """systemctl enables nothing at all then. Real: no line of a unit file may be this long."""
+    unit("wanted.service")
+    unit("a.service", "a" * (1 << 21))
+    preset("enable *")
+    with pytest.raises(FirstbootError, match=NOT_READ):
+        enable()
+    assert enabled() == set()
+    unit("a.service")
+    assert enable() == []
+    assert enabled() == {"a.service", "wanted.service"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        'Failed to preset unit, file "secret.service": Input/output error',
+        'Failed to preset unit, file "secret.service": Bad message',
+        'Failed to preset unit, "secret.service" is not a valid unit name.',
+        "Failed to preset unit, unit a.service is masked.\nFailed to preset: Input/output error.",
+        "",
+    ],
+)
+def test_what_a_spoiled_block_makes_systemctl_say_stops_and_no_unit_is_named(
+    words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mock: systemctl fails. EIO is the kernel's; EUCLEAN and EBADMSG are the file system's."""
+
+    def fail(argv: object, **_: object) -> str:
+        raise ToolError("systemctl", 1, f"{words}\n")
+
+    monkeypatch.setattr(seal, "run", fail)
+    with pytest.raises(FirstbootError, match=NOT_READ) as error:
+        enable()
+    assert "secret" not in str(error.value)
+
+
+def test_a_unit_of_the_config_that_fails_alone_stops_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mock: systemctl preset-all succeeds, and enable does not."""
+
+    def fail(argv: list[str], **_: object) -> str:
+        if argv[-1] == "preset-all":
+            return ""
+        raise ToolError("systemctl", 1, 'Failed to enable unit, file "secret.service": Input/output error\n')
+
+    monkeypatch.setattr(seal, "run", fail)
+    config({"name": "secret.service", "enabled": False})
+    assert enable() == []
+    config({"name": "secret.service", "enabled": True})
+    with pytest.raises(FirstbootError, match=NOT_READ):
+        enable()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"bad.service": f"{SERVICE}[Install]\nAlias=bad.socket\n"},
+        {"bad.service": f"{SERVICE}[Install]\nWantedBy=%Q.target\n"},
+        {"bad.service": f"{SERVICE}[Install\n"},
+        {"bad@.service": SERVICE + WANTED},
+        {"bad.service": ""},
+        {},
+    ],
+)
+def test_a_unit_whose_own_fault_it_is_stops_nothing(bad: dict[str, str]) -> None:
+    """With a bad [Install], masked, or none at all: the others are enabled, and it is named by its place."""
+    unit("wanted.service")
+    for name, content in bad.items():
+        unit(name, content)
+    preset("enable *")
+    name = next(iter(bad), "bad.service")
+    config({"name": name, "enabled": True}, {"name": "wanted.service", "enabled": True})
+    place = "systemd.units[0] of the config could not be enabled: look at its [Install]"
+    assert [line for line in enable() if line != NOT_ALL] == [place]
+    assert "wanted.service" in enabled()
+
+
+def test_a_unit_without_an_install_section_is_taken_as_it_is() -> None:
+    unit("static.service", SERVICE)
+    preset("enable static.service")
+    config({"name": "static.service", "enabled": True})
+    assert enable() == []
+    assert enabled() == set()

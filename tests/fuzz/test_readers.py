@@ -1,0 +1,279 @@
+"""Hostile input for everything that reads what comes from a disk, a config or the network.
+
+Each reader gets an equal share of the time.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_public_key
+from hypothesis import strategies as st
+from support import TEST_VECTORS, fuzzing
+
+from secex_firstboot.basic import process
+from secex_firstboot.basic.errors import FirstbootError
+from secex_firstboot.hostkeys import document
+from secex_firstboot.ignition import config, kernel_arguments, merge, openpgp, ownership, transport, validity
+from secex_firstboot.roots import crypttab
+from secex_firstboot.sdboot import image
+
+
+def edited(sample: bytes, edits: list[tuple[int, int, bytes]]) -> bytes:
+    for place, gone, new in edits:
+        sample = sample[:place] + new + sample[place + gone :]
+    return sample
+
+
+def mutated(samples: list[bytes]) -> st.SearchStrategy[bytes]:
+    """A sample in some places of which bytes were replaced, cut out or put in."""
+    place = st.integers(0, max(map(len, samples)))
+    edit = st.tuples(place, st.integers(0, 16), st.binary(max_size=16))
+    return st.builds(edited, st.sampled_from(samples), st.lists(edit, min_size=1, max_size=6))
+
+
+# config and ownership
+
+PIECES = [
+    "etc",
+    "luks",
+    "boot",
+    "root",
+    "dev",
+    "disk",
+    "mapper",
+    "by-label",
+    "dm-0",
+    "..",
+    "\0",
+    "\ud800",
+    ".",
+    "",
+    "crypttab",
+    "a",
+]
+json_paths = st.lists(st.sampled_from(PIECES), max_size=8).map("/".join) | st.text()
+
+
+def entries(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.lists(st.fixed_dictionaries(fields), max_size=3)
+
+
+storages = st.fixed_dictionaries(
+    {},
+    optional={
+        "disks": entries(device=json_paths, partitions=entries(label=json_paths)),
+        "raid": entries(devices=st.lists(json_paths, max_size=3)),
+        "luks": entries(name=json_paths, device=json_paths, label=json_paths),
+        "filesystems": entries(device=json_paths, path=json_paths, label=json_paths),
+        "files": entries(path=json_paths, overwrite=st.booleans()),
+        "directories": entries(path=json_paths, overwrite=st.booleans()),
+        "links": entries(path=json_paths, target=json_paths),
+    },
+)
+units = entries(name=json_paths, dropins=entries(name=json_paths), mask=st.booleans())
+users = entries(name=json_paths, homeDir=json_paths, sshAuthorizedKeys=st.lists(json_paths, max_size=2))
+configs = st.fixed_dictionaries(
+    {"ignition": st.just({"version": "3.3.0"}), "storage": storages},
+    optional={
+        "systemd": st.fixed_dictionaries({"units": units}),
+        "passwd": st.fixed_dictionaries({"users": users}),
+    },
+).map(lambda value: json.dumps(value).encode())
+KEYS = [
+    "ignition",
+    "version",
+    "storage",
+    "files",
+    "path",
+    "contents",
+    "kernelArguments",
+    "shouldExist",
+    "links",
+]
+objects = st.recursive(
+    json_paths | st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.just("3.3.0"),
+    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(KEYS), inner),
+).map(lambda value: json.dumps(value).encode())
+CONFIG = json.dumps(
+    {
+        "ignition": {
+            "version": "3.3.0",
+            "timeouts": {"httpTotal": 7},
+            "config": {"merge": [{"source": "data:,%7B%22ignition%22:%7B%22version%22:%223.3.0%22%7D%7D"}]},
+        },
+        "storage": {
+            "files": [{"path": "/etc/se-hostkeys/ibm-z-hostkey-a", "contents": {"source": "data:,x"}}],
+            "links": [{"path": "/a", "target": "../b", "hard": True}],
+            "filesystems": [{"device": "/dev/a", "format": "xfs", "path": "/var"}],
+            "luks": [{"name": "a", "device": "/dev/a", "keyFile": {"source": "data:;base64,YQ=="}}],
+        },
+        "systemd": {"units": [{"name": "a.service", "mask": True, "dropins": [{"name": "a.conf"}]}]},
+        "passwd": {"users": [{"name": "a", "homeDir": "/a", "uid": 7}], "groups": [{"name": "a"}]},
+        "kernelArguments": {"shouldExist": ["a=1"]},
+    }
+).encode()
+
+
+def read_config(text: bytes) -> None:
+    parsed = config.parse(text)
+    config.host_keys(parsed)
+    read, _ = merge.read(text)
+    validity.check(read)
+    transport.check(parsed, lambda line: None)
+
+
+def check_ownership(text: bytes) -> None:
+    parsed = config.parse(text)
+    with contextlib.suppress(FirstbootError):
+        validity.check(parsed)
+    ownership.check(parsed, {ownership.device_number("/dev/vda") or 1})
+
+
+# kernel arguments
+
+WORDS = [
+    '"init=/x"',
+    "init=/x",
+    "rd.break",
+    "quiet",
+    "a=1",
+    "single",
+    "--",
+    "-b",
+    "systemd.unit=x",
+    '"',
+    "'",
+    " ",
+    "\\",
+    "a-b",
+    "=",
+]
+command_lines = st.lists(st.sampled_from(WORDS) | st.text(max_size=4), max_size=6).map("".join)
+
+
+def edit_command_line(lists: tuple[str, list[str], list[str]]) -> None:
+    options, exist, absent = lists
+    arguments = config.KernelArguments(should_exist=exist, should_not_exist=absent)
+    result = kernel_arguments.apply(options, arguments)
+    added = set(result.replace('"', "").split()) - set(options.replace('"', "").split())
+    names = {word.partition("=")[0] for word in added}
+    assert not any(family.has(name) for family in kernel_arguments.FAMILIES for name in names)
+
+
+# message
+
+MESSAGE = base64.b64decode(
+    b"hF4DxTBsNmQShrsSAQdAELkobdbpuBDokDQdjvj70+gEveAHur6OYx3JsksJlX0wejJcAqnKKLyb+48leFqdbbHGv4wIWTO2z1oR"
+    b"LAc3RGEuaDmrOrnrpiGXodAEezDzhF4DMbIBAdIMUrUSAQdA7pak/Y7AvGYO9C2gJxPJbTOUnQOCSs936WxvZqWQ7yMwMWpZjAgY"
+    b"tYi4Sp45CoOto4X89kzunmx+X9LtedvzEXJyO2turTUcYmMVdzDDokN/0lkBK1Zd7UttE9/Ohk5x6q10JCxacM5/J2P8WyVfJ5pb"
+    b"Dfc73Z+U3wwYl5esOJ4+OqHOPzilhex1sTAplSL7oJ3LmaxL1bhwKxcLsxHcJWcieCxPZTbK/HIYwg=="
+)
+ARMORED = b"-----BEGIN PGP MESSAGE-----\n\n" + base64.encodebytes(MESSAGE) + b"-----END PGP MESSAGE-----\n"
+
+
+def read_message(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        disk = Path(directory) / "disk"
+        disk.write_bytes(content)
+        with openpgp.read_message(disk) as message:
+            assert 0 < len(message.read()) <= len(content)
+
+
+# crypttab
+
+crypttab_lines = st.lists(
+    st.sampled_from([b"root", b"boot", b"data", b" ", b"\t", b"#", b"\n", b"\0", b"\xff"])
+)
+
+
+def merge_crypttab(existing: bytes) -> None:
+    ours = ["boot a b c", "root a b c"]
+    merged = crypttab.merge_crypttab(existing, ours)
+    assert crypttab.merge_crypttab(merged, ours) == merged
+
+
+# host-key document
+
+VECTORS = TEST_VECTORS
+PEM = [(VECTORS / f"se-image/host-{name}.crt").read_bytes() for name in "ab"]
+DER = [x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER) for pem in PEM]
+HYBRID = (VECTORS / "hybrid/host-hybrid.crt").read_bytes()
+BETWEEN = [
+    b"",
+    b"\n",
+    b" \r\n\t",
+    b"\0",
+    b"text\n",
+    b"-----BEGIN EC PARAMETERS-----\nBgUrgQQAIw==\n-----END EC PARAMETERS-----\n",
+    b"-----BEGIN CERTIFICATE-----\n",
+    b"\n-----END CERTIFICATE-----\n",
+    PEM[0].replace(b" CERTIFICATE", b" TRUSTED CERTIFICATE"),
+    PEM[0].replace(b" CERTIFICATE", b" X509 CERTIFICATE"),
+    DER[0][:40],
+    HYBRID[: HYBRID.rindex(b"-----BEGIN")],
+    HYBRID[HYBRID.rindex(b"-----BEGIN") :],
+]
+several_faces = st.lists(st.sampled_from(PEM + DER + BETWEEN), min_size=1, max_size=4).map(b"".join)
+
+
+def read_document(content: bytes) -> None:
+    """What is accepted is one certificate and nothing else, and OpenSSL reads its key in what we hand on."""
+    parsed = document.parse("a", content)
+    der = parsed.certificate.public_bytes(Encoding.DER)
+    assert content == der or b"".join(content.split()) == b"".join(parsed.pem.split())
+    assert x509.load_pem_x509_certificates(parsed.pem) == [parsed.certificate]
+    shown = process.run(["openssl", "x509", "-pubkey", "-noout"], stdin=parsed.pem.decode())
+    assert image.host_key_hash(load_pem_public_key(shown.encode())) == document.key_hash(parsed)
+
+
+# key slots of an image
+
+LOADER, END = 0x10000, 0x15000
+IMAGES = [(VECTORS / f"se-image/{name}.img").read_bytes()[LOADER:END] for name in ("two-keys", "no-ramdisk")]
+fields = st.tuples(
+    st.sampled_from([11200, 11208, 11216, *(0x4000 + at for at in (0, 8, 12, 32, 40, 64, 416, 496))]),
+    st.integers(0, 4).map(lambda size: size * 2),
+    st.binary(max_size=8),
+)
+broken_headers = st.builds(edited, st.sampled_from(IMAGES), st.lists(fields, max_size=3))
+
+
+def read_key_slots(content: bytes) -> None:
+    slots = image.key_slots(io.BytesIO(bytes(LOADER) + content))
+    assert 1 <= len(slots) <= 95
+    assert {len(slot) for slot in slots} == {32}
+
+
+READERS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], None]]] = {
+    "config": (st.binary() | mutated([CONFIG]) | objects, read_config),
+    "ownership": (configs, check_ownership),
+    "kernel arguments": (
+        st.tuples(command_lines, st.lists(command_lines), st.lists(command_lines)),
+        edit_command_line,
+    ),
+    "message": (st.binary() | mutated([MESSAGE, ARMORED]), read_message),
+    "crypttab": (st.binary() | crypttab_lines.map(b"".join), merge_crypttab),
+    "document": (st.binary() | mutated([*PEM, *DER, HYBRID]) | several_faces, read_document),
+    "key slots": (st.binary() | mutated(IMAGES) | broken_headers, read_key_slots),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_nothing_but_a_refusal_comes_of_hostile_input(name: str) -> None:
+    strategy, read = READERS[name]
+
+    def survives(value: Any) -> None:
+        with contextlib.suppress(FirstbootError):
+            read(value)
+
+    fuzzing.run(strategy, survives, share=1 / len(READERS))

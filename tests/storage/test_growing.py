@@ -1,0 +1,372 @@
+"""Growing real file systems on loop devices, over a pattern that stands for what was never written."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from secex_firstboot.agent.step import Context
+from secex_firstboot.basic.errors import FirstbootError, Refusal
+from secex_firstboot.cli import firstboot as cli
+from secex_firstboot.contract import paths
+from secex_firstboot.storage import growing as grow
+from secex_firstboot.storage.growing import Setting
+from secex_firstboot.storage.mounted import Mounted
+
+MIB = 1 << 20
+STEP = 16 * MIB
+UNWRITTEN = b"\xa5" * 4096
+ROOM = 40 * MIB  # behind the file system: two steps and a half
+
+# name: MiB, command. -K and nodiscard: what is unused keeps the pattern.
+EXT4 = ["mkfs.ext4", "-q", "-E", "nodiscard"]
+KINDS = {
+    "ext4, 1 KiB blocks": (65, [*EXT4, "-b", "1024"]),
+    "ext4, 4 KiB blocks": (64, [*EXT4, "-b", "4096"]),
+    "xfs, 512-byte sectors": (300, ["mkfs.xfs", "-qK", "-s", "size=512", "-b", "size=1024"]),
+    "xfs, 4 KiB sectors": (300, ["mkfs.xfs", "-qK", "-s", "size=4096"]),
+}
+CAP_SYS_RESOURCE = 24  # without it ext4 does not grow while it is mounted (kernel: ext4_resize_begin)
+
+
+def capable(capability: int) -> bool:
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return bool(int(status["CapEff"], 16) >> capability & 1)
+
+
+def kind(name: str, *values: object) -> object:
+    without = name.startswith("ext4") and not capable(CAP_SYS_RESOURCE)
+    marks = pytest.mark.skipif(without, reason="needs CAP_SYS_RESOURCE to grow a mounted ext4")
+    return pytest.param(name, *values, marks=marks)
+
+
+EVERY_KIND = pytest.mark.parametrize("kind", [kind(name) for name in KINDS])
+
+needs_loop_devices = pytest.mark.skipif(
+    os.geteuid() != 0
+    or not Path("/dev/loop-control").exists()
+    or not all(map(shutil.which, ("mkfs.ext4", "mkfs.xfs", "losetup"))),
+    reason="needs root, loop devices, e2fsprogs and xfsprogs to mount file systems",
+)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the machine the tests run on is looked at or changed."""
+    for name in ("COMMITTED", "LUKS_KEYS", "SYSROOT", "RUNTIME"):
+        monkeypatch.setattr(paths, name, tmp_path / getattr(paths, name).relative_to("/"))
+
+
+class Volume:
+    """A loop device with a file system in its head, mounted, and the pattern behind it."""
+
+    def __init__(self, directory: Path, kind: str, room: int = ROOM) -> None:
+        mib, command = KINDS[kind]
+        self.image, self.where = directory / "image", directory / "mounted"
+        with self.image.open("wb") as stream:
+            stream.truncate(mib * MIB)
+            subprocess.run([*command, self.image], check=True)
+            stream.seek(mib * MIB)
+            for at in range(0, room, len(UNWRITTEN)):
+                stream.write(UNWRITTEN[: room - at])
+        sector = "4096" if "4 KiB" in kind else "512"
+        command = ["losetup", "--find", "--show", "--sector-size", sector, str(self.image)]
+        self.device = Path(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
+        self.where.mkdir()
+        subprocess.run(["mount", self.device, self.where], check=True)
+        (self.where / "file").write_bytes(b"content" * 100_000)
+        self.first_size = mib * MIB
+        self.full_size = mib * MIB + room
+
+    @property
+    def mounted(self) -> Mounted:
+        return Mounted.find(self.where, self.device)
+
+    @property
+    def stamp(self) -> Path:
+        return self.where / "var/lib/secex-firstboot/grown"
+
+    def grow(self, progress: Callable[[str, int, int], None] = lambda label, done, total: None) -> None:
+        grow.grow_all(Context("", progress=progress), self.where, self.device, step=STEP)
+
+    def never_written(self, start: int, end: int) -> set[bool]:
+        """Whether the blocks from ``start`` to ``end`` still hold the pattern; {True, False} if only some."""
+        with self.image.open("rb") as stream:
+            stream.seek(start)
+            content = stream.read(end - start)
+        return {content[at : at + 1024] == UNWRITTEN[:1024] for at in range(0, len(content), 1024)}
+
+    def check(self) -> None:
+        """The file is whole and the unmounted file system clean."""
+        assert (self.where / "file").read_bytes() == b"content" * 100_000
+        tool = ["xfs_repair", "-n"] if self.mounted.type == "xfs" else ["e2fsck", "-fn"]
+        subprocess.run(["umount", self.where], check=True)
+        done = subprocess.run([*tool, self.device], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        subprocess.run(["mount", self.device, self.where], check=True)
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Iterator[Callable[..., Volume]]:
+    made: list[Volume] = []
+
+    def make(kind: str, room: int = ROOM) -> Volume:
+        made.append(Volume(tmp_path, kind, room))
+        return made[-1]
+
+    yield make
+    for each in made:
+        subprocess.run(["umount", each.where], check=True)
+        subprocess.run(["losetup", "--detach", each.device], check=True)
+
+
+# --- growing ---
+
+
+@needs_loop_devices
+@EVERY_KIND
+def test_it_grows_to_the_end_and_only_over_zeros(volume, kind, monkeypatch):
+    root = volume(kind)
+    ends = [root.first_size]
+    really_grow = Mounted.grow
+
+    def watched(mounted: Mounted, size: int) -> None:
+        assert root.never_written(ends[-1], size) == {False}
+        assert size == root.full_size or root.never_written(size, root.full_size) == {True}
+        really_grow(mounted, size)
+        ends.append(mounted.size())
+
+    monkeypatch.setattr(Mounted, "grow", watched)
+    root.grow()
+    assert ends == [root.first_size + grown for grown in (0, STEP, 2 * STEP, ROOM)]
+    assert root.stamp.exists()
+    root.check()
+
+
+@needs_loop_devices
+def test_an_xfs_keeps_its_other_parameters(volume):
+    root = volume("xfs, 4 KiB sectors")
+    info = ["xfs_info", root.where]
+    before = subprocess.run(info, check=True, capture_output=True, text=True).stdout
+    root.grow()
+    after = subprocess.run(info, check=True, capture_output=True, text=True).stdout
+    changed = {word.split("=")[0] for word in {*before.split()} ^ {*after.split()}}
+    assert changed == {"agcount", "blocks"}
+
+
+@needs_loop_devices
+@EVERY_KIND
+def test_the_new_space_takes_files(volume, kind):
+    root = volume(kind)
+    root.grow()
+    free = shutil.disk_usage(root.where).free
+    assert free > KINDS[kind][0] * MIB // 2 + ROOM // 2
+    with (root.where / "large").open("wb") as stream:
+        for _ in range(free // MIB - 2):
+            stream.write(b"L" * MIB)
+    root.check()
+
+
+@needs_loop_devices
+@pytest.mark.parametrize("kind", [kind("ext4, 4 KiB blocks"), kind("xfs, 4 KiB sectors")])
+@pytest.mark.parametrize("calls", [1, 5, 17, 18, 30])
+def test_killed_and_started_again_it_repeats_no_more_than_a_step(volume, kind, calls):
+    root = volume(kind)
+    if (child := os.fork()) == 0:
+        left = iter(range(calls))
+        try:
+            root.grow(
+                lambda *_: None if next(left, None) is not None else os.kill(os.getpid(), signal.SIGKILL)
+            )
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    reached = root.mounted.size()
+    assert reached < root.full_size
+    assert reached + STEP > root.full_size or root.never_written(reached + STEP, root.full_size) == {True}
+    assert not root.stamp.exists()
+    root.check()
+    zeroed: list[int] = []
+    root.grow(lambda label, done, total: zeroed.append(done))
+    assert zeroed[0] == reached
+    assert root.mounted.size() == root.full_size
+    root.check()
+
+
+@needs_loop_devices
+@pytest.mark.parametrize(
+    ("kind", "rest"), [kind("xfs, 4 KiB sectors", 63 * 4096), kind("ext4, 4 KiB blocks", 4096)]
+)
+def test_a_rest_too_small_for_the_file_system_is_left_and_that_is_the_end(volume, kind, rest):
+    """A rest behind a whole number of groups: 75 MiB each for this xfs, 128 MiB for ext4."""
+    whole = {"xfs": 75, "ext4": 64}[kind.split(",")[0]] * MIB
+    root = volume(kind, room=whole + rest)
+    for _ in range(2):
+        root.stamp.unlink(missing_ok=True)
+        root.grow()
+        assert root.mounted.size() == root.first_size + whole
+        assert root.stamp.exists()
+    root.check()
+
+
+@needs_loop_devices
+def test_an_xfs_group_of_the_least_size_is_added(volume):
+    root = volume("xfs, 4 KiB sectors", room=75 * MIB + 64 * 4096)
+    root.grow()
+    assert root.mounted.size() == root.full_size
+    root.check()
+
+
+@needs_loop_devices
+@EVERY_KIND
+def test_it_stops_before_it_writes_when_somebody_else_grows_the_file_system(volume, kind):
+    root = volume(kind)
+    taken = root.first_size + 8 * MIB
+
+    def somebody_else(label: str, done: int, total: int) -> None:
+        if done == root.first_size + 4 * MIB:
+            root.mounted.grow(taken)
+
+    with pytest.raises(FirstbootError, match="something else has changed the size"):
+        root.grow(somebody_else)
+    assert root.mounted.size() == taken
+    assert True in root.never_written(root.first_size + 5 * MIB, taken)
+    assert root.never_written(taken, root.full_size) == {True}
+    root.grow()
+    assert root.mounted.size() == root.full_size
+
+
+@needs_loop_devices
+def test_only_one_at_a_time(volume):
+    root = volume("xfs, 4 KiB sectors")
+    paths.RUNTIME.mkdir(parents=True)
+    with (paths.RUNTIME / "grow.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(FirstbootError, match="another process is growing"):
+            root.grow()
+    assert root.mounted.size() == root.first_size
+    root.grow()
+    assert root.mounted.size() == root.full_size
+
+
+@needs_loop_devices
+def test_another_device_than_the_mounted_one_is_refused(volume, tmp_path):
+    root = volume("xfs, 4 KiB sectors")
+    with pytest.raises(FirstbootError, match="is not mounted on"):
+        grow.grow_all(Context(""), tmp_path, root.device, step=STEP)
+    assert root.never_written(root.first_size, root.full_size) == {True}
+
+
+@needs_loop_devices
+def test_progress_is_told_up_to_the_end(volume):
+    root, told = volume("xfs, 4 KiB sectors"), []
+    root.grow(lambda *progress: told.append(progress))
+    assert told == sorted(told)
+    assert told[0] == (f"grow {root.where}", root.first_size, root.full_size)
+    assert told[-1] == (f"grow {root.where}", root.full_size, root.full_size)
+
+
+# --- the setting ---
+
+
+def settings(root: Path, content: bytes) -> Path:
+    (root / "etc").mkdir()
+    (root / "etc/secex-firstboot.conf").write_bytes(content)
+    return root
+
+
+def test_without_a_setting_it_grows_in_the_background(tmp_path):
+    assert grow.setting(Context("quiet root=/dev/mapper/root"), tmp_path) is Setting.BACKGROUND
+
+
+@pytest.mark.parametrize("chosen", Setting)
+def test_the_file_has_the_setting(tmp_path, chosen):
+    root = settings(tmp_path, f"# The user's choice\n\n  grow={chosen}\n".encode())
+    assert grow.setting(Context("quiet"), root) is chosen
+
+
+def test_the_command_line_wins(tmp_path):
+    root = settings(tmp_path, b"grow=firstboot\n")
+    assert grow.setting(Context("quiet secex.grow=off"), root) is Setting.OFF
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\ngrow=secret\n", "line 2: grow has an unknown value: use one of background, firstboot, off"),
+        (b"grow=\n", "line 1: grow has an unknown value"),
+        (b"grow\n", "line 1: grow has an unknown value"),
+        (b"secret=off\n", "line 1: only grow=VALUE can be set here"),
+        (b"\xff\xfe\0", "line 1: only grow=VALUE can be set here"),
+        (b"#" * 4097, "is larger than 4096 bytes"),
+    ],
+)
+def test_a_file_that_makes_no_sense_is_refused_in_one_line_without_its_content(tmp_path, content, message):
+    with pytest.raises(Refusal) as refusal:
+        grow.setting(Context(""), settings(tmp_path, content))
+    assert message in str(refusal.value)
+    assert "secret" not in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_file_of_the_largest_size_is_read(tmp_path):
+    root = settings(tmp_path, b"grow=off\n".ljust(4096, b"#"))
+    assert grow.setting(Context(""), root) is Setting.OFF
+
+
+@pytest.mark.parametrize("word", ["", "yes", "OFF"])
+def test_an_unknown_word_on_the_command_line_is_refused(tmp_path, word):
+    with pytest.raises(Refusal, match=r"secex\.grow on the kernel command line has an unknown value"):
+        grow.setting(Context(f"secex.grow={word}"), tmp_path)
+
+
+# --- where and when ---
+
+
+def provisioned() -> None:
+    paths.LUKS_KEYS.mkdir(parents=True)
+    (paths.LUKS_KEYS / "root").touch()
+
+
+def test_a_system_that_was_not_provisioned_is_refused():
+    with pytest.raises(Refusal, match="was not set up by secex-firstboot"):
+        grow.in_background(Context(""))
+
+
+def test_the_command_line_says_why_it_refuses(capsys):
+    assert cli.main(["--grow"]) == 1
+    assert capsys.readouterr().err == (
+        "secex-firstboot: this system was not set up by secex-firstboot: there is nothing to grow here\n"
+    )
+
+
+def test_switched_off_it_says_so_and_does_nothing():
+    provisioned()
+    lines: list[str] = []
+    grow.in_background(Context("secex.grow=off", say=lines.append))
+    assert lines == ["the root file system keeps its size: growing is off"]
+
+
+@needs_loop_devices
+@pytest.mark.parametrize(("word", "grows"), [("firstboot", True), ("background", False), ("off", False)])
+def test_at_first_boot_it_grows_only_if_told_so(volume, word, grows):
+    root = volume("xfs, 4 KiB sectors")
+    settings(root.where, f"grow={word}".encode())
+    grow.at_first_boot(Context(""), root.where, root.device)
+    assert root.mounted.size() == (root.full_size if grows else root.first_size)
+    assert root.stamp.exists() is grows
+
+
+def test_at_first_boot_a_wrong_setting_is_said_and_does_not_stop_the_system(tmp_path):
+    lines: list[str] = []
+    root = settings(tmp_path, b"grow=never")
+    grow.at_first_boot(Context("", say=lines.append), root, Path("/dev/null"))
+    assert len(lines) == 1
+    assert "line 1: grow has an unknown value" in lines[0]
