@@ -17,6 +17,8 @@ from harness import debian, inside, null_header, remains
 from harness.guest import Disk
 from harness.remains import Published
 
+from secex_firstboot.contract.partitions import HASH_TREES, NUMBERS
+
 MIB = 1 << 20
 BOOT, ROOT, HEADROOM = 16 * MIB, 64 * MIB, 32 * MIB
 DISK = 320 * MIB
@@ -27,12 +29,12 @@ SE_DISKS = {
     "xfs512": (["mkfs.ext4", "-b", "1024"], ["mkfs.xfs", "-s", "size=512"]),
     "ext4": (["mkfs.ext4", "-b", "4096"], ["mkfs.ext4", "-b", "4096"]),
 }
-PARTITIONS = {  # name: number, MiB from the start of the disk, MiB
-    "se": (1, 1, 8),
-    "boot": (3, 9, 64),
-    "root": (4, 73, ROOT // MIB),
-    "boothash": (5, 73 + ROOT // MIB, 2),
-    "roothash": (6, 75 + ROOT // MIB, 2),
+PARTITIONS = {  # name: MiB from the start of the disk, MiB
+    "se": (1, 8),
+    "boot": (9, 64),
+    "root": (73, ROOT // MIB),
+    "boothash": (73 + ROOT // MIB, 2),
+    "roothash": (75 + ROOT // MIB, 2),
 }
 # --unsupported: smaller than 300 MiB; the rest keeps the random content of unused blocks.
 QUIET = {"mkfs.ext4": ["-q", "-E", "nodiscard,lazy_itable_init=0"], "mkfs.xfs": ["-qfK", "--unsupported"]}
@@ -69,8 +71,8 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
 
 def published_on(disk: Path, serial: str) -> Published:
     """What the volumes that are encrypted hold, and both hash trees."""
-    places = [PARTITIONS[name] for name in (*ENCRYPTED[serial], "boothash", "roothash")]
-    return Published(remains.read(disk, start * MIB, size * MIB) for _, start, size in places)
+    places = [PARTITIONS[name] for name in (*ENCRYPTED[serial], *HASH_TREES.values())]
+    return Published(remains.read(disk, start * MIB, size * MIB) for start, size in places)
 
 
 def make_sparse(path: Path, size: int) -> None:
@@ -83,12 +85,12 @@ def make_se_disk(work: Path, serial: str) -> dict[str, Any]:
     path = work / serial
     make_sparse(path, DISK)
     lines = [
-        f"{number} : start={start}MiB, size={size}MiB, name={name}"
-        for name, (number, start, size) in PARTITIONS.items()
+        f"{NUMBERS[name]} : start={start}MiB, size={size}MiB, name={name}"
+        for name, (start, size) in PARTITIONS.items()
     ]
     script = "\n".join(["label: gpt", *lines])
     subprocess.run(["sfdisk", "--quiet", path], input=script, text=True, check=True)
-    make_sparse(work / "se", PARTITIONS["se"][2] * MIB)
+    make_sparse(work / "se", PARTITIONS["se"][1] * MIB)
     subprocess.run(["mkfs.ext4", "-q", work / "se"], check=True)
     put(work / "se", path, "se")
     hashes, digests = {}, {}
@@ -114,7 +116,7 @@ def make_se_disk(work: Path, serial: str) -> dict[str, Any]:
 
 def put(content: Path, disk: Path, name: str) -> None:
     with disk.open("r+b") as stream:
-        stream.seek(PARTITIONS[name][1] * MIB)
+        stream.seek(PARTITIONS[name][0] * MIB)
         stream.write(content.read_bytes())
 
 

@@ -10,17 +10,14 @@ import re
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
-VOLUMES = ("boot", "root")
-PARTITIONS = frozenset({"se", "boot", "root", "boothash", "roothash"})
-LABELS = frozenset({"se", "boot", "root", "crypt_bootfs", "crypt_rootfs"})
-
-CRYPTTAB = PurePosixPath("/etc/crypttab")
+from secex_firstboot.contract.partitions import MAPPINGS, VOLUMES
+from secex_firstboot.contract.paths import CRYPTTAB
 
 # Below these, nothing from a config: the agent writes there, or builds the boot image from it.
 TREES = (
     PurePosixPath("/etc/luks"),
     CRYPTTAB,
-    PurePosixPath("/etc/crypttab.new"),  # see files.write_private
+    CRYPTTAB.with_name(f"{CRYPTTAB.name}.new"),  # see files.write_private
     PurePosixPath("/etc/secex-firstboot"),
     PurePosixPath("/usr/lib/secex-firstboot"),
     PurePosixPath("/var/lib/secex-firstboot"),
@@ -60,17 +57,11 @@ _CRYPT_UUID = re.compile(
     r"dm-uuid-CRYPT-(?:(?:LUKS[12]|VERITY|SUBDEV)-[0-9a-f]+|[A-Z]+)-(?P<name>.*)", re.DOTALL
 )
 _MAPPING = "dm-name-"
-# As steps.encrypt, steps.verity and libcryptsetup (_dif, below one with dm-integrity) name them.
-_MAPPINGS = frozenset(
-    volume + suffix
-    for volume in VOLUMES
-    for suffix in ("", "_dif", "_verity", "_old", "_tree", "_target", "_new", "_new_dif")
-)
 
 
 def is_mapping(name: str) -> bool:
     """boot, boot_dif, boot_verity… and so for root."""
-    return name in _MAPPINGS
+    return name in MAPPINGS
 
 
 def is_link_to_mapping(name: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 # The agent's secrets while first boot runs. It lies in the initramfs's own RAM file system, so that the
 # switch to the real root frees it; the personalised sdboot brings it back after a crash.
@@ -41,6 +41,7 @@ NO_LOGIN_UNITS = Path("/etc/secex-no-login")
 # The provisioned system's.
 SYSROOT = Path("/sysroot")
 LUKS_KEYS = Path("/etc/luks")
+CRYPTTAB = PurePosixPath("/etc/crypttab")  # below some root, never this machine's own
 SYSTEM_HOST_KEYS = Path("/etc/se-hostkeys")
 SYSTEM_CERTIFICATES = SYSTEM_HOST_KEYS / "certs"
 SEALED = LUKS_KEYS / "sealed"  # the final sdboot starts, and nothing of first boot is left

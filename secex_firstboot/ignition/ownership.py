@@ -12,7 +12,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from secex_firstboot.basic.errors import Refusal
-from secex_firstboot.contract import owned
+from secex_firstboot.contract import owned, partitions
+from secex_firstboot.contract.paths import CRYPTTAB
 from secex_firstboot.ignition import luks as luks_volumes
 from secex_firstboot.ignition import writes
 from secex_firstboot.ignition.config import Config
@@ -27,7 +28,7 @@ _ONLY_ONCE = (
 )
 _REPLACED = "replaces or hides what belongs to first boot", "use another path"
 _WRITES_CRYPTTAB = (
-    "is /etc/crypttab, where first boot puts its volumes",
+    f"is {CRYPTTAB}, where first boot puts its volumes",
     "use storage.luks for volumes of your own: Ignition adds them there itself",
 )
 _NO_SETTINGS = "is where first boot reads your settings, from a regular file", "make it a file"
@@ -103,9 +104,9 @@ def _is_ours_by_name(device: str) -> bool:
         case "/dev/disk/by-id":
             return owned.is_link_to_mapping(path.name)
         case "/dev/disk/by-label":
-            return path.name in owned.LABELS
+            return path.name in partitions.LABELS
         case "/dev/disk/by-partlabel":
-            return path.name in owned.PARTITIONS
+            return path.name in partitions.NUMBERS
     return False
 
 
@@ -113,18 +114,18 @@ def _names(config: Config) -> Iterator[tuple[str, str | None, Collection[str]]]:
     storage = config.storage
     for index, disk in enumerate(storage.disks):
         for number, partition in enumerate(disk.partitions):
-            yield f"storage.disks[{index}].partitions[{number}].label", partition.label, owned.PARTITIONS
+            yield f"storage.disks[{index}].partitions[{number}].label", partition.label, partitions.NUMBERS
     for index, luks in enumerate(storage.luks):
-        yield f"storage.luks[{index}].label", luks.label, owned.LABELS
+        yield f"storage.luks[{index}].label", luks.label, partitions.LABELS
     for index, filesystem in enumerate(storage.filesystems):
-        yield f"storage.filesystems[{index}].label", filesystem.label, owned.LABELS
+        yield f"storage.filesystems[{index}].label", filesystem.label, partitions.LABELS
 
 
 def _why_not(write: Write, path: PurePosixPath, volumes: Sequence[str]) -> tuple[str, str] | None:
     """Why a config with these LUKS volumes may not write this, at the ``path`` that it leads to."""
     if write.kind is Kind.KEY:
         return _TAKEN if owned.is_luks_name(path.name) else None
-    if path == owned.CRYPTTAB:
+    if path == CRYPTTAB:
         return _WRITES_CRYPTTAB
     if owned.is_below(path, owned.TREES):
         return _ITS_OWN

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from secex_firstboot.basic.errors import Refusal
+from secex_firstboot.contract.paths import CRYPTTAB
 
-PATH = "/etc/crypttab"
 _LIMIT = 1 << 20  # bytes
 
 
@@ -18,7 +18,7 @@ def merge_crypttab(existing: bytes, ours: Sequence[str]) -> bytes:
     """
     if len(existing) > _LIMIT or b"\0" in existing:
         raise Refusal(
-            f"{PATH} of the image is no crypttab", "build the image with a crypttab as crypttab(5) says"
+            f"{CRYPTTAB} of the image is no crypttab", "build the image with a crypttab as crypttab(5) says"
         )
     mine = [line.encode() for line in ours]
     names = {line.split()[0] for line in mine}
@@ -26,7 +26,7 @@ def merge_crypttab(existing: bytes, ours: Sequence[str]) -> bytes:
     for line in others:
         if (name := line.split()[0]) in names:
             raise Refusal(
-                f"{PATH} has another line for the volume {name.decode()}",
+                f"{CRYPTTAB} has another line for the volume {name.decode()}",
                 "build the image, and write the config, without it: first boot makes this volume",
             )
     return b"".join(line + b"\n" for line in [*others, *mine])

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import pyudev
 
 from secex_firstboot.basic.errors import DeviceMissing, Refusal
+from secex_firstboot.contract.partitions import HASH_TREES, LASTING, NUMBERS
 
 T = TypeVar("T")
 
 SECTOR = 512  # bytes; the unit of udev's ID_PART_ENTRY_* and of sysfs, whatever the disk's own block size
-
-# Number and GPT name of each partition of an SE-ready image; the hash trees are gone once provisioned.
-PARTITIONS = {"se": 1, "boot": 3, "root": 4}
-HASH_PARTITIONS = {"boothash": 5, "roothash": 6}
 
 
 @dataclass(frozen=True)
@@ -50,9 +47,22 @@ class Disk:
     partitions: dict[str, Partition]
     others: tuple[Partition, ...] = ()
 
+    @classmethod
+    def of(cls, device: Path, size: int, block_size: int, found: Sequence[Partition]) -> Self:
+        """With the partitions that were ``found`` on it, told apart."""
+        known = {part.name: part for part in found if NUMBERS.get(part.name) == part.number}
+        others = tuple(part for part in found if part not in known.values())
+        return cls(device, size, block_size, known, others)
+
     @property
     def has_hash_trees(self) -> bool:
-        return all(name in self.partitions for name in HASH_PARTITIONS)
+        return all(name in self.partitions for name in HASH_TREES.values())
+
+    def missing(self, wanted: dict[str, int]) -> str:
+        """Those of the ``wanted`` partitions (name: number) that it does not have, for a message; or ""."""
+        return ", ".join(
+            f"{number} {name!r}" for name, number in wanted.items() if name not in self.partitions
+        )
 
 
 def _partitions_of(disk: pyudev.Device) -> list[Partition]:
@@ -72,24 +82,21 @@ def _partitions_of(disk: pyudev.Device) -> list[Partition]:
 
 def disks() -> Iterator[Disk]:
     """Every disk that has at least one partition with the number and name of an SE-ready image's."""
-    expected = PARTITIONS | HASH_PARTITIONS
     for device in pyudev.Context().list_devices(subsystem="block", DEVTYPE="disk"):
-        found = _partitions_of(device)
-        known = {part.name: part for part in found if expected.get(part.name) == part.number}
-        if known:
-            yield Disk(
-                device=Path(device.device_node),
-                size=int(device.attributes.asint("size")) * SECTOR,
-                block_size=int(device.attributes.asint("queue/logical_block_size")),
-                partitions=known,
-                others=tuple(part for part in found if part not in known.values()),
-            )
+        found = Disk.of(
+            device=Path(device.device_node),
+            size=int(device.attributes.asint("size")) * SECTOR,
+            block_size=int(device.attributes.asint("queue/logical_block_size")),
+            found=_partitions_of(device),
+        )
+        if found.partitions:
+            yield found
 
 
 def find_disk() -> Disk:
     """The one disk with partitions ``se``, ``boot`` and ``root``. Raises Refusal if there is none, or two."""
     candidates = list(disks())
-    complete = [disk for disk in candidates if PARTITIONS.keys() <= disk.partitions.keys()]
+    complete = [disk for disk in candidates if LASTING.keys() <= disk.partitions.keys()]
     if len(complete) == 1:
         return complete[0]
     if complete:
@@ -100,11 +107,9 @@ def find_disk() -> Disk:
         raise DeviceMissing(
             "no disk has the partitions of an SE-ready image", "attach the SE-ready image as a disk"
         )
-    missing = ", ".join(
-        f"{number} {name!r}" for name, number in PARTITIONS.items() if name not in nearest.partitions
-    )
     raise DeviceMissing(
-        f"{nearest.device} has no partition {missing}", "start from an unchanged SE-ready image"
+        f"{nearest.device} has no partition {nearest.missing(LASTING)}",
+        "start from an unchanged SE-ready image",
     )
 
 

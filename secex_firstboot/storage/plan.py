@@ -18,7 +18,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from secex_firstboot.basic.errors import Refusal
-from secex_firstboot.storage.disk import HASH_PARTITIONS, Disk, Partition
+from secex_firstboot.contract.partitions import HASH_TREES, luks_label
+from secex_firstboot.storage.disk import Disk, Partition
 from secex_firstboot.storage.filesystem import FileSystem
 from secex_firstboot.storage.partition_table import ENTRIES_SIZE
 from secex_firstboot.storage.volume import head_size, required_device_size
@@ -52,7 +53,7 @@ class Volume(BaseModel):
 
     @property
     def label(self) -> str:
-        return f"crypt_{self.name}fs"
+        return luks_label(self.name)
 
 
 class Plan(BaseModel):
@@ -114,7 +115,7 @@ def lay_out(disk: Disk, boot: Source, root: Source, headroom: int, record_key: s
     _check_order(partitions, disk.others)
     _check_boot_room(partitions["boot"], boot)
     whole = grown_root(disk)
-    boot_tree, tree = (_inside(whole, partitions[name]) for name in HASH_PARTITIONS)
+    boot_tree, tree = (_inside(whole, partitions[name]) for name in HASH_TREES.values())
     saved = [*(min(head_size(sector_size(source)), source.size) for source in (boot, root)), tree.size]
     target = required_device_size(root.size, sector_size(root))
     used = max(target, boot_tree.offset + boot_tree.size, tree.offset + tree.size)
@@ -176,7 +177,7 @@ def _check_order(partitions: dict[str, Partition], others: tuple[Partition, ...]
                 f"partition {other.number} {other.name!r} lies where root has to grow",
                 "build the image without it, or with it before root",
             )
-    for name in HASH_PARTITIONS:
+    for name in HASH_TREES.values():
         if partitions[name].start < root.end:
             raise Refusal(f"partition {name} does not lie behind root", "build the image in this order")
     if partitions["boot"].end > root.start:

@@ -16,6 +16,7 @@ from pathlib import Path
 from secex_firstboot.basic import memory
 from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.basic.files import open_private, sync, write_private
+from secex_firstboot.contract.partitions import INTEGRITY
 from secex_firstboot.storage import cryptsetup, devicemapper
 from secex_firstboot.storage.cryptsetup import DATA_OFFSET, CryptSetup
 from secex_firstboot.storage.integrity import SUPERBLOCK_BYTES, Layout, read_integrity_superblock
@@ -140,7 +141,7 @@ def is_open(header: Path, partition: Path, name: str) -> bool:
     By what the kernel says: UUID, targets, numbers. Linux: dm-crypt.rst and dm-integrity.rst in
     Documentation/admin-guide/device-mapper, for where a target's device stands.
     """
-    mapping, below = devicemapper.find(name), devicemapper.find(f"{name}_dif")
+    mapping, below = devicemapper.find(name), devicemapper.find(f"{name}{INTEGRITY}")
     if (
         not mapping
         or not below

@@ -26,6 +26,7 @@ from secex_firstboot.agent.steps.seal import Seal
 from secex_firstboot.agent.steps.verity import Verity
 from secex_firstboot.basic.errors import DeviceMissing, FirstbootError, Refusal
 from secex_firstboot.contract import paths
+from secex_firstboot.contract.partitions import LASTING, NUMBERS
 from secex_firstboot.ignition import openpgp, ownership
 from secex_firstboot.sdboot.boot_entry import BootEntry
 from secex_firstboot.sdboot.initramfs import Directory, File
@@ -144,7 +145,7 @@ def put(path: Path, content: str = "") -> Path:
 
 def partitions(directory: Path) -> dict[str, Partition]:
     sizes = {"se": 8, "boot": 96, "root": 64, "boothash": 1, "roothash": 1}
-    numbers = disk.PARTITIONS | disk.HASH_PARTITIONS
+    numbers = NUMBERS
     found, at = {}, MIB
     for name, mib in sizes.items():
         number = numbers[name]
@@ -156,7 +157,7 @@ def partitions(directory: Path) -> dict[str, Partition]:
 
 
 def without_hash_trees(found: Disk) -> Disk:
-    return replace(found, partitions={name: found.partitions[name] for name in disk.PARTITIONS})
+    return replace(found, partitions={name: found.partitions[name] for name in LASTING})
 
 
 @pytest.fixture
@@ -307,7 +308,7 @@ def test_no_disk_is_refused_as_what_may_still_appear(machine):
 def test_a_missing_partition_is_refused_by_number_and_name(machine, name):
     left = {other: machine.disk.partitions[other] for other in machine.disk.partitions if other != name}
     machine.disks[0] = replace(machine.disk, partitions=left)
-    with pytest.raises(Refusal, match=rf"has no partition {disk.PARTITIONS[name]} '{name}'"):
+    with pytest.raises(Refusal, match=rf"has no partition {LASTING[name]} '{name}'"):
         observe(machine, Platform())
 
 

@@ -9,6 +9,7 @@ import pytest
 from support import REPOSITORY
 
 from secex_firstboot.contract import owned, paths
+from secex_firstboot.contract.partitions import VOLUMES
 from secex_firstboot.roots import overlay
 
 SYSTEMD = REPOSITORY / "systemd"
@@ -50,7 +51,7 @@ def test_other_units_are_the_configs(name: str) -> None:
     assert not owned.is_unit(name)
 
 
-@pytest.mark.parametrize("volume", owned.VOLUMES)
+@pytest.mark.parametrize("volume", VOLUMES)
 def test_the_mappings_of_our_volumes_are_owned(volume: str) -> None:
     for suffix in ("", "_dif", "_verity", "_old", "_tree", "_target", "_new", "_new_dif"):
         assert owned.is_mapping(f"{volume}{suffix}")
@@ -95,4 +96,6 @@ def test_the_places_that_the_agent_writes_to_are_owned() -> None:
 def test_the_contract_imports_nothing_of_ours_but_the_basics() -> None:
     package = Path(owned.__file__).parent
     for module in package.glob("*.py"):
-        assert not re.search(r"^\s*(from|import) secex_firstboot\.(?!basic|contract)", module.read_text(), re.MULTILINE), module
+        assert not re.search(
+            r"^\s*(from|import) secex_firstboot\.(?!basic|contract)", module.read_text(), re.MULTILINE
+        ), module

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from secex_firstboot.basic.errors import Refusal
+from secex_firstboot.contract.partitions import NUMBERS
 from secex_firstboot.storage.cryptsetup import DATA_OFFSET
 from secex_firstboot.storage.disk import Disk, Partition
 from secex_firstboot.storage.filesystem import FileSystem
@@ -29,12 +30,11 @@ HEAD = 28 * MIB  # at most: LUKS2 header, superblock, journal
 
 def disk(sizes: dict[str, int], *, free: int = 0, block_size: int = 512) -> Disk:
     """Partitions one after the other from the second MiB, then ``free`` bytes, then the backup GPT."""
-    numbers = {"se": 1, "boot": 3, "root": 4, "boothash": 5, "roothash": 6}
     partitions, at = {}, MIB
     for name, size in sizes.items():
-        uuid = f"00000000-0000-4000-8000-00000000000{numbers[name]}"
-        device = Path(f"/dev/vda{numbers[name]}")
-        partitions[name] = Partition(numbers[name], name, device, uuid, at, size)
+        uuid = f"00000000-0000-4000-8000-00000000000{NUMBERS[name]}"
+        device = Path(f"/dev/vda{NUMBERS[name]}")
+        partitions[name] = Partition(NUMBERS[name], name, device, uuid, at, size)
         at += size
     return Disk(Path("/dev/vda"), at + free + GPT_BLOCKS[block_size] * block_size, block_size, partitions)
 

@@ -8,13 +8,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from harness import raw_disk
+from secex_firstboot.contract.partitions import HASH_TREES, VOLUMES
 
 SECTOR = 512
 _CHUNK = 4 << 20
 _LEAST_VALUES = 24  # of the 64 bytes looked at; fewer may stand anywhere: zeros, padding, tables
 
 Span = tuple[int, int]
-_PUBLISHED = ("boot", "root", "boothash", "roothash")
+_PUBLISHED = (*VOLUMES, *HASH_TREES.values())
 
 
 def of_image(disk: Path, image: Path, work: Path) -> list[int]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness import debian
+from secex_firstboot.contract.partitions import HASH_TREES, NUMBERS
 from secex_firstboot.hostkeys import document
 from secex_firstboot.sdboot import boot_record, image
 from secex_firstboot.sdboot.initramfs import Entry, File, write_archive
@@ -136,11 +137,10 @@ class Builder:
             "boothash": _mib(sizes["boot"] / 100 + MIB),
             "roothash": _mib(sizes["root"] / 100 + MIB),
         }
-        numbers = {"se": 1, "boot": 3, "root": 4, "boothash": 5, "roothash": 6}
         regions, at, script = {}, MIB, ["label: gpt"]
         for name, size in lengths.items():
             regions[name] = Region(at, size)
-            script.append(f"{numbers[name]}: start={at // SECTOR}, size={size // SECTOR}, name={name}")
+            script.append(f"{NUMBERS[name]}: start={at // SECTOR}, size={size // SECTOR}, name={name}")
             at += size
         with self.raw.open("wb") as stream:
             stream.truncate(at + (self.recipe.slack + 1) * MIB)
@@ -158,7 +158,7 @@ class Builder:
             if type:
                 subprocess.run([f"mkfs.{type}", *options, device, *blocks], check=True)
                 self._fill(name, device)
-            with self._loop(f"{name}hash") as tree:
+            with self._loop(HASH_TREES[name]) as tree:
                 made = subprocess.run(
                     ["veritysetup", "format", f"--data-blocks={size // 4096}", device, tree],
                     check=True,

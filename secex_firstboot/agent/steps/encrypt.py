@@ -22,6 +22,7 @@ from secex_firstboot.agent.steps.personalise import volume_secrets
 from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.basic.files import exists, size_of, sync
 from secex_firstboot.contract import paths
+from secex_firstboot.contract.partitions import NEW, OLD, TARGET, TREE, VERITY
 from secex_firstboot.roots import identity, overlay
 from secex_firstboot.storage import (
     copy,
@@ -241,9 +242,9 @@ class Encryption:
     def _target(self) -> Iterator[Path]:
         with (
             _linear(
-                f"{self.volume.name}_target", [Piece(self.partition, 0, size_of(self.partition))]
+                f"{self.volume.name}{TARGET}", [Piece(self.partition, 0, size_of(self.partition))]
             ) as below,
-            volume.opened(self.secrets, below, f"{self.volume.name}_new") as device,
+            volume.opened(self.secrets, below, f"{self.volume.name}{NEW}") as device,
         ):
             yield device
 
@@ -255,25 +256,25 @@ class Encryption:
         name = self.volume.name
         with (
             _linear(
-                f"{name}_old",
+                f"{name}{OLD}",
                 [Piece(self.root_partition, head.offset, head.size), Piece(self.partition, head.size, rest)],
                 read_only=True,
             ) as data,
             _linear(
-                f"{name}_tree", [Piece(self.root_partition, tree.offset, tree.size)], read_only=True
+                f"{name}{TREE}", [Piece(self.root_partition, tree.offset, tree.size)], read_only=True
             ) as hashes,
         ):
             try:
-                yield verity.open_verified(data, hashes, f"{name}_verity", self.volume.root_hash)
+                yield verity.open_verified(data, hashes, f"{name}{VERITY}", self.volume.root_hash)
             finally:
-                cryptsetup.close(f"{name}_verity")
+                cryptsetup.close(f"{name}{VERITY}")
 
     def _close_leftovers(self) -> None:
         name = self.volume.name
-        cryptsetup.close(f"{name}_new")
-        cryptsetup.close(f"{name}_verity")
-        for leftover in ("old", "tree", "target"):
-            devicemapper.remove(f"{name}_{leftover}")
+        cryptsetup.close(f"{name}{NEW}")
+        cryptsetup.close(f"{name}{VERITY}")
+        for leftover in (OLD, TREE, TARGET):
+            devicemapper.remove(f"{name}{leftover}")
         if self.record.of(name).progress is not Progress.FINISHED:
             cryptsetup.close(name)
 

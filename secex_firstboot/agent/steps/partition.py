@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from secex_firstboot.agent.step import Context, Phase, Stage, Status, Step, done, ready, waiting
 from secex_firstboot.contract import paths
+from secex_firstboot.contract.partitions import HASH_TREES
 from secex_firstboot.storage import disk, partition_table
 from secex_firstboot.storage.plan import Plan
 
@@ -32,7 +33,7 @@ class Partition(Step):
             found.device,
             found.block_size,
             delete=[
-                found.partitions[name].number for name in disk.HASH_PARTITIONS if name in found.partitions
+                found.partitions[name].number for name in HASH_TREES.values() if name in found.partitions
             ],
             number=found.partitions["root"].number,
             blocks=Plan.load(paths.PLAN).root_partition_size // found.block_size,

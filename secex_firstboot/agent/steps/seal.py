@@ -8,11 +8,11 @@ from pathlib import Path
 
 from secex_firstboot.agent.step import Context, Phase, Stage, Status, Step, done, ready, waiting
 from secex_firstboot.agent.steps.personalise import volume_secrets
-from secex_firstboot.agent.steps.volumes import CRYPTTAB
 from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.basic.files import exists, sync, write_private
 from secex_firstboot.basic.process import ToolError, run
 from secex_firstboot.contract import paths
+from secex_firstboot.contract.partitions import VOLUMES
 from secex_firstboot.ignition import config, local_login
 from secex_firstboot.roots import overlay
 from secex_firstboot.roots.crypttab import merge_crypttab
@@ -22,7 +22,6 @@ from secex_firstboot.sdboot.initramfs import Directory, Entry, File
 from secex_firstboot.storage import devicemapper, disk, filesystem, record
 from secex_firstboot.storage import growing as grow
 
-_VOLUMES = ("boot", "root")
 # Opened in the initramfs, and kept open in the system; without a time limit for the disk to appear, as dracut
 # has none for the root device; without asking at the host's console for a passphrase.
 _OPTIONS = "x-initrd.attach,x-systemd.device-timeout=0,headless=yes"
@@ -68,7 +67,7 @@ class Seal(Step):
 
     def perform(self, context: Context) -> None:
         files, crypttab = key_files(), crypttab_lines()
-        _add_to_crypttab(paths.SYSROOT / CRYPTTAB.relative_to("/"), crypttab)
+        _add_to_crypttab(paths.SYSROOT / paths.CRYPTTAB.relative_to("/"), crypttab)
         _enable_units(context)
         # Last: check-root, at later boots, knows by them that root has all that was to be written there.
         for path, content in files.items():
@@ -78,7 +77,7 @@ class Seal(Step):
         entry = boot_entry.find(paths.SYSROOT / "boot")
         added: dict[str, Entry] = {str(paths.LUKS_KEYS): Directory(0o700)}
         added |= {str(path): File(content) for path, content in files.items()}
-        added[str(CRYPTTAB)] = File(merge_crypttab(b"", crypttab))
+        added[str(paths.CRYPTTAB)] = File(merge_crypttab(b"", crypttab))
         for name, content in local_login.unit_files().items():
             path = paths.NO_LOGIN_UNITS / name
             write_private(path, content)
@@ -117,7 +116,7 @@ def tidy(se: Path, root: Path) -> None:
 def key_files() -> dict[Path, bytes]:
     """Keys, detached headers, and what check-volume compares: the same in the system and in its sdboot."""
     files = {}
-    for name in _VOLUMES:
+    for name in VOLUMES:
         secrets = volume_secrets(name)
         files[paths.LUKS_KEYS / name] = secrets.key.read_bytes()
         files[paths.LUKS_KEYS / f"{name}.header"] = secrets.header.read_bytes()
@@ -129,7 +128,7 @@ def crypttab_lines() -> list[str]:
     partitions, keys = disk.find_disk().partitions, paths.LUKS_KEYS
     return [
         f"{name} PARTUUID={partitions[name].uuid} {keys / name} luks,header={keys / name}.header,{_OPTIONS}"
-        for name in _VOLUMES
+        for name in VOLUMES
     ]
 
 

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from secex_firstboot.agent.step import Context, Phase, Stage, Status, Step, done, ready
 from secex_firstboot.basic.errors import Refusal
+from secex_firstboot.contract.partitions import HASH_TREES, VERITY
 from secex_firstboot.storage import cryptsetup, devicemapper, disk, filesystem, verity
 
 ARGUMENTS = {"boot": "bootfs.roothash", "root": "rootfs.roothash"}
 
 
 def mapping(volume: str) -> str:
-    return f"{volume}_verity"
+    return f"{volume}{VERITY}"
 
 
 def root_hash(context: Context, volume: str) -> str:
@@ -45,7 +46,7 @@ class Verity(Step):
             close(volume)
             device = verity.open_verified(
                 partitions[volume].device,
-                partitions[f"{volume}hash"].device,
+                partitions[HASH_TREES[volume]].device,
                 mapping(volume),
                 root_hash(context, volume),
             )
@@ -54,7 +55,7 @@ class Verity(Step):
 
 def is_open(context: Context, volume: str) -> bool:
     partitions = disk.find_disk().partitions
-    data, tree = (partitions[name].device for name in (volume, f"{volume}hash"))
+    data, tree = (partitions[name].device for name in (volume, HASH_TREES[volume]))
     return verity.is_open(data, tree, mapping(volume), root_hash(context, volume))
 
 

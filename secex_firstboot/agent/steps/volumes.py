@@ -19,7 +19,6 @@ from secex_firstboot.ignition.config import Luks
 from secex_firstboot.roots.crypttab import merge_crypttab
 from secex_firstboot.storage import cryptsetup, devicemapper, disk, reopen
 
-CRYPTTAB = Path("/etc/crypttab")
 # In the provisioned system: with another volume than the one made here, the unit fails that has opened it.
 _CHECK = """\
 # Made at first boot: the volume is the one that first boot has opened.
@@ -60,7 +59,7 @@ class Volumes(Step):
             for key in keys.values():
                 key[:] = bytes(len(key))
         # Before Ignition adds lines to it, with what it then reads from the disks.
-        write_private(_own_crypttab(), _content(paths.SYSROOT / CRYPTTAB.relative_to("/")))
+        write_private(_own_crypttab(), _content(paths.SYSROOT / paths.CRYPTTAB.relative_to("/")))
 
 
 def _reopen(name: str, key: bytearray | None, system_disk: frozenset[int]) -> None:
@@ -85,7 +84,7 @@ def add_to_system(root: Path) -> None:
         drop_in.parent.mkdir(parents=True, exist_ok=True)
         drop_in.write_text(_CHECK.format(name=name, keys=paths.LUKS_KEYS), encoding="ascii")
     crypttab = merge_crypttab(_own_crypttab().read_bytes(), _crypttab_lines(_volumes()))
-    write_private(root / CRYPTTAB.relative_to("/"), crypttab)
+    write_private(root / paths.CRYPTTAB.relative_to("/"), crypttab)
 
 
 def _crypttab_lines(volumes: Sequence[Luks]) -> list[str]:

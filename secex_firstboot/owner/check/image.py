@@ -12,9 +12,10 @@ from typing import Any
 from secex_firstboot.agent.steps.personalise import DEFAULT_HEADROOM
 from secex_firstboot.basic import process
 from secex_firstboot.basic.errors import Refusal
+from secex_firstboot.contract.partitions import HASH_TREES, NUMBERS, VOLUMES
 from secex_firstboot.owner.check.look import Look
 from secex_firstboot.storage import filesystem
-from secex_firstboot.storage.disk import HASH_PARTITIONS, PARTITIONS, SECTOR, Disk, Partition
+from secex_firstboot.storage.disk import SECTOR, Disk, Partition
 from secex_firstboot.storage.plan import Source, lay_out
 
 _QCOW2 = b"QFI\xfb"  # QEMU: docs/interop/qcow2.txt
@@ -26,7 +27,7 @@ def look(image: Path) -> Look:
     """Lay out both volumes as first boot does. Raises Refusal in its words."""
     with _raw(image) as raw:
         disk = _disk(raw, shown_as=image)
-        boot, root = (_source(raw, disk, name) for name in ("boot", "root"))
+        boot, root = (_source(raw, disk, name) for name in VOLUMES)
         plan = lay_out(disk, boot, root, DEFAULT_HEADROOM, record_key="0" * 64)
     volumes = (f"{each.name} {each.source_size >> 20} MiB ({each.file_system})" for each in plan.volumes)
     return Look(f"encrypt boot and root in place, on a disk of {disk.size >> 20} MiB: {', '.join(volumes)}")
@@ -54,24 +55,20 @@ def _disk(raw: Path, shown_as: Path) -> Disk:
     except process.ToolError:
         raise Refusal(f"{shown_as} is no disk with partitions", _CURE) from None
     block = int(table.get("sectorsize", SECTOR))
-    expected, known, others = PARTITIONS | HASH_PARTITIONS, {}, []
+    partitions = []
     for row in table["partitions"]:
         number = int(row["node"].removeprefix(str(raw)).lstrip("p"))
         start, size = (int(row[key]) * block for key in ("start", "size"))
-        found = Partition(number, row.get("name", ""), raw, row.get("uuid", ""), start, size)
-        if expected.get(found.name) == number:
-            known[found.name] = found
-        else:
-            others.append(found)
-    missing = ", ".join(f"{number} {name!r}" for name, number in expected.items() if name not in known)
-    if missing:
+        partitions.append(Partition(number, row.get("name", ""), raw, row.get("uuid", ""), start, size))
+    disk = Disk.of(shown_as, raw.stat().st_size, block, partitions)
+    if missing := disk.missing(NUMBERS):
         raise Refusal(f"{shown_as} has no partition {missing}", "start from an unchanged SE-ready image")
-    return Disk(shown_as, raw.stat().st_size, block, known, tuple(others))
+    return disk
 
 
 def _source(raw: Path, disk: Disk, name: str) -> Source:
     partition = disk.partitions[name]
-    size = _covered(raw, disk.partitions[f"{name}hash"].start, name)
+    size = _covered(raw, disk.partitions[HASH_TREES[name]].start, name)
     found = filesystem.identify(raw, name, offset=partition.start)
     if found.size > size:
         raise Refusal(
