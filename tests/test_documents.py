@@ -1,0 +1,95 @@
+"""The documents name what there is: links, files, and every message that a user can meet."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import REPOSITORY
+
+DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")])
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(#[^)\s]*)?\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+OUR_PATH = re.compile(r"`((?:secex_firstboot|tests|vm-tests|dracut|systemd|docs)/[\w./-]*)`")
+FUNCTION_IN = re.compile(r"`(\w+)\(\)` in `([\w/.]+\.py)`")
+ERRORS = {"Refusal", "FirstbootError", "DeviceMissing", "NoCrl", "Unreachable"}
+TROUBLESHOOTING = REPOSITORY / "docs/troubleshooting.md"
+_LEAST = 8  # letters of a piece of a message that are worth looking for
+
+
+def anchors(text: str) -> set[str]:
+    """As GitHub makes them of headings."""
+    return {"#" + re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in HEADING.findall(text)}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_every_link_leads_somewhere(document: Path) -> None:
+    for path, anchor in LINK.findall(document.read_text(encoding="utf-8")):
+        target = document.parent / path if path else document
+        assert target.exists(), path
+        if anchor:
+            assert anchor in anchors(target.read_text(encoding="utf-8")), f"{path}{anchor}"
+
+
+@pytest.mark.parametrize(
+    "document",
+    [path for path in DOCUMENTS if path.name != "SECURITY.md"],  # see test_security_claims
+    ids=lambda path: str(path.relative_to(REPOSITORY)),
+)
+def test_every_file_of_ours_that_is_named_exists(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    for path in OUR_PATH.findall(text):
+        assert (REPOSITORY / path).exists(), path
+    for function, path in FUNCTION_IN.findall(text):
+        assert f"def {function}(" in (REPOSITORY / path).read_text(encoding="utf-8"), function
+
+
+def messages() -> Iterator[tuple[str, list[str]]]:
+    """Where each error is made, and the pieces of its message that stand in the code."""
+    for path in sorted(REPOSITORY.glob("secex_firstboot/**/*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ERRORS:
+                pieces = [" ".join(piece.split()) for piece in texts(node.args[0])]
+                pieces = [piece for piece in pieces if len(piece) >= _LEAST]
+                if pieces:
+                    yield f"{path.relative_to(REPOSITORY)}:{node.lineno}", pieces
+
+
+def texts(node: ast.expr) -> Iterator[str]:
+    match node:
+        case ast.Constant(value=str(text)):
+            yield text
+        case ast.JoinedStr(values=values):
+            for value in values:
+                yield from texts(value)
+        case ast.BinOp(left=left, right=right):
+            yield from texts(left)
+            yield from texts(right)
+
+
+def test_there_are_messages() -> None:
+    assert len(list(messages())) > 100
+
+
+def test_every_message_is_in_troubleshooting() -> None:
+    """In one row, word by word, as whoever reads it on a console looks for it."""
+    rows = [line for line in TROUBLESHOOTING.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    missing = {
+        place: pieces
+        for place, pieces in messages()
+        if not any(all(piece.strip(" :,(") in row for piece in pieces) for row in rows)
+    }
+    assert not missing
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_what_an_example_imports_is_there(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    for module, names in re.findall(r"^ +from (secex_firstboot[\w.]*) import ([\w, ]+)$", text, re.MULTILINE):
+        for name in names.split(", "):
+            found = importlib.import_module(module)
+            assert hasattr(found, name) or importlib.import_module(f"{module}.{name}")
