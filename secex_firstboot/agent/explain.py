@@ -10,10 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from secex_firstboot.agent import places
 from secex_firstboot.basic import process
 from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.basic.files import exists
-from secex_firstboot.contract import paths
 from secex_firstboot.ignition import failure
 from secex_firstboot.ignition.failure import Blame, Failure, Message
 
@@ -42,8 +42,8 @@ def lines() -> list[str]:
         log = _log()
     except (FirstbootError, ValueError):
         return []  # the error may quote the log
-    found = failure.explain(log, _json(paths.IGNITION_MERGED_CONFIG), _json(paths.IGNITION_USER_CONFIG))
-    return [str(found), advice(found, committed=exists(paths.COMMITTED))] if found else []
+    found = failure.explain(log, _json(places.IGNITION_MERGED_CONFIG), _json(places.IGNITION_USER_CONFIG))
+    return [str(found), advice(found, committed=exists(places.COMMITTED))] if found else []
 
 
 def advice(found: Failure, *, committed: bool) -> str:

@@ -6,14 +6,16 @@ import errno
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from secex_firstboot.agent import places
 from secex_firstboot.agent.report import MemorySampler, Report, StepReport
-from secex_firstboot.agent.step import Context, Stage, State, Step
+from secex_firstboot.agent.step import Context, Stage, Step
 from secex_firstboot.agent.steps import STEPS
 from secex_firstboot.basic import journal
 from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.contract import paths
+from secex_firstboot.contract.dry_run import Observation, State
 from secex_firstboot.storage import disk
 
 _CURES = {
@@ -23,26 +25,9 @@ _CURES = {
 }
 
 
-REFUSED = "refused"
-UNKNOWN = "unknown"  # nothing is refused, but not all that the step looks at could be told
-
-
-@dataclass(frozen=True)
-class Observation:
-    """What --dry-run says of one step.
-
-    ``state`` is a State, REFUSED with the reason in ``detail``, or UNKNOWN with the reasons in ``untold``.
-    """
-
-    step: Step
-    state: str
-    detail: str
-    untold: tuple[str, ...] = ()
-
-
 def run(stage: Stage, context: Context) -> None:
     """Take the steps of one stage to their end. Raises FirstbootError at the first that cannot get there."""
-    paths.RUNTIME.mkdir(mode=0o700, parents=True, exist_ok=True)
+    places.RUNTIME.mkdir(mode=0o700, parents=True, exist_ok=True)
     report = Report.load()
     memory = MemorySampler()
     context = replace(context, warn=_warner(context, report))
@@ -55,9 +40,9 @@ def run(stage: Stage, context: Context) -> None:
         report.peak_memory_mib = max(report.peak_memory_mib, memory.peak_mib)
         report.total_memory_mib = memory.total_mib
         with suppress(OSError):  # of a full /run says more what it hindered
-            report.save(paths.REPORT)
+            report.save(places.REPORT)
     if stage is Stage.SEAL:
-        report.save(paths.SYSROOT / paths.SYSTEM_REPORT.relative_to("/"))
+        report.save(paths.below(places.SYSROOT, paths.SYSTEM_REPORT))
         context.say(f"first boot is complete: {report.summary}")
 
 
@@ -107,7 +92,7 @@ def dry_run(context: Context, steps: Iterable[Step] = STEPS) -> list[Observation
     for step in steps:
         try:
             status = step.observe(context)
-            seen.append(Observation(step, status.state, status.detail))
+            seen.append(Observation(step.described, status.state, status.detail))
         except (FirstbootError, OSError) as error:
-            seen.append(Observation(step, REFUSED, str(error)))
+            seen.append(Observation(step.described, State.REFUSED, str(error)))
     return seen

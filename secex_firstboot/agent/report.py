@@ -8,8 +8,8 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from secex_firstboot import __version__
+from secex_firstboot.agent import places
 from secex_firstboot.basic.files import exists, write_private
-from secex_firstboot.contract import paths
 
 
 class StepReport(BaseModel):
@@ -35,8 +35,8 @@ class Report(BaseModel):
 
     @classmethod
     def load(cls) -> Report:
-        if exists(paths.REPORT):
-            return cls.model_validate_json(paths.REPORT.read_text(encoding="utf-8"))
+        if exists(places.REPORT):
+            return cls.model_validate_json(places.REPORT.read_text(encoding="utf-8"))
         return cls()
 
     def save(self, path: Path) -> None:

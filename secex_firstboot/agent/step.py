@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 
+from secex_firstboot.agent import places
+from secex_firstboot.basic import context
 from secex_firstboot.basic.files import exists
 from secex_firstboot.contract import paths
+from secex_firstboot.contract.dry_run import Described, State
 
 
 class Stage(StrEnum):
@@ -21,15 +22,12 @@ class Stage(StrEnum):
     SEAL = "seal"
 
 
-class State(StrEnum):
-    DONE = "done"
-    READY = "ready"  # it can be performed now
-    WAITING = "waiting"  # an earlier step, or Ignition, comes first
-
-
 @dataclass(frozen=True)
 class Status:
-    """The answer to "is it done?"; ``detail`` says what was seen, or what performing the step would do."""
+    """The answer to "is it done?": DONE, READY or WAITING.
+
+    ``detail`` says what was seen, or what performing the step would do.
+    """
 
     state: State
     detail: str
@@ -60,36 +58,18 @@ class Phase(StrEnum):
     ELSEWHERE = "another machine"  # a workstation, or a system that secex-firstboot did not make
 
 
-@dataclass(frozen=True)
-class Context:
-    """What steps share: the kernel command line, and where they tell a person how far they are.
-
-    ``say`` takes one line, ``warn`` one that also goes into the report; ``progress`` is called with (label,
-    bytes done, bytes in all).
-    """
-
-    command_line: str
-    say: Callable[[str], None] = field(default=lambda line: None)
-    warn: Callable[[str], None] = field(default=lambda line: None)
-    progress: Callable[[str, int, int], None] = field(default=lambda label, done, total: None)
+class Context(context.Context):
+    """With what it tells about the boot."""
 
     @property
     def phase(self) -> Phase:
-        if exists(paths.COMMITTED):
+        if exists(places.COMMITTED):
             return Phase.COMMITTED
-        if exists(paths.LUKS_KEYS / "root") or exists(paths.SYSROOT / "etc/luks/root"):
+        if exists(paths.LUKS_KEYS / "root") or exists(places.SYSROOT / "etc/luks/root"):
             return Phase.PROVISIONED
         if paths.CMDLINE_FIRSTBOOT in (word.split("=")[0] for word in self.command_line.split()):
             return Phase.FIRST
         return Phase.ELSEWHERE
-
-    def argument(self, name: str) -> str | None:
-        """The value of ``name=value`` on the kernel command line, or None."""
-        for word in self.command_line.split():
-            key, equals, value = word.partition("=")
-            if key == name and equals:
-                return value
-        return None
 
 
 class Step(ABC):
@@ -104,12 +84,12 @@ class Step(ABC):
     stage: Stage
     destructive = False
 
+    @property
+    def described(self) -> Described:
+        return Described(self.name, self.destructive)
+
     @abstractmethod
     def observe(self, context: Context) -> Status: ...
 
     @abstractmethod
     def perform(self, context: Context) -> None: ...
-
-
-def kernel_command_line() -> str:
-    return Path("/proc/cmdline").read_text(encoding="utf-8").strip()

@@ -1,1 +1,1 @@
-"""What any program needs: errors, processes, files, memory, console, journal. Imports nothing of ours."""
+"""What any program needs: errors, child processes, files, memory, console. Imports nothing of ours."""

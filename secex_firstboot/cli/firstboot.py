@@ -10,17 +10,18 @@ import textwrap
 from pathlib import Path
 
 from secex_firstboot import __version__
-from secex_firstboot.agent import explain, machine
-from secex_firstboot.agent.machine import REFUSED, Observation
-from secex_firstboot.agent.step import Context, Stage, kernel_command_line
-from secex_firstboot.agent.steps import seal
+from secex_firstboot.agent import explain, machine, places
+from secex_firstboot.agent.step import Context, Stage
+from secex_firstboot.agent.steps import STEPS
 from secex_firstboot.basic import memory
 from secex_firstboot.basic.console import Console
+from secex_firstboot.basic.context import kernel_command_line
 from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.basic.files import exists
 from secex_firstboot.contract import paths
+from secex_firstboot.contract.dry_run import Observation, State
 from secex_firstboot.owner.check import Preflight
-from secex_firstboot.storage import growing as grow
+from secex_firstboot.running import grow, tidy
 
 _JOURNAL_INTERVAL = 60.0  # seconds between two lines of progress that may take hours
 _COLUMNS = 100  # of the table on a workstation
@@ -118,14 +119,19 @@ def main(arguments: list[str] | None = None) -> int:
             context,
             offline=options.offline,
         )
-        return _print(look.run(), "a workstation", as_json=options.json, columns=_COLUMNS)
+        return _print(
+            look.run([step.described for step in STEPS]),
+            "a workstation",
+            as_json=options.json,
+            columns=_COLUMNS,
+        )
     if options.dry_run:
         return _print(machine.dry_run(context), context.phase, as_json=options.json)
     try:
         if options.grow:
-            grow.in_background(context)
+            grow.in_background(context, Path("/"))
         elif options.tidy:
-            seal.tidy_in_system(context)
+            tidy.in_system(context, Path("/"))
         else:
             memory.lock()
             _stir_again()
@@ -138,8 +144,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _stir_again() -> None:
     """After a power cut the config is not decrypted again, and new keys are made all the same, for sdboot."""
-    if exists(paths.PLAN):
-        memory.stir(paths.PLAN.read_bytes())  # with the record's key, which only the guest knows
+    if exists(places.PLAN):
+        memory.stir(places.PLAN.read_bytes())  # with the record's key, which only the guest knows
 
 
 def _to_stderr(line: str) -> None:
@@ -179,7 +185,7 @@ def _print(seen: list[Observation], phase: str, *, as_json: bool, columns: int =
                     sep="\n",
                 )
                 begin = indent
-    return 1 if any(row.state == REFUSED for row in seen) else 0
+    return 1 if any(row.state is State.REFUSED for row in seen) else 0
 
 
 if __name__ == "__main__":

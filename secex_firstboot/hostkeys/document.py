@@ -14,8 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from secex_firstboot.basic.errors import Refusal
-from secex_firstboot.hostkeys import form
-from secex_firstboot.sdboot import image
+from secex_firstboot.hostkeys import form, key
 
 # What the cryptography library raises on something that is not X.509, or not of a kind it knows.
 DECODING_ERRORS = (
@@ -124,7 +123,7 @@ def _refusal(name: str, reason: str, cure: str = _CURE) -> Refusal:
 
 def key_hash(document: Document) -> bytes:
     """SHA-256 by which an SE header's key slot, and the host itself, name the host's key."""
-    return image.host_key_hash(document.public_key)
+    return key.key_hash(document.public_key)
 
 
 def distinct(documents: Iterable[Document]) -> list[Document]:

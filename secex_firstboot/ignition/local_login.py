@@ -10,10 +10,8 @@ those of every other directory but /etc/systemd/system.control (systemd.unit(5))
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
-from secex_firstboot.basic.files import exists
-from secex_firstboot.contract import paths
 from secex_firstboot.ignition import config
 from secex_firstboot.ignition.config import Unit
 
@@ -22,37 +20,32 @@ from secex_firstboot.ignition.config import Unit
 _SWITCHES = ("systemd.condition_first_boot=no", "systemd.firstboot=no", "systemd.ssh_auto=no")
 
 
-def arguments() -> tuple[list[str], list[str]]:
+def forbidden(base: bytes, merged: bytes) -> list[Unit]:
+    """Masks and drop-ins of the ``base`` config, but for what the user's, ``merged``, takes back by name."""
+    theirs = {unit.name: unit for unit in config.parse(merged).systemd.units}
+    units = []
+    for unit in config.parse(base).systemd.units:
+        user = theirs.get(unit.name, Unit(name=unit.name))
+        replaced = {dropin.name for dropin in user.dropins}
+        kept = {
+            "mask": unit.mask and user.mask is not False,
+            "dropins": [dropin for dropin in unit.dropins if dropin.name not in replaced],
+        }
+        units.append(unit.model_copy(update=kept))
+    return units
+
+
+def arguments(units: Sequence[Unit]) -> tuple[list[str], list[str]]:
     """For the provisioned system's command line: switches, and masks; none if its image allows logins."""
-    units = list(_units())
     return list(_SWITCHES if units else ()), [f"systemd.mask={unit.name}" for unit in units if unit.mask]
 
 
-def unit_files() -> dict[str, bytes]:
+def unit_files(units: Sequence[Unit]) -> dict[str, bytes]:
     """Masks, which are empty, and drop-ins: their names below a directory of units, and what they hold."""
     files = {}
-    for unit in _units():
+    for unit in units:
         if unit.mask:
             files[unit.name] = b""
         for dropin in unit.dropins:
             files[f"{unit.name}.d/{dropin.name}"] = (dropin.contents or "").encode()
     return files
-
-
-def _units() -> Iterator[Unit]:
-    """Those of the base config that Ignition was given, but for what the user's config takes back by name."""
-    base = paths.IGNITION_BASE_CONFIGS / paths.NO_LOCAL_LOGIN.name
-    if not exists(base):
-        return
-    theirs = {
-        unit.name: unit for unit in config.parse(paths.IGNITION_MERGED_CONFIG.read_bytes()).systemd.units
-    }
-    for unit in config.parse(base.read_bytes()).systemd.units:
-        user = theirs.get(unit.name, Unit(name=unit.name))
-        replaced = {dropin.name for dropin in user.dropins}
-        yield unit.model_copy(
-            update={
-                "mask": unit.mask and user.mask is not False,
-                "dropins": [dropin for dropin in unit.dropins if dropin.name not in replaced],
-            }
-        )

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from secex_firstboot.basic.errors import Refusal
-from secex_firstboot.contract.paths import CRYPTTAB
+from secex_firstboot.basic.files import exists
+from secex_firstboot.contract import paths
 
 _LIMIT = 1 << 20  # bytes
 
 
-def merge_crypttab(existing: bytes, ours: Sequence[str]) -> bytes:
+def merge(existing: bytes, ours: Sequence[str]) -> bytes:
     """``existing`` with the lines ``ours`` (without line ends) at the end; other lines stay, each once.
 
     Merging again changes nothing: Ignition's files stage and ours may run twice after a crash. Raises Refusal
@@ -18,7 +20,8 @@ def merge_crypttab(existing: bytes, ours: Sequence[str]) -> bytes:
     """
     if len(existing) > _LIMIT or b"\0" in existing:
         raise Refusal(
-            f"{CRYPTTAB} of the image is no crypttab", "build the image with a crypttab as crypttab(5) says"
+            f"{paths.CRYPTTAB} of the image is no crypttab",
+            "build the image with a crypttab as crypttab(5) says",
         )
     mine = [line.encode() for line in ours]
     names = {line.split()[0] for line in mine}
@@ -26,7 +29,12 @@ def merge_crypttab(existing: bytes, ours: Sequence[str]) -> bytes:
     for line in others:
         if (name := line.split()[0]) in names:
             raise Refusal(
-                f"{CRYPTTAB} has another line for the volume {name.decode()}",
+                f"{paths.CRYPTTAB} has another line for the volume {name.decode()}",
                 "build the image, and write the config, without it: first boot makes this volume",
             )
     return b"".join(line + b"\n" for line in [*others, *mine])
+
+
+def read(path: Path) -> bytes:
+    """What the file holds; nothing, if there is none."""
+    return path.read_bytes() if exists(path) else b""

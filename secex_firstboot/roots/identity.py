@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
-from secex_firstboot.agent.step import Context
+from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.basic.files import sync
 
@@ -39,9 +39,8 @@ _SIZE_LIMIT = 1 << 20  # bytes; no file with a key is larger
 _SHOWN = 3
 
 
-def replace(context: Context) -> bool:
-    """Whether the image asks first boot to remove what its system makes anew. Raises Refusal."""
-    value = context.argument(ARGUMENT)
+def replace(value: str | None) -> bool:
+    """Whether the kernel parameter asks first boot to remove what the system makes anew. Raises Refusal."""
     if value not in (None, "replace"):
         raise Refusal(
             f"{ARGUMENT}={value} is not {ARGUMENT}=replace", "build the image with that, or without it"
@@ -58,7 +57,7 @@ def check(context: Context, root: Path) -> None:
             f"the image holds private keys that all its guests would share: {_names(root, keys)}",
             "build it without, and give each guest its own in its Ignition config",
         )
-    if found and not replace(context):
+    if found and not replace(context.argument(ARGUMENT)):
         raise Refusal(
             f"the image holds what identifies one machine: {_names(root, found)}",
             f"build it without, or with {ARGUMENT}=replace",

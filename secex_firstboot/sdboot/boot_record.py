@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.basic.files import exists, open_private, sync, write_private
 from secex_firstboot.basic.process import run
-from secex_firstboot.storage import loop
+from secex_firstboot.storage import filesystem, loop
 from secex_firstboot.storage.disk import Disk
 
 IMAGE = "sdboot"
@@ -26,6 +28,21 @@ PROGRAM = 440  # bytes of the first block; behind them lies a partition table, w
 _PREVIOUS = "previous"
 _RECORD = "record"
 _START_SIZE = 1 << 20  # bytes of the disk that zipl sees
+
+
+@contextmanager
+def mounted(disk: Disk, where: Path) -> Iterator[Path]:
+    """Partition ``se``, mounted on ``where`` from a loop device over it.
+
+    zipl takes another device than the disk for its boot record, see above, only if it cannot
+    tell which disk a file is on (zipl/src/bootmap.c, "File is not on target device").
+    """
+    partition = disk.partitions["se"].device
+    with (
+        loop.attached(partition, block_size=disk.block_size) as device,
+        filesystem.mounted(device, where, type="ext4") as se,
+    ):
+        yield se
 
 
 def settle(se: Path, disk: Disk) -> None:

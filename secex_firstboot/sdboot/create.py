@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from secex_firstboot.basic import process
 from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.basic.files import is_regular, open_private, sync
+from secex_firstboot.hostkeys.key import key_hash
 from secex_firstboot.sdboot import image, initramfs
 
 BUILT_IN = "built-in"
@@ -99,7 +100,7 @@ def _check_key_slots(made: Path, keys: Iterable[ec.EllipticCurvePublicKey], buil
     """Whatever a builder read in a document: the image is for the keys that were proven, and for no other."""
     with made.open("rb") as file:
         slots = image.key_slots(file)
-    if sorted(slots) != sorted({image.host_key_hash(key) for key in keys}):
+    if sorted(slots) != sorted({key_hash(each) for each in keys}):
         raise FirstbootError(
             f"the image that {builder} made is not for exactly the host keys that were proven",
             "make sure the image has an unchanged s390-tools, and give host-key documents as IBM offers them",

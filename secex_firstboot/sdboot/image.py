@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES
 
 from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.basic.files import is_regular
+from secex_firstboot.hostkeys.key import coordinates, key_hash
 from secex_firstboot.sdboot import initramfs
 
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
@@ -99,7 +100,6 @@ _MAGIC = b"IBMSecEx"
 _VERSION = 0x100
 _TAG_SIZE = 16
 _HEADER_PAGES = 2  # a host's KVM takes no more before Linux 7.0: KVM_PV_SET_SEC_PARMS in kvm-s390.c
-_COORDINATE_SIZE = 80  # a secp521r1 coordinate, left-padded
 
 
 @dataclass(frozen=True)
@@ -189,11 +189,6 @@ def command_line_component(command_line: str, kernel: Path) -> bytes:
             "use a shorter one",
         )
     return line + b"\0"
-
-
-def host_key_hash(key: ec.EllipticCurvePublicKey) -> bytes:
-    """The SHA-256 by which a key slot names the host whose key it is for."""
-    return hashlib.sha256(_coordinates(key)).digest()
 
 
 def check_host_keys(host_keys: Sequence[ec.EllipticCurvePublicKey]) -> None:
@@ -332,7 +327,7 @@ def _header(
             "encrypted area size": _length(_ENCRYPTED_AREA),
             "encrypted pages": components.pages,
             "plaintext control flags": _PLAINTEXT_FLAGS,
-            "customer public key": _coordinates(customer.public_key()),
+            "customer public key": coordinates(customer.public_key()),
             "page list digest": components.page_digest.digest(),
             "address list digest": components.address_digest.digest(),
             "tweak list digest": components.tweak_digest.digest(),
@@ -364,7 +359,7 @@ def _key_slot(
     return _pack(
         _KEY_SLOT,
         {
-            "host key hash": host_key_hash(host),
+            "host key hash": key_hash(host),
             "wrapped header key": wrapped[:-_TAG_SIZE],
             "wrapping tag": wrapped[-_TAG_SIZE:],
         },
@@ -416,11 +411,6 @@ def _size(path: Path, cure: str = "check that it is on the boot partition") -> i
     if not is_regular(path):
         raise Refusal(f"{path} is missing or no regular file", cure)
     return path.stat().st_size
-
-
-def _coordinates(key: ec.EllipticCurvePublicKey) -> bytes:
-    point = key.public_numbers()
-    return b"".join(value.to_bytes(_COORDINATE_SIZE, "big") for value in (point.x, point.y))
 
 
 def _length(fields: Sequence[tuple[str, int]]) -> int:

@@ -18,11 +18,11 @@ from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 
-from secex_firstboot.agent.step import Context, Phase
+from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.basic.files import size_of, sync, write_private
 from secex_firstboot.contract import paths
-from secex_firstboot.storage import devicemapper, volume
+from secex_firstboot.storage import volume
 from secex_firstboot.storage.mounted import Mounted
 
 ARGUMENT = "secex.grow"  # on the kernel command line
@@ -40,11 +40,11 @@ class Setting(StrEnum):
     OFF = "off"
 
 
-def setting(context: Context, root: Path = Path("/")) -> Setting:
+def setting(context: Context, root: Path) -> Setting:
     """What the command line says, or else /etc/secex-firstboot.conf below ``root``. Raises Refusal."""
     if (word := context.argument(ARGUMENT)) is not None:
         return _parsed(word, f"{ARGUMENT} on the kernel command line")
-    return _from_file(root / paths.SETTINGS.relative_to("/"))
+    return _from_file(paths.below(root, paths.SETTINGS))
 
 
 def _from_file(path: Path) -> Setting:
@@ -73,17 +73,7 @@ def _parsed(word: str, where: str) -> Setting:
     return Setting(word)
 
 
-def in_background(context: Context) -> None:
-    """In the provisioned, running system: what secex-firstboot-grow.service does."""
-    if context.phase is not Phase.PROVISIONED:
-        raise Refusal("this system was not set up by secex-firstboot", "there is nothing to grow here")
-    if setting(context) is Setting.OFF:
-        context.say("the root file system keeps its size: growing is off")
-        return
-    grow_all(context, Path("/"), devicemapper.MAPPER / "root")
-
-
-def at_first_boot(context: Context, mount_point: Path, device: Path) -> None:
+def at_first_boot(context: Context, mount_point: Path, device: Path, lock: Path) -> None:
     """In the initramfs, once Ignition has written its files: grow now, if the user wants it now.
 
     A settings file that makes no sense cannot be corrected before the system has started; refusing here
@@ -95,15 +85,16 @@ def at_first_boot(context: Context, mount_point: Path, device: Path) -> None:
         context.say(f"root does not grow now: {refusal}")
         return
     if chosen is Setting.FIRSTBOOT:
-        grow_all(context, mount_point, device)
+        grow_all(context, mount_point, device, lock)
 
 
-def grow_all(context: Context, mount_point: Path, device: Path, *, step: int = _STEP) -> None:
+def grow_all(context: Context, mount_point: Path, device: Path, lock: Path, *, step: int = _STEP) -> None:
     """Grow what is mounted on ``mount_point`` to the end of ``device``, and note below it that this is done.
 
-    ``step`` is bytes, a multiple of the file system's blocks. Raises FirstbootError if anything stops it.
+    ``lock`` is a file, the same for all who grow it; ``step`` is bytes, a multiple of the file system's
+    blocks. Raises FirstbootError if anything stops it.
     """
-    with _lock():
+    with _locked(lock):
         root = Mounted.find(mount_point, device)
         limit = size_of(device) // root.block_size * root.block_size
         context.say(f"growing {mount_point} from {root.size() >> 20} to {limit >> 20} MiB")
@@ -117,7 +108,7 @@ def grow_all(context: Context, mount_point: Path, device: Path, *, step: int = _
                 break  # the rest is smaller than what the file system can use
         context.say(f"{mount_point} has {root.size() >> 20} MiB, all that it can use of {device}")
     os.sync()  # ext4 may still have the last step in memory; /var can be another file system
-    write_private(mount_point / paths.GROWN.relative_to("/"), _DONE)
+    write_private(paths.below(mount_point, paths.GROWN), _DONE)
 
 
 def _zero(context: Context, root: Mounted, end: int, target: int, limit: int) -> None:
@@ -137,9 +128,9 @@ def _zero(context: Context, root: Mounted, end: int, target: int, limit: int) ->
 
 
 @contextmanager
-def _lock() -> Iterator[None]:
-    paths.RUNTIME.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (paths.RUNTIME / "grow.lock").open("w") as lock:
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

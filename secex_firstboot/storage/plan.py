@@ -25,6 +25,7 @@ from secex_firstboot.storage.partition_table import ENTRIES_SIZE
 from secex_firstboot.storage.volume import head_size, required_device_size
 
 MIB = 1 << 20
+DEFAULT_HEADROOM = 256 * MIB  # what root's file system grows by, before it starts for the first time
 
 
 class Span(BaseModel):

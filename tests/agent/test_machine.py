@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from secex_firstboot.agent import machine
+from secex_firstboot.agent import machine, places
 from secex_firstboot.agent.report import Report
 from secex_firstboot.agent.step import Context, Stage, Status, Step, done, ready, waiting
 from secex_firstboot.basic.errors import FirstbootError, Refusal
@@ -49,9 +49,9 @@ class Fake(Step):
 
 @pytest.fixture(autouse=True)
 def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(paths, "RUNTIME", tmp_path / "run")
-    monkeypatch.setattr(paths, "REPORT", tmp_path / "run" / "report.json")
-    monkeypatch.setattr(paths, "SYSROOT", tmp_path / "sysroot")
+    monkeypatch.setattr(places, "RUNTIME", tmp_path / "run")
+    monkeypatch.setattr(places, "REPORT", tmp_path / "run" / "report.json")
+    monkeypatch.setattr(places, "SYSROOT", tmp_path / "sysroot")
     return tmp_path / "run"
 
 
@@ -136,7 +136,7 @@ def test_what_the_system_refuses_gets_the_step_and_a_cure(monkeypatch, context, 
 
 def test_a_report_that_cannot_be_written_does_not_hide_the_error(monkeypatch, context, runtime):
     with_steps(monkeypatch, Fake("first", breaks=True))
-    paths.REPORT.with_name("report.json.new").mkdir(parents=True)
+    places.REPORT.with_name("report.json.new").mkdir(parents=True)
     with pytest.raises(FirstbootError, match="first broke"):
         machine.run(Stage.PROVISION, context)
 
@@ -188,7 +188,7 @@ def test_a_sealed_system_keeps_the_report_and_says_its_summary(monkeypatch, cont
     machine.run(Stage.SEAL, context)
     assert said[-1] == f"first boot is complete: {Report.load().summary}"
     assert "peak memory" in said[-1]
-    assert kept.read_bytes() == paths.REPORT.read_bytes()
+    assert kept.read_bytes() == places.REPORT.read_bytes()
     assert [step.name for step in Report.load().steps] == ["a", "b"]
 
 

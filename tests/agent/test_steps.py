@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
-from support import REPOSITORY, TEST_VECTORS
+from support import REPOSITORY, TEST_VECTORS, elsewhere
 
 from secex_firstboot.agent import machine as state_machine
+from secex_firstboot.agent import places
 from secex_firstboot.agent.step import Context, Phase, State, Status, Step
 from secex_firstboot.agent.steps import STEPS, encrypt, hostkeys, personalise, seal
 from secex_firstboot.agent.steps.config import Config
@@ -68,7 +69,7 @@ class Machine:
         return self.disks[0]
 
     def where(self, name: str) -> Path:
-        return {"root": paths.SYSROOT, "boot": paths.SYSROOT / "boot"}[name]
+        return {"root": places.SYSROOT, "boot": places.SYSROOT / "boot"}[name]
 
     def map(self, name: str, table: str, uuid: str = "") -> str:
         """Returns the number; ``table`` without start and size."""
@@ -111,13 +112,13 @@ class Machine:
         return lay_out(self.disk, boot, root, 0, "00" * 32)
 
     def commit(self) -> None:
-        put(paths.PLAN, self.plan().model_dump_json())
-        put(paths.HOST_KEYS / "ibm-z-hostkey-a", "document")
+        put(places.PLAN, self.plan().model_dump_json())
+        put(places.HOST_KEYS / "ibm-z-hostkey-a", "document")
         for name in ("boot", "root"):
-            put(paths.STATE / "volumes" / name / "key", f"key of {name}")
-            put(paths.STATE / "volumes" / name / "header", header(name))
-        put(paths.IGNITION_USER_CONFIG, CONFIG % "")
-        put(paths.COMMITTED)
+            put(places.STATE / "volumes" / name / "key", f"key of {name}")
+            put(places.STATE / "volumes" / name / "header", header(name))
+        put(places.IGNITION_USER_CONFIG, CONFIG % "")
+        put(places.COMMITTED)
 
     def provision(self) -> None:
         put(paths.LUKS_KEYS / "root")
@@ -163,13 +164,11 @@ def without_hash_trees(found: Disk) -> Disk:
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     """An SE-ready image with room, in a Secure Execution guest."""
-    for name, value in vars(paths).items():
-        if isinstance(value, Path):
-            monkeypatch.setattr(paths, name, tmp_path / value.relative_to("/"))
+    elsewhere.move(monkeypatch, tmp_path)
     mapper = tmp_path / "dev" / "mapper"
     mapper.mkdir(parents=True)
-    put(paths.SECURE_EXECUTION_GUEST, "1\n")
-    put(paths.SWAPS, NO_SWAP)
+    put(places.SECURE_EXECUTION_GUEST, "1\n")
+    put(places.SWAPS, NO_SWAP)
     monkeypatch.setattr(partition_table, "is_sound", lambda disk, block_size: found.table_is_sound)
     found = Machine(tmp_path, [Disk(tmp_path / "dev" / "vda", 400 * MIB, 512, partitions(tmp_path / "dev"))])
 
@@ -193,7 +192,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
         return [found.mounts[where]] if where in found.mounts else []
 
     def sources(where: Path) -> list[str]:
-        return [*mounted_on(where), *(["overlay"] if found.overlay and where == paths.SYSROOT else [])]
+        return [*mounted_on(where), *(["overlay"] if found.overlay and where == places.SYSROOT else [])]
 
     monkeypatch.setattr(filesystem, "mounted_numbers", mounted_on)
     monkeypatch.setattr(filesystem, "mount_sources", sources)
@@ -235,7 +234,7 @@ def test_without_the_first_boot_argument_it_is_another_machine(machine, command_
 
 
 def test_after_the_commit_point_the_command_line_does_not_matter(machine):
-    put(paths.COMMITTED)
+    put(places.COMMITTED)
     assert Context(FIRST_BOOT).phase is Phase.COMMITTED
     assert Context("").phase is Phase.COMMITTED
 
@@ -248,8 +247,8 @@ def test_a_system_with_its_keys_is_provisioned(machine, below):
 
 def test_a_plan_that_is_still_there_is_not_done_with(machine):
     """Seal writes the keys to the system before its image boots; until then the plan counts."""
-    put(paths.SYSROOT / "etc/luks/root")
-    put(paths.COMMITTED)
+    put(places.SYSROOT / "etc/luks/root")
+    put(places.COMMITTED)
     assert Context(FIRST_BOOT).phase is Phase.COMMITTED
 
 
@@ -268,15 +267,15 @@ def test_a_secure_execution_guest_with_its_disk_is_the_right_platform(machine):
 @pytest.mark.parametrize("content", ["0\n", "", "11", None])
 def test_a_machine_that_is_no_secure_execution_guest_is_refused(machine, content):
     if content is None:
-        paths.SECURE_EXECUTION_GUEST.unlink()
+        places.SECURE_EXECUTION_GUEST.unlink()
     else:
-        paths.SECURE_EXECUTION_GUEST.write_text(content)
+        places.SECURE_EXECUTION_GUEST.write_text(content)
     with pytest.raises(Refusal, match="not an IBM Secure Execution guest"):
         observe(machine, Platform())
 
 
 def test_swap_is_refused_as_long_as_secrets_are_in_memory(machine):
-    put(paths.SWAPS, f"{NO_SWAP}/dev/zram0 partition 524284 0 100\n")
+    put(places.SWAPS, f"{NO_SWAP}/dev/zram0 partition 524284 0 100\n")
     with pytest.raises(Refusal, match="swap is on in the initramfs"):
         observe(machine, Platform())
     machine.provision()
@@ -324,7 +323,7 @@ def test_a_provisioned_disk_started_from_the_old_boot_record_is_refused(machine)
     machine.disks[0] = without_hash_trees(machine.disk)
     with pytest.raises(Refusal, match="was provisioned before"):
         observe(machine, Platform())
-    put(paths.COMMITTED)
+    put(places.COMMITTED)
     assert observe(machine, Platform()).done
 
 
@@ -362,7 +361,7 @@ def test_config_without_a_private_key_is_refused(machine):
 
 
 def test_config_is_done_only_when_the_private_key_is_gone(machine):
-    put(paths.IGNITION_USER_CONFIG, "{}")
+    put(places.IGNITION_USER_CONFIG, "{}")
     assert observe(machine, Config()).done
     put(paths.PRIVATE_KEY)
     machine.serials["ignition_crypted"] = Path("/dev/vdb")
@@ -375,7 +374,7 @@ def test_the_private_key_is_gone_also_after_a_config_that_cannot_be_read(machine
     with pytest.raises(FirstbootError):
         Config().perform(Context(FIRST_BOOT))
     assert not paths.PRIVATE_KEY.exists()
-    assert not paths.IGNITION_USER_CONFIG.exists()
+    assert not places.IGNITION_USER_CONFIG.exists()
 
 
 @pytest.fixture
@@ -386,7 +385,7 @@ def decrypted(machine, monkeypatch):
     monkeypatch.setattr(openpgp, "read_message", lambda device: b"")
     put(paths.PRIVATE_KEY)
     put(paths.NO_LOCAL_LOGIN, NO_LOCAL_LOGIN.read_text())
-    return paths.IGNITION_BASE_CONFIGS / "no-local-login.ign"
+    return places.IGNITION_BASE_CONFIGS / "no-local-login.ign"
 
 
 def test_the_config_is_merged_into_one_that_masks_local_logins(decrypted):
@@ -413,7 +412,7 @@ def test_without_its_own_config_against_logins_none_is_handed_over(decrypted):
     paths.NO_LOCAL_LOGIN.unlink()
     with pytest.raises(OSError):
         Config().perform(Context(FIRST_BOOT))
-    assert not paths.IGNITION_USER_CONFIG.exists()
+    assert not places.IGNITION_USER_CONFIG.exists()
 
 
 # --- hostkeys ---
@@ -424,17 +423,17 @@ def test_hostkeys_wait_for_the_merged_config(machine):
 
 
 def test_a_config_that_names_no_host_key_is_refused(machine):
-    put(paths.IGNITION_MERGED_CONFIG, CONFIG % '{"path": "/etc/motd"}')
+    put(places.IGNITION_MERGED_CONFIG, CONFIG % '{"path": "/etc/motd"}')
     with pytest.raises(Refusal, match="names no host key"):
         observe(machine, HostKeys())
 
 
 def test_hostkeys_are_done_when_every_document_is_there(machine):
-    put(paths.IGNITION_MERGED_CONFIG, CONFIG % f"{HOST_KEY % 'a'}, {HOST_KEY % 'b'}")
+    put(places.IGNITION_MERGED_CONFIG, CONFIG % f"{HOST_KEY % 'a'}, {HOST_KEY % 'b'}")
     assert observe(machine, HostKeys()).detail == "fetch ibm-z-hostkey-a, ibm-z-hostkey-b"
-    put(paths.HOST_KEYS / "ibm-z-hostkey-a")
+    put(places.HOST_KEYS / "ibm-z-hostkey-a")
     assert observe(machine, HostKeys()).state is State.READY
-    put(paths.HOST_KEYS / "ibm-z-hostkey-b")
+    put(places.HOST_KEYS / "ibm-z-hostkey-b")
     assert observe(machine, HostKeys()).done
 
 
@@ -443,13 +442,13 @@ def test_no_document_is_kept_unless_all_are_good(machine, monkeypatch):
     context = Context(f"{FIRST_BOOT} secex.hostkey_verify=no")
     good = (VECTORS / "host-a.crt").read_text().replace("\n", "%0A").replace(" ", "%20")
     entry = '{"path": "/etc/se-hostkeys/ibm-z-hostkey-%s", "contents": {"source": "data:,%s"}}'
-    put(paths.IGNITION_MERGED_CONFIG, CONFIG % f"{entry % ('a', good)}, {entry % ('b', 'garbage')}")
+    put(places.IGNITION_MERGED_CONFIG, CONFIG % f"{entry % ('a', good)}, {entry % ('b', 'garbage')}")
     with pytest.raises(Refusal, match="ibm-z-hostkey-b"):
         HostKeys().perform(context)
-    assert not paths.HOST_KEYS.exists()
-    put(paths.IGNITION_MERGED_CONFIG, CONFIG % (entry % ("a", good)))
+    assert not places.HOST_KEYS.exists()
+    put(places.IGNITION_MERGED_CONFIG, CONFIG % (entry % ("a", good)))
     HostKeys().perform(context)
-    assert (paths.HOST_KEYS / "ibm-z-hostkey-a").read_bytes() == (VECTORS / "host-a.crt").read_bytes()
+    assert (places.HOST_KEYS / "ibm-z-hostkey-a").read_bytes() == (VECTORS / "host-a.crt").read_bytes()
     assert observe(machine, HostKeys()).done
 
 
@@ -581,7 +580,7 @@ def test_an_se_partition_without_room_for_a_second_image_is_refused(machine, mon
         usage = before._replace(free=mib * MIB)
         monkeypatch.setattr(personalise.shutil, "disk_usage", lambda path: usage)
 
-    put(paths.IGNITION_MERGED_CONFIG, "x" * MIB)
+    put(places.IGNITION_MERGED_CONFIG, "x" * MIB)
     free(69)
     personalise._check_room(machine.root, entry)
     free(68)
@@ -591,20 +590,20 @@ def test_an_se_partition_without_room_for_a_second_image_is_refused(machine, mon
 
 def test_the_committed_image_brings_back_all_state_and_the_merged_config(machine):
     machine.commit()
-    paths.COMMITTED.unlink()
+    places.COMMITTED.unlink()
     files = personalise._state_files()
-    assert files[str(paths.STATE)] == Directory(0o700)
-    assert files[str(paths.COMMITTED)] == File(b"")
-    assert files[str(paths.IGNITION_USER_CONFIG)] == File(paths.IGNITION_USER_CONFIG)
-    for path in (paths.PLAN, paths.STATE / "volumes/boot/key", paths.HOST_KEYS / "ibm-z-hostkey-a"):
+    assert files[str(places.STATE)] == Directory(0o700)
+    assert files[str(places.COMMITTED)] == File(b"")
+    assert files[str(places.IGNITION_USER_CONFIG)] == File(places.IGNITION_USER_CONFIG)
+    for path in (places.PLAN, places.STATE / "volumes/boot/key", places.HOST_KEYS / "ibm-z-hostkey-a"):
         assert files[str(path)] == File(path)
-    assert all(str(path) in files for path in paths.STATE.rglob("*"))
+    assert all(str(path) in files for path in places.STATE.rglob("*"))
     assert str(paths.PRIVATE_KEY) not in files
 
 
 def test_the_committed_image_brings_back_the_masks_of_logins_where_they_are_wanted(machine):
     machine.commit()
-    base = paths.IGNITION_BASE_CONFIGS / paths.NO_LOCAL_LOGIN.name
+    base = places.IGNITION_BASE_CONFIGS / paths.NO_LOCAL_LOGIN.name
     assert str(base) not in personalise._state_files()
     put(base, "masks")
     assert personalise._state_files()[str(base)] == File(base)
@@ -695,7 +694,7 @@ def devices(machine: Machine) -> Machine:
 
 
 def encryption(machine: Machine, name: str) -> Encryption:
-    plan = Plan.load(paths.PLAN)
+    plan = Plan.load(places.PLAN)
     return Encryption(Context(""), plan, encrypt._volume(plan, name), machine.root / "se")
 
 
@@ -787,7 +786,7 @@ def test_mount_waits_for_both_volumes(machine):
     assert observe(machine, Mount()).state is State.WAITING
     machine.commit()
     assert observe(machine, Mount()).state is State.WAITING
-    machine.mounts[paths.SYSROOT] = machine.open_encrypted("root")
+    machine.mounts[places.SYSROOT] = machine.open_encrypted("root")
     assert observe(machine, Mount()).state is State.WAITING
     mounted(machine)
     assert observe(machine, Mount()).done
@@ -823,7 +822,7 @@ def test_ignition_does_not_write_where_the_overlay_is_missing(machine):
         State.WAITING,
         "the overlay that Ignition writes to is mounted first",
     )
-    put(paths.FILES_FINISHED)  # what it wrote is taken over, and nothing lies over root any more
+    put(places.FILES_FINISHED)  # what it wrote is taken over, and nothing lies over root any more
     assert observe(machine, Mount()).done
 
 
@@ -855,7 +854,7 @@ def test_seal_waits_for_commit_point_and_mounts(machine):
     assert observe(machine, Seal()).detail == "the commit point comes first"
     machine.commit()
     assert observe(machine, Seal()).detail == "the encrypted volumes are mounted first"
-    machine.mounts[paths.SYSROOT / "boot"] = "253:1"
+    machine.mounts[places.SYSROOT / "boot"] = "253:1"
     assert observe(machine, Seal()).state is State.READY
 
 

@@ -12,14 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from secex_firstboot.agent import places
 from secex_firstboot.basic import memory
 from secex_firstboot.cli import firstboot as cli
-from secex_firstboot.contract import paths
 
 LOCK = """
 from secex_firstboot.basic import memory
 from secex_firstboot.cli import firstboot
-from secex_firstboot.contract import paths
 memory.lock()
 later = bytearray(b"x" * (8 << 20))
 print(open("/proc/self/status").read())
@@ -79,7 +78,7 @@ def test_after_a_power_cut_the_plan_is_mixed_in_before_any_key_is_made(monkeypat
     plan, happened = tmp_path / "plan.json", []
     if committed:
         plan.write_bytes(b"the record's key")
-    monkeypatch.setattr(paths, "PLAN", plan)
+    monkeypatch.setattr(places, "PLAN", plan)
     monkeypatch.setattr(memory, "lock", lambda: happened.append("lock"))
     monkeypatch.setattr(memory, "stir", lambda *secrets: happened.append(secrets))
     monkeypatch.setattr(cli.machine, "run", lambda stage, context: happened.append(stage))

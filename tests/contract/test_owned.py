@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 from support import REPOSITORY
 
+from secex_firstboot.agent import places
 from secex_firstboot.contract import owned, paths
 from secex_firstboot.contract.partitions import VOLUMES
 from secex_firstboot.roots import overlay
@@ -86,7 +87,7 @@ def test_the_units_that_a_path_is_about(path: str, units: list[str]) -> None:
 
 
 def test_the_places_that_the_agent_writes_to_are_owned() -> None:
-    for path in (paths.STATE, paths.LUKS_KEYS, paths.SEALED, paths.SYSTEM_REPORT, paths.GROWN):
+    for path in (places.STATE, paths.LUKS_KEYS, paths.SEALED, paths.SYSTEM_REPORT, paths.GROWN):
         assert owned.is_below(PurePosixPath(path), owned.TREES)
     assert owned.is_below(PurePosixPath("/", overlay.TOP), owned.TREES)
     assert PurePosixPath(paths.SETTINGS) in owned.SETTINGS

@@ -23,6 +23,7 @@ from support import TEST_VECTORS, fuzzing
 from secex_firstboot.basic import process
 from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.hostkeys import document
+from secex_firstboot.hostkeys.key import key_hash
 from secex_firstboot.ignition import config, kernel_arguments, merge, openpgp, ownership, transport, validity
 from secex_firstboot.roots import crypttab
 from secex_firstboot.sdboot import image
@@ -198,8 +199,8 @@ crypttab_lines = st.lists(
 
 def merge_crypttab(existing: bytes) -> None:
     ours = ["boot a b c", "root a b c"]
-    merged = crypttab.merge_crypttab(existing, ours)
-    assert crypttab.merge_crypttab(merged, ours) == merged
+    merged = crypttab.merge(existing, ours)
+    assert crypttab.merge(merged, ours) == merged
 
 
 # host-key document
@@ -233,7 +234,7 @@ def read_document(content: bytes) -> None:
     assert content == der or b"".join(content.split()) == b"".join(parsed.pem.split())
     assert x509.load_pem_x509_certificates(parsed.pem) == [parsed.certificate]
     shown = process.run(["openssl", "x509", "-pubkey", "-noout"], stdin=parsed.pem.decode())
-    assert image.host_key_hash(load_pem_public_key(shown.encode())) == document.key_hash(parsed)
+    assert key_hash(load_pem_public_key(shown.encode())) == document.key_hash(parsed)
 
 
 # key slots of an image

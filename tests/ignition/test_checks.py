@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from secex_firstboot.agent import places
 from secex_firstboot.agent.step import Context
 from secex_firstboot.agent.steps import personalise
 from secex_firstboot.agent.steps.config import Config
@@ -77,25 +78,25 @@ def committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
     """A start from the personalised sdboot; the disk is a stand-in."""
     names = ("STATE", "COMMITTED", "PLAN", "PRIVATE_KEY", "RUNTIME")
     for name in (*names, "IGNITION_USER_CONFIG", "IGNITION_MERGED_CONFIG", "IGNITION_BASE_CONFIGS"):
-        monkeypatch.setattr(paths, name, tmp_path / name)
-    paths.COMMITTED.touch()
+        monkeypatch.setattr(paths if name == "PRIVATE_KEY" else places, name, tmp_path / name)
+    places.COMMITTED.touch()
     monkeypatch.setattr(disk, "find_disk", lambda: Disk(Path("/dev/vda"), 1 << 30, 512, {}))
     monkeypatch.setattr(ownership, "device_numbers", lambda device: frozenset())
     return Context("ignition.firstboot")
 
 
 def test_a_start_after_a_crash_looks_at_the_config_before_ignition_does(committed: Context) -> None:
-    paths.IGNITION_USER_CONFIG.write_bytes(without_references(merged(REFERENCES)))
+    places.IGNITION_USER_CONFIG.write_bytes(without_references(merged(REFERENCES)))
     assert Config().observe(committed).done
     for text in (merged(REFERENCES), *(merged(**sections) for sections, _ in BAD)):
-        paths.IGNITION_USER_CONFIG.write_bytes(text)
+        places.IGNITION_USER_CONFIG.write_bytes(text)
         with pytest.raises(Refusal):
             Config().observe(committed)
 
 
 def test_before_the_commit_point_the_users_config_may_refer_to_others(committed: Context) -> None:
-    paths.COMMITTED.unlink()
-    paths.IGNITION_USER_CONFIG.write_bytes(merged(REFERENCES))
+    places.COMMITTED.unlink()
+    places.IGNITION_USER_CONFIG.write_bytes(merged(REFERENCES))
     assert Config().observe(committed).done
 
 
@@ -105,17 +106,17 @@ def test_the_personalised_image_brings_the_config_without_its_references(
     built = {}
     monkeypatch.setattr(personalise, "_prepare_volumes", lambda *arguments: None)
     monkeypatch.setattr(personalise.record, "remove", lambda se: None)
-    monkeypatch.setattr(personalise, "first_boot_command_line", lambda options: options)
+    monkeypatch.setattr(personalise.options, "first_boot_command_line", lambda options: options)
     monkeypatch.setattr(
-        personalise, "build_sdboot", lambda *arguments, overlay, **more: built.update(overlay)
+        personalise.boot_image, "build", lambda *arguments, overlay, **more: built.update(overlay)
     )
     monkeypatch.setattr(personalise.boot_record, "install", lambda *arguments: None)
-    paths.IGNITION_USER_CONFIG.write_text("the user's own")
-    paths.IGNITION_MERGED_CONFIG.write_bytes(merged(REFERENCES, storage=FILES))
+    places.IGNITION_USER_CONFIG.write_text("the user's own")
+    places.IGNITION_MERGED_CONFIG.write_bytes(merged(REFERENCES, storage=FILES))
     plan, entry = Plan.model_construct(), personalise.BootEntry.__new__(personalise.BootEntry)
     object.__setattr__(entry, "options", "")
     personalise.Personalise()._commit(committed, plan, entry, Path("/se"), disk.find_disk())
-    entry_in_image = built[str(paths.IGNITION_USER_CONFIG)]
+    entry_in_image = built[str(places.IGNITION_USER_CONFIG)]
     assert isinstance(entry_in_image, File)
-    assert entry_in_image.content == paths.IGNITION_USER_CONFIG
-    assert paths.IGNITION_USER_CONFIG.read_bytes() == without_references(merged(REFERENCES, storage=FILES))
+    assert entry_in_image.content == places.IGNITION_USER_CONFIG
+    assert places.IGNITION_USER_CONFIG.read_bytes() == without_references(merged(REFERENCES, storage=FILES))

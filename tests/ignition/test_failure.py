@@ -13,9 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import TEST_VECTORS
 
-from secex_firstboot.agent import explain
+from secex_firstboot.agent import explain, places
 from secex_firstboot.basic import process
-from secex_firstboot.contract import paths
 from secex_firstboot.ignition import failure
 from secex_firstboot.ignition.failure import STAGES, Blame, Failure, Message
 
@@ -196,9 +195,9 @@ def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         mark.unlink(missing_ok=True)
         if committed:
             mark.touch()
-        monkeypatch.setattr(paths, "IGNITION_MERGED_CONFIG", merged)
-        monkeypatch.setattr(paths, "IGNITION_USER_CONFIG", tmp_path / "none")
-        monkeypatch.setattr(paths, "COMMITTED", mark)
+        monkeypatch.setattr(places, "IGNITION_MERGED_CONFIG", merged)
+        monkeypatch.setattr(places, "IGNITION_USER_CONFIG", tmp_path / "none")
+        monkeypatch.setattr(places, "COMMITTED", mark)
         entries = [
             {
                 "PRIORITY": str(message.priority),

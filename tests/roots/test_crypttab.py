@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from secex_firstboot.basic.errors import Refusal
-from secex_firstboot.roots.crypttab import merge_crypttab
+from secex_firstboot.roots import crypttab
 
 OURS = ["boot PARTUUID=b /etc/luks/boot luks,x-initrd.attach", "root PARTUUID=r /etc/luks/root luks"]
 OUR_LINES = "".join(f"{line}\n" for line in OURS).encode()
@@ -27,24 +27,24 @@ IGNITIONS = b"data UUID=00 /etc/luks/data luks\n"
     ],
 )
 def test_other_lines_stay_once_and_ours_follow(existing: bytes, others: bytes) -> None:
-    merged = merge_crypttab(existing, OURS)
+    merged = crypttab.merge(existing, OURS)
     assert merged == others + OUR_LINES
-    assert merge_crypttab(merged, OURS) == merged
+    assert crypttab.merge(merged, OURS) == merged
 
 
 def test_ignitions_lines_written_again_after_a_crash_change_nothing() -> None:
-    merged = merge_crypttab(IGNITIONS, OURS)
-    assert merge_crypttab(merged + IGNITIONS, OURS) == merged
+    merged = crypttab.merge(IGNITIONS, OURS)
+    assert crypttab.merge(merged + IGNITIONS, OURS) == merged
 
 
 @pytest.mark.parametrize("line", [b"root /dev/vdb", b"root\t/dev/vdb", b" boot /dev/vdb", b"root"])
 def test_another_line_for_one_of_our_volumes_is_refused(line: bytes) -> None:
     with pytest.raises(Refusal, match="another line for the volume"):
-        merge_crypttab(IGNITIONS + line + b"\n", OURS)
+        crypttab.merge(IGNITIONS + line + b"\n", OURS)
 
 
 def test_what_is_no_crypttab_is_refused() -> None:
-    assert merge_crypttab(b"#" * (1 << 20), OURS).endswith(OUR_LINES)
+    assert crypttab.merge(b"#" * (1 << 20), OURS).endswith(OUR_LINES)
     for existing in (b"#" * ((1 << 20) + 1), b"data\0"):
         with pytest.raises(Refusal, match="no crypttab"):
-            merge_crypttab(existing, OURS)
+            crypttab.merge(existing, OURS)

@@ -175,9 +175,9 @@ def test_more_files_than_can_be_looked_through_are_refused(
         identity.check(Context(""), root)
 
 
-@pytest.mark.parametrize("word", ["secex.identity=keep", "secex.identity="])
+@pytest.mark.parametrize("word", ["keep", ""])
 def test_another_value_is_refused(word: str) -> None:
-    assert identity.replace(Context(f"quiet {REPLACE}"))
-    assert not identity.replace(Context("quiet"))
+    assert identity.replace("replace")
+    assert not identity.replace(None)
     with pytest.raises(Refusal, match=r"is not secex\.identity=replace"):
-        identity.replace(Context(word))
+        identity.replace(word)

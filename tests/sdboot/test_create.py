@@ -27,6 +27,7 @@ from support import TEST_VECTORS
 from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.basic.process import ToolError
 from secex_firstboot.hostkeys import document
+from secex_firstboot.hostkeys.key import key_hash
 from secex_firstboot.sdboot import create as create_module
 from secex_firstboot.sdboot import image
 from secex_firstboot.sdboot.create import create
@@ -304,7 +305,7 @@ class Builder:
 
 
 PROVEN = {path.name: key for path, key in HOST_KEYS.items()}
-HASHES = {name: image.host_key_hash(key) for name, key in PROVEN.items()}
+HASHES = {name: key_hash(key) for name, key in PROVEN.items()}
 
 
 @pytest.mark.parametrize("name", ["pvimg", "genprotimg", "built-in"])

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from support import TEST_VECTORS
 
 from secex_firstboot.basic.errors import FirstbootError, Refusal
+from secex_firstboot.hostkeys.key import key_hash
 from secex_firstboot.sdboot import image
 
 VECTORS = TEST_VECTORS / "se-image"
@@ -341,7 +342,7 @@ def test_more_host_keys_than_a_header_holds_are_refused(boot_loaders: image.Boot
 
 # Reading the key slots.
 
-HASH_A, HASH_B = (image.host_key_hash(host.public_key()) for host in (HOST_A, HOST_B))
+HASH_A, HASH_B = (key_hash(host.public_key()) for host in (HOST_A, HOST_B))
 ARGUMENTS = STAGE3A + 11224 - 24  # in the vectors
 
 

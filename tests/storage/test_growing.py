@@ -12,11 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from secex_firstboot.agent.step import Context
+from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError, Refusal
-from secex_firstboot.cli import firstboot as cli
-from secex_firstboot.contract import paths
-from secex_firstboot.storage import growing as grow
+from secex_firstboot.storage import growing
 from secex_firstboot.storage.growing import Setting
 from secex_firstboot.storage.mounted import Mounted
 
@@ -57,19 +55,13 @@ needs_loop_devices = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of the machine the tests run on is looked at or changed."""
-    for name in ("COMMITTED", "LUKS_KEYS", "SYSROOT", "RUNTIME"):
-        monkeypatch.setattr(paths, name, tmp_path / getattr(paths, name).relative_to("/"))
-
-
 class Volume:
     """A loop device with a file system in its head, mounted, and the pattern behind it."""
 
     def __init__(self, directory: Path, kind: str, room: int = ROOM) -> None:
         mib, command = KINDS[kind]
         self.image, self.where = directory / "image", directory / "mounted"
+        self.lock = directory / "lock"
         with self.image.open("wb") as stream:
             stream.truncate(mib * MIB)
             subprocess.run([*command, self.image], check=True)
@@ -94,7 +86,7 @@ class Volume:
         return self.where / "var/lib/secex-firstboot/grown"
 
     def grow(self, progress: Callable[[str, int, int], None] = lambda label, done, total: None) -> None:
-        grow.grow_all(Context("", progress=progress), self.where, self.device, step=STEP)
+        growing.grow_all(Context("", progress=progress), self.where, self.device, self.lock, step=STEP)
 
     def never_written(self, start: int, end: int) -> set[bool]:
         """Whether the blocks from ``start`` to ``end`` still hold the pattern; {True, False} if only some."""
@@ -246,8 +238,7 @@ def test_it_stops_before_it_writes_when_somebody_else_grows_the_file_system(volu
 @needs_loop_devices
 def test_only_one_at_a_time(volume):
     root = volume("xfs, 4 KiB sectors")
-    paths.RUNTIME.mkdir(parents=True)
-    with (paths.RUNTIME / "grow.lock").open("w") as lock:
+    with root.lock.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(FirstbootError, match="another process is growing"):
             root.grow()
@@ -260,7 +251,7 @@ def test_only_one_at_a_time(volume):
 def test_another_device_than_the_mounted_one_is_refused(volume, tmp_path):
     root = volume("xfs, 4 KiB sectors")
     with pytest.raises(FirstbootError, match="is not mounted on"):
-        grow.grow_all(Context(""), tmp_path, root.device, step=STEP)
+        growing.grow_all(Context(""), tmp_path, root.device, root.lock, step=STEP)
     assert root.never_written(root.first_size, root.full_size) == {True}
 
 
@@ -283,18 +274,18 @@ def settings(root: Path, content: bytes) -> Path:
 
 
 def test_without_a_setting_it_grows_in_the_background(tmp_path):
-    assert grow.setting(Context("quiet root=/dev/mapper/root"), tmp_path) is Setting.BACKGROUND
+    assert growing.setting(Context("quiet root=/dev/mapper/root"), tmp_path) is Setting.BACKGROUND
 
 
 @pytest.mark.parametrize("chosen", Setting)
 def test_the_file_has_the_setting(tmp_path, chosen):
     root = settings(tmp_path, f"# The user's choice\n\n  grow={chosen}\n".encode())
-    assert grow.setting(Context("quiet"), root) is chosen
+    assert growing.setting(Context("quiet"), root) is chosen
 
 
 def test_the_command_line_wins(tmp_path):
     root = settings(tmp_path, b"grow=firstboot\n")
-    assert grow.setting(Context("quiet secex.grow=off"), root) is Setting.OFF
+    assert growing.setting(Context("quiet secex.grow=off"), root) is Setting.OFF
 
 
 @pytest.mark.parametrize(
@@ -310,7 +301,7 @@ def test_the_command_line_wins(tmp_path):
 )
 def test_a_file_that_makes_no_sense_is_refused_in_one_line_without_its_content(tmp_path, content, message):
     with pytest.raises(Refusal) as refusal:
-        grow.setting(Context(""), settings(tmp_path, content))
+        growing.setting(Context(""), settings(tmp_path, content))
     assert message in str(refusal.value)
     assert "secret" not in str(refusal.value)
     assert "\n" not in str(refusal.value)
@@ -318,40 +309,16 @@ def test_a_file_that_makes_no_sense_is_refused_in_one_line_without_its_content(t
 
 def test_a_file_of_the_largest_size_is_read(tmp_path):
     root = settings(tmp_path, b"grow=off\n".ljust(4096, b"#"))
-    assert grow.setting(Context(""), root) is Setting.OFF
+    assert growing.setting(Context(""), root) is Setting.OFF
 
 
 @pytest.mark.parametrize("word", ["", "yes", "OFF"])
 def test_an_unknown_word_on_the_command_line_is_refused(tmp_path, word):
     with pytest.raises(Refusal, match=r"secex\.grow on the kernel command line has an unknown value"):
-        grow.setting(Context(f"secex.grow={word}"), tmp_path)
+        growing.setting(Context(f"secex.grow={word}"), tmp_path)
 
 
 # --- where and when ---
-
-
-def provisioned() -> None:
-    paths.LUKS_KEYS.mkdir(parents=True)
-    (paths.LUKS_KEYS / "root").touch()
-
-
-def test_a_system_that_was_not_provisioned_is_refused():
-    with pytest.raises(Refusal, match="was not set up by secex-firstboot"):
-        grow.in_background(Context(""))
-
-
-def test_the_command_line_says_why_it_refuses(capsys):
-    assert cli.main(["--grow"]) == 1
-    assert capsys.readouterr().err == (
-        "secex-firstboot: this system was not set up by secex-firstboot: there is nothing to grow here\n"
-    )
-
-
-def test_switched_off_it_says_so_and_does_nothing():
-    provisioned()
-    lines: list[str] = []
-    grow.in_background(Context("secex.grow=off", say=lines.append))
-    assert lines == ["the root file system keeps its size: growing is off"]
 
 
 @needs_loop_devices
@@ -359,7 +326,7 @@ def test_switched_off_it_says_so_and_does_nothing():
 def test_at_first_boot_it_grows_only_if_told_so(volume, word, grows):
     root = volume("xfs, 4 KiB sectors")
     settings(root.where, f"grow={word}".encode())
-    grow.at_first_boot(Context(""), root.where, root.device)
+    growing.at_first_boot(Context(""), root.where, root.device, root.lock)
     assert root.mounted.size() == (root.full_size if grows else root.first_size)
     assert root.stamp.exists() is grows
 
@@ -367,6 +334,6 @@ def test_at_first_boot_it_grows_only_if_told_so(volume, word, grows):
 def test_at_first_boot_a_wrong_setting_is_said_and_does_not_stop_the_system(tmp_path):
     lines: list[str] = []
     root = settings(tmp_path, b"grow=never")
-    grow.at_first_boot(Context("", say=lines.append), root, Path("/dev/null"))
+    growing.at_first_boot(Context("", say=lines.append), root, Path("/dev/null"), tmp_path / "lock")
     assert len(lines) == 1
     assert "line 1: grow has an unknown value" in lines[0]

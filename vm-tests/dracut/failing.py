@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from secex_firstboot.agent import machine
+from secex_firstboot.agent import machine, places
 from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.cli import firstboot as cli
 from secex_firstboot.contract import paths
@@ -49,9 +49,9 @@ def show_host_keys(hashes):
 
     Under QEMU no kernel does: all of /sys/firmware/uv is for facility 158, which an ultravisor gives.
     """
-    paths.THIS_HOSTS_KEYS.mkdir(exist_ok=True)
+    places.THIS_HOSTS_KEYS.mkdir(exist_ok=True)
     lines = [*hashes, *["0" * 64] * (15 - len(hashes))]
-    (paths.THIS_HOSTS_KEYS / "all").write_text("".join(f"{line}\n" for line in lines))
+    (places.THIS_HOSTS_KEYS / "all").write_text("".join(f"{line}\n" for line in lines))
 
 
 def fill_run():
@@ -70,8 +70,8 @@ def break_zipl():
 
 def note_secrets():
     """64 bytes from the middle of each file with a secret, as a line of hexadecimal digits."""
-    volumes = paths.STATE / "volumes"
-    files = [paths.PRIVATE_KEY, paths.PLAN, *volumes.rglob("*"), *paths.LUKS_KEYS.glob("*")]
+    volumes = places.STATE / "volumes"
+    files = [paths.PRIVATE_KEY, places.PLAN, *volumes.rglob("*"), *paths.LUKS_KEYS.glob("*")]
     known = set(NEEDLES.read_text().split()) if NEEDLES.exists() else set()
     for path in files:
         if path.is_file():

@@ -19,9 +19,8 @@ import traceback
 from contextlib import contextmanager
 from pathlib import Path
 
-from secex_firstboot.agent.step import Context
-from secex_firstboot.storage import copy, cryptsetup, devicemapper, disk, filesystem, volume
-from secex_firstboot.storage import growing as grow
+from secex_firstboot.basic.context import Context
+from secex_firstboot.storage import copy, cryptsetup, devicemapper, disk, filesystem, growing, volume
 from secex_firstboot.storage.devicemapper import Piece
 from secex_firstboot.storage.mounted import Mounted
 from secex_firstboot.storage.volume import Secrets
@@ -44,7 +43,7 @@ KINDS = {
 FITRIM = 0xC0185879
 XFS_IOC_GOINGDOWN, NO_LOG_FLUSH = 0x8004587D, struct.pack("=I", 2)
 
-WHERE, SCRATCH = Path("/run/root"), Path("/run/scratch")
+WHERE, SCRATCH, LOCK = Path("/run/root"), Path("/run/scratch"), Path("/run/secex-test/grow.lock")
 STARTED = time.monotonic()
 RESULT = {}
 
@@ -110,7 +109,7 @@ def grow_and_kill(device, chance):
     if (child := os.fork()) == 0:
         try:
             context = Context("", progress=lambda *_: os.write(sending, b"."))
-            grow.grow_all(context, WHERE, device, step=STEP)
+            growing.grow_all(context, WHERE, device, LOCK, step=STEP)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -137,7 +136,7 @@ def crash(device, kind):
 def grow_to_the_end(device):
     """The most memory that waited to be written meanwhile, in KiB."""
     waiting = []
-    grow.grow_all(Context("", progress=lambda *_: waiting.append(dirty())), WHERE, device, step=STEP)
+    growing.grow_all(Context("", progress=lambda *_: waiting.append(dirty())), WHERE, device, LOCK, step=STEP)
     return max(waiting)
 
 

@@ -16,12 +16,11 @@ import traceback
 from contextlib import contextmanager
 from pathlib import Path
 
+from secex_firstboot.agent import places, volumes
 from secex_firstboot.agent.step import Context
 from secex_firstboot.agent.steps import encrypt, partition
-from secex_firstboot.agent.steps.personalise import volume_secrets
 from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.basic.files import write_private
-from secex_firstboot.contract import paths
 from secex_firstboot.storage import cryptsetup, devicemapper, disk, filesystem, plan, reopen, verity, volume
 from secex_firstboot.storage.cryptsetup import CryptSetup
 from secex_firstboot.storage.devicemapper import Piece
@@ -308,11 +307,11 @@ def lay_out(found, root_hashes, headroom):
         sources.append(Source(root_hash=root_hashes[name], size=verity.data_size(data, tree),
                               file_system=file_system))  # fmt: skip
     made = plan.lay_out(found, *sources, headroom, "5e" * 32)
-    write_private(paths.PLAN, made.model_dump_json().encode())
-    write_private(paths.COMMITTED, b"")
+    write_private(places.PLAN, made.model_dump_json().encode())
+    write_private(places.COMMITTED, b"")
     sizes = {"boot": found.partitions["boot"].size, "root": made.root_partition_size}
     for each in made.volumes:
-        volume.prepare(volume_secrets(each.name), label=each.label, device_size=sizes[each.name],
+        volume.prepare(volumes.secrets_of(each.name), label=each.label, device_size=sizes[each.name],
                        sector_size=each.sector_size, scratch=SCRATCH)  # fmt: skip
     return made
 
@@ -322,7 +321,7 @@ def run_encryption(made, name, cuts, digests):
     chosen = made.boot if name == "boot" else made.root
     se = disk.find_disk().partitions["se"].device
     while True:
-        with filesystem.mounted(se, paths.SE_MOUNT, type="ext4") as where:
+        with filesystem.mounted(se, places.SE_MOUNT, type="ext4") as where:
             try:
                 CutEncryption(Context(""), made, chosen, where, cuts=cuts, digests=digests).run()
                 return
@@ -432,7 +431,7 @@ def read_errors_of_root(made):
 
 def main():
     SCRATCH.mkdir(mode=0o700)
-    paths.RUNTIME.mkdir(mode=0o700, parents=True, exist_ok=True)
+    places.RUNTIME.mkdir(mode=0o700, parents=True, exist_ok=True)
     with disk.find_by_serial("facts").open("rb") as stream:
         facts = json.loads(stream.read().rstrip(b"\0"))
     scratch = disk.find_by_serial("scratch")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from secex_firstboot.agent import places
 from secex_firstboot.agent.step import Context, Phase, Stage, Status, Step, done, ready
 from secex_firstboot.basic import memory
 from secex_firstboot.basic.errors import FirstbootError, Refusal
@@ -24,13 +25,13 @@ class Config(Step):
     def observe(self, context: Context) -> Status:
         if context.phase is Phase.PROVISIONED:
             return done("provisioned before; Ignition does not run again")
-        if exists(paths.IGNITION_USER_CONFIG) and not exists(paths.PRIVATE_KEY):
+        if exists(places.IGNITION_USER_CONFIG) and not exists(paths.PRIVATE_KEY):
             if context.phase is Phase.COMMITTED:
                 devices = ownership.device_numbers(disk.find_disk().device)
-                checks.stored(paths.IGNITION_USER_CONFIG.read_bytes(), devices)
+                checks.stored(places.IGNITION_USER_CONFIG.read_bytes(), devices)
             return done("Ignition has the config; the private key is gone")
-        if exists(paths.CONFIG_REFUSED):
-            raise Refusal(paths.CONFIG_REFUSED.read_text(encoding="utf-8"))
+        if exists(places.CONFIG_REFUSED):
+            raise Refusal(places.CONFIG_REFUSED.read_text(encoding="utf-8"))
         if not exists(paths.PRIVATE_KEY):
             raise Refusal(
                 f"the initramfs has no private key {paths.PRIVATE_KEY}",
@@ -46,9 +47,9 @@ class Config(Step):
             memory.stir(paths.PRIVATE_KEY.read_bytes(), plain)
             _check(plain)
             _forbid_local_login(context)
-            write_private(paths.IGNITION_USER_CONFIG, plain)
+            write_private(places.IGNITION_USER_CONFIG, plain)
         except FirstbootError as error:
-            write_private(paths.CONFIG_REFUSED, str(error).encode())
+            write_private(places.CONFIG_REFUSED, str(error).encode())
             raise
         finally:
             paths.PRIVATE_KEY.unlink(missing_ok=True)
@@ -75,7 +76,7 @@ def _forbid_local_login(context: Context) -> None:
         context.say(f"WARNING: {_LOGIN}=allowed: a login on the console, which is the host's, is not masked")
     else:
         write_private(
-            paths.IGNITION_BASE_CONFIGS / paths.NO_LOCAL_LOGIN.name, paths.NO_LOCAL_LOGIN.read_bytes()
+            places.IGNITION_BASE_CONFIGS / paths.NO_LOCAL_LOGIN.name, paths.NO_LOCAL_LOGIN.read_bytes()
         )
 
 

@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from secex_firstboot.agent import places, volumes
 from secex_firstboot.agent.step import Context, Phase, Stage, Status, Step, done, ready, waiting
-from secex_firstboot.agent.steps.personalise import volume_secrets
 from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.basic.files import exists, size_of, sync
 from secex_firstboot.contract import paths
@@ -51,16 +51,16 @@ class Encrypt(Step):
     def observe(self, context: Context) -> Status:
         if context.phase not in (Phase.COMMITTED, Phase.PROVISIONED):
             return waiting("the commit point comes first")
-        if is_open(context, self.volume):
+        if volumes.is_open(context, self.volume):
             return done(f"/dev/mapper/{self.volume}: dm-crypt on dm-integrity")
         if context.phase is Phase.PROVISIONED:
             return waiting(f"/dev/mapper/{self.volume} is not the encrypted volume")
-        mib = _volume(Plan.load(paths.PLAN), self.volume).source_size >> 20
+        mib = _volume(Plan.load(places.PLAN), self.volume).source_size >> 20
         return ready(f"encrypt {mib} MiB of {self.volume}, or go on where it was cut, and open the volume")
 
     def perform(self, context: Context) -> None:
-        plan = Plan.load(paths.PLAN)
-        with filesystem.mounted(disk.find_disk().partitions["se"].device, paths.SE_MOUNT, type="ext4") as se:
+        plan = Plan.load(places.PLAN)
+        with filesystem.mounted(disk.find_disk().partitions["se"].device, places.SE_MOUNT, type="ext4") as se:
             Encryption(context, plan, _volume(plan, self.volume), se).run()
 
 
@@ -76,13 +76,6 @@ class EncryptRoot(Encrypt):
     volume = "root"
 
 
-def is_open(context: Context, name: str) -> bool:
-    """Whether the mapping ``name`` is the volume that first boot made, at first boot or a later one."""
-    system = context.phase is Phase.PROVISIONED
-    header = paths.LUKS_KEYS / f"{name}.header" if system else volume_secrets(name).header
-    return volume.is_open(header, disk.find_disk().partitions[name].device, name)
-
-
 def _volume(plan: Plan, name: str) -> Volume:
     return plan.boot if name == "boot" else plan.root
 
@@ -95,7 +88,7 @@ class Encryption:
         self.plan = plan
         self.volume = volume_plan
         self.se = se
-        self.secrets = volume_secrets(volume_plan.name)
+        self.secrets = volumes.secrets_of(volume_plan.name)
         partitions = disk.find_disk().partitions
         self.partition = partitions[volume_plan.name].device
         self.root_partition = partitions["root"].device
@@ -173,13 +166,13 @@ class Encryption:
         device = self._opened()
         grown = self._grown_size(size_of(device))
         if self.volume.file_system_size < grown:
-            with filesystem.mounted(device, paths.ROOT_MOUNT, type=self.volume.file_system) as where:
+            with filesystem.mounted(device, places.ROOT_MOUNT, type=self.volume.file_system) as where:
                 mounted = Mounted.find(where, device)
                 if mounted.size() < grown:
                     mounted.grow(grown)
         if self.volume.name == "root" and self.plan.replace_identity:
             # Before Ignition writes there: a config may bring a machine's own.
-            with filesystem.mounted(device, paths.ROOT_MOUNT, type=self.volume.file_system) as root:
+            with filesystem.mounted(device, places.ROOT_MOUNT, type=self.volume.file_system) as root:
                 identity.remove(root)
         sync(device)
         self._record(Progress.FINISHED)
@@ -202,11 +195,11 @@ class Encryption:
         Or the host has put back a record from before: then nothing that is left to do by that must be done to
         a root that has grown, or that Ignition has written to.
         """
-        with filesystem.mounted(root, paths.ROOT_MOUNT, type=self.volume.file_system) as where:
+        with filesystem.mounted(root, places.ROOT_MOUNT, type=self.volume.file_system) as where:
             refuse_sealed(where)
             self._refuse_older_record(where, Mounted.find(where, root).size())
             if overlay.settle(where):
-                paths.FILES_FINISHED.touch()
+                places.FILES_FINISHED.touch()
 
     def _refuse_older_record(self, where: Path, size: int) -> None:
         """Raise FirstbootError if root shows more than the record knows.
@@ -288,7 +281,7 @@ class Encryption:
 
 def refuse_sealed(root: Path) -> None:
     """Raise FirstbootError if first boot ended on this root: then the host has put back an older sdboot."""
-    if exists(root / paths.SEALED.relative_to("/")):
+    if exists(paths.below(root, paths.SEALED)):
         raise FirstbootError(
             "this system was set up before, and an older boot image was put back",
             "put back the newest sdboot and boot record, or start again from the image",

@@ -5,28 +5,13 @@ The rest of what the config asks of the agent is looked at here, too: Ignition h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Literal
-
+from secex_firstboot.agent import places
 from secex_firstboot.agent.step import Context, Phase, Stage, Status, Step, done, ready, waiting
-from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.basic.files import exists, write_private
 from secex_firstboot.contract import paths
-from secex_firstboot.hostkeys import certificates, document, verify
-from secex_firstboot.hostkeys.document import Document
-from secex_firstboot.hostkeys.download import Network
-from secex_firstboot.hostkeys.fetch import DOCUMENT_LIMIT, Fetcher
+from secex_firstboot.hostkeys import document, proof
 from secex_firstboot.ignition import checks, config, ownership
-from secex_firstboot.ignition.config import Config, FileEntry
 from secex_firstboot.storage import disk
-
-VERIFY_ARGUMENT = "secex.hostkey_verify"
-# A distribution point that does not answer is no reason to wait, least of all where a CRL is given.
-_CRL_ATTEMPTS = 3
-_NEWER_CRL_SECONDS = 10.0
 
 
 class HostKeys(Step):
@@ -38,101 +23,21 @@ class HostKeys(Step):
         if context.phase is Phase.PROVISIONED:
             return done(f"documents in {paths.SYSTEM_HOST_KEYS}")
         if context.phase is Phase.COMMITTED:
-            return done(f"{len(list(paths.HOST_KEYS.iterdir()))} documents in the plan")
-        if not exists(paths.IGNITION_MERGED_CONFIG):
+            return done(f"{len(list(places.HOST_KEYS.iterdir()))} documents in the plan")
+        if not exists(places.IGNITION_MERGED_CONFIG):
             return waiting("Ignition merges the config first")
-        verification(context)
-        merged = config.parse(paths.IGNITION_MERGED_CONFIG.read_bytes())
-        names = [entry.name for entry in named(merged)]
-        if all(exists(paths.HOST_KEYS / name) for name in names):
+        proof.verification(context.argument(proof.VERIFY_ARGUMENT))
+        merged = config.parse(places.IGNITION_MERGED_CONFIG.read_bytes())
+        names = [entry.name for entry in proof.named(merged)]
+        if all(exists(places.HOST_KEYS / name) for name in names):
             return done(f"{len(names)} documents: {', '.join(names)}")
         return ready(f"fetch {', '.join(names)}")
 
     def perform(self, context: Context) -> None:
         devices = ownership.device_numbers(disk.find_disk().device)
-        merged = checks.merged(paths.IGNITION_MERGED_CONFIG.read_bytes(), devices, context.warn)
-        proof = Proof(merged, paths.CERTIFICATES, verification(context), paths.RUNTIME, context)
-        documents = proof.documents()
-        document.check_this_host(documents, document.this_host_key_hashes(paths.THIS_HOSTS_KEYS))
+        merged = checks.merged(places.IGNITION_MERGED_CONFIG.read_bytes(), devices, context.warn)
+        how = proof.verification(context.argument(proof.VERIFY_ARGUMENT))
+        documents = proof.Proof(merged, paths.CERTIFICATES, how, places.RUNTIME, context).documents()
+        document.check_this_host(documents, document.this_host_key_hashes(places.THIS_HOSTS_KEYS))
         for each in documents:
-            write_private(paths.HOST_KEYS / each.name, each.pem)
-
-
-def named(merged: Config) -> list[FileEntry]:
-    """The host-key documents of the config, at least one."""
-    entries = config.host_keys(merged)
-    if not entries:
-        raise Refusal(
-            "the Ignition config names no host key",
-            "add a storage.files entry with a path /etc/se-hostkeys/ibm-z-hostkey-NAME",
-        )
-    return entries
-
-
-def verification(context: Context) -> Literal["strict", "no"]:
-    match context.argument(VERIFY_ARGUMENT):
-        case None | "strict":
-            return "strict"
-        case "no":
-            return "no"
-    raise Refusal(
-        f"{VERIFY_ARGUMENT} is neither strict nor no", "build the image with one of them, or without it"
-    )
-
-
-@dataclass(frozen=True)
-class Proof:
-    """The documents of a config, and what they are proven by.
-
-    ``image_certificates`` is the directory with the root certificates; ``scratch`` one for a moment's files.
-    """
-
-    config: Config
-    image_certificates: Path
-    verification: Literal["strict", "no"]
-    scratch: Path
-    context: Context
-
-    def documents(self) -> list[Document]:
-        """Raises Refusal for the first that cannot be proven genuine."""
-        found = []
-        for entry in named(self.config):
-            content = self._fetcher(Network()).file(entry, "host-key document", DOCUMENT_LIMIT)
-            found.append(document.parse(entry.name, content))
-        self._verify(found)
-        for each in found:
-            self.context.say(f"host key {each.name}: SHA-256 {document.key_hash(each).hex()}")
-        return found
-
-    def _verify(self, documents: Sequence[Document]) -> None:
-        if self.verification == "no":
-            self.context.warn(f"{VERIFY_ARGUMENT}=no: nothing proves that the host keys are those of IBM Z")
-            return
-        files = [
-            (entry.name, self._fetcher(Network()).file(entry, "file", certificates.FILE_LIMIT))
-            for entry in config.certificates(self.config)
-        ]
-        verify.verify(
-            documents,
-            certificates.load(self.image_certificates, files),
-            now=datetime.now(UTC),
-            fetch_crl=self._crl,
-            scratch=self.scratch,
-        )
-
-    def _crl(self, url: str, seconds: float | None) -> bytes:
-        """As for crl.fetch: patiently, or, where what is given would do, within so many ``seconds``."""
-        what, network = "a certificate revocation list", Network(attempts=_CRL_ATTEMPTS)
-        if seconds is not None:
-            seconds = min(seconds, _NEWER_CRL_SECONDS)
-            what = f"a newer certificate revocation list, for {seconds:.0f} s at most,"
-            network = Network(attempts=1, total=seconds)
-        try:
-            return self._fetcher(network).url(url, what, certificates.FILE_LIMIT)
-        except Refusal as refusal:
-            if seconds is not None:
-                self.context.say(f"{refusal.message}: those that are given count")
-            raise
-
-    def _fetcher(self, network: Network) -> Fetcher:
-        return Fetcher(self.config, network, self.context.say)
+            write_private(places.HOST_KEYS / each.name, each.pem)

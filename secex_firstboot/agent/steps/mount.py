@@ -6,12 +6,11 @@ there.
 
 from __future__ import annotations
 
+from secex_firstboot.agent import places, volumes
 from secex_firstboot.agent.step import Context, Phase, Stage, Status, Step, done, waiting
-from secex_firstboot.agent.steps import encrypt
 from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.basic.files import exists
-from secex_firstboot.contract import paths
-from secex_firstboot.sdboot.contents import ROOT_DEVICE
+from secex_firstboot.sdboot.options import ROOT_DEVICE
 from secex_firstboot.storage import devicemapper, filesystem
 
 
@@ -25,19 +24,19 @@ class Mount(Step):
             return done("the system runs from the encrypted volumes")
         if context.phase is not Phase.COMMITTED:
             return waiting("the commit point comes first")
-        for where, name in ((paths.SYSROOT, "root"), (paths.SYSROOT / "boot", "boot")):
+        for where, name in ((places.SYSROOT, "root"), (places.SYSROOT / "boot", "boot")):
             numbers = filesystem.mounted_numbers(where)
             if not numbers:
                 return waiting(f"systemd mounts {where} first")
             mapping = devicemapper.find(name)
             # The first: what is mounted over it is the overlay that Ignition writes to.
-            if not mapping or mapping.number != numbers[0] or not encrypt.is_open(context, name):
+            if not mapping or mapping.number != numbers[0] or not volumes.is_open(context, name):
                 raise FirstbootError(
                     f"what is mounted on {where} is not the encrypted volume {name}",
                     f"start with root={ROOT_DEVICE}, and build the image without what maps disks by itself",
                 )
-        written = exists(paths.FILES_FINISHED)
-        if not written and filesystem.mount_sources(paths.SYSROOT)[-1] != "overlay":
+        written = exists(places.FILES_FINISHED)
+        if not written and filesystem.mount_sources(places.SYSROOT)[-1] != "overlay":
             return waiting("the overlay that Ignition writes to is mounted first")
         return done("the encrypted volumes are mounted")
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from secex_firstboot.agent import places
 from secex_firstboot.agent.step import Context, Phase, Stage, Status, Step, done, ready, waiting
-from secex_firstboot.contract import paths
 from secex_firstboot.contract.partitions import HASH_TREES
 from secex_firstboot.storage import disk, partition_table
 from secex_firstboot.storage.plan import Plan
@@ -23,7 +23,7 @@ class Partition(Step):
         if context.phase is Phase.PROVISIONED:
             return done(f"root has {root.size >> 20} MiB")
         whole = partition_table.is_sound(found.device, found.block_size)
-        if whole and root.size == Plan.load(paths.PLAN).root_partition_size:
+        if whole and root.size == Plan.load(places.PLAN).root_partition_size:
             return done(f"root has {root.size >> 20} MiB")
         return ready(f"remove boothash and roothash, grow root from {root.size >> 20} MiB")
 
@@ -36,6 +36,6 @@ class Partition(Step):
                 found.partitions[name].number for name in HASH_TREES.values() if name in found.partitions
             ],
             number=found.partitions["root"].number,
-            blocks=Plan.load(paths.PLAN).root_partition_size // found.block_size,
-            scratch=paths.RUNTIME,
+            blocks=Plan.load(places.PLAN).root_partition_size // found.block_size,
+            scratch=places.RUNTIME,
         )

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+from secex_firstboot.agent import boot_image, places, verified
 from secex_firstboot.agent.step import Context, Phase, Stage, Status, Step, done, ready, waiting
-from secex_firstboot.agent.steps import verity as verity_step
-from secex_firstboot.agent.steps.platform import check_command_line
+from secex_firstboot.agent.volumes import secrets_of
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.basic.files import exists, is_directory, write_private
 from secex_firstboot.contract import paths
@@ -22,20 +22,12 @@ from secex_firstboot.contract.command_line import parameters
 from secex_firstboot.contract.partitions import HASH_TREES, VOLUMES
 from secex_firstboot.ignition import config
 from secex_firstboot.roots import identity
-from secex_firstboot.sdboot import boot_entry, boot_record, image
+from secex_firstboot.sdboot import boot_entry, boot_record, image, options
 from secex_firstboot.sdboot.boot_entry import BootEntry
-from secex_firstboot.sdboot.contents import (
-    build_sdboot,
-    first_boot_command_line,
-    se_mounted,
-    system_command_line,
-)
 from secex_firstboot.sdboot.initramfs import Directory, Entry, File
-from secex_firstboot.storage import disk, filesystem, loop, record, verity, volume
-from secex_firstboot.storage import growing as grow
-from secex_firstboot.storage.plan import MIB, Plan, Source, Volume, lay_out
+from secex_firstboot.storage import disk, filesystem, growing, loop, record, verity, volume
+from secex_firstboot.storage.plan import DEFAULT_HEADROOM, MIB, Plan, Source, Volume, lay_out
 
-DEFAULT_HEADROOM = 256 * MIB
 HEADROOM_ARGUMENT = "secex.headroom"  # MiB
 
 
@@ -48,44 +40,44 @@ class Personalise(Step):
     def observe(self, context: Context) -> Status:
         if context.phase in (Phase.COMMITTED, Phase.PROVISIONED):
             return done("the boot record starts an image made here")
-        if not all(verity_step.is_open(context, name) for name in verity_step.ARGUMENTS):
+        if not all(verified.is_open(context, name) for name in verified.ARGUMENTS):
             return waiting("boot and root are opened first")
         _plan(context, record_key="0" * 64)
         return ready("make keys and plan, build sdboot for your hosts and make it bootable")
 
     def perform(self, context: Context) -> None:
-        shutil.rmtree(paths.STATE / "volumes", ignore_errors=True)
+        shutil.rmtree(places.STATE / "volumes", ignore_errors=True)
         plan = _plan(context, record_key=secrets.token_hex(32))
         found = disk.find_disk()
-        with _mounted(plan.root, paths.ROOT_MOUNT) as root:
+        with _mounted(plan.root, places.ROOT_MOUNT) as root:
             identity.check(context, root)
-        with _mounted(plan.boot, paths.BOOT_MOUNT) as boot:
+        with _mounted(plan.boot, places.BOOT_MOUNT) as boot:
             entry = boot_entry.find(boot)
             _check_options(context, entry.options)
-            image.command_line_component(system_command_line(entry.options), entry.linux)
-            with se_mounted(found) as se:
+            image.command_line_component(boot_image.system_command_line(entry.options), entry.linux)
+            with boot_image.se_mounted(found) as se:
                 boot_record.settle(se, found)
                 _check_room(se, entry)
                 self._commit(context, plan, entry, se, found)
-        write_private(paths.COMMITTED, b"")
-        for name in verity_step.ARGUMENTS:
-            verity_step.close(name)
+        write_private(places.COMMITTED, b"")
+        for name in verified.ARGUMENTS:
+            verified.close(name)
 
     def _commit(self, context: Context, plan: Plan, entry: BootEntry, se: Path, found: disk.Disk) -> None:
         _prepare_volumes(context, plan, found)
-        write_private(paths.PLAN, plan.model_dump_json().encode())
+        write_private(places.PLAN, plan.model_dump_json().encode())
         # What a start after a crash goes on with: Ignition merged it once, and does not again.
-        merged = paths.IGNITION_MERGED_CONFIG.read_bytes()
-        write_private(paths.IGNITION_USER_CONFIG, config.without_references(merged))
+        merged = places.IGNITION_MERGED_CONFIG.read_bytes()
+        write_private(places.IGNITION_USER_CONFIG, config.without_references(merged))
         record.remove(se)
-        build_sdboot(
+        boot_image.build(
             context,
             entry,
             se,
-            command_line=first_boot_command_line(entry.options),
+            command_line=options.first_boot_command_line(entry.options),
             overlay=_state_files(),
         )
-        boot_record.install(se, found, paths.RUNTIME)
+        boot_record.install(se, found, places.RUNTIME)
 
 
 @contextmanager
@@ -95,7 +87,7 @@ def _mounted(source: Volume, where: Path) -> Iterator[Path]:
     Its device has blocks of 4096 bytes, and no file system with smaller ones can be mounted from that: from a
     loop device over it, it can.
     """
-    device = verity_step.device(source.name)
+    device = verified.device(source.name)
     small = source.sector_size < 4096
     with (
         loop.attached(device, block_size=disk.SECTOR) if small else nullcontext(device) as blocks,
@@ -105,29 +97,29 @@ def _mounted(source: Volume, where: Path) -> Iterator[Path]:
 
 
 def _plan(context: Context, record_key: str) -> Plan:
-    grow.setting(context)  # what makes no sense is refused now
+    growing.setting(context, Path("/"))  # what makes no sense is refused now
     found = disk.find_disk()
     boot, root = (_source(context, found, name) for name in VOLUMES)
     plan = lay_out(found, boot, root, _headroom(context), record_key)
-    return plan.model_copy(update={"replace_identity": identity.replace(context)})
+    return plan.model_copy(update={"replace_identity": identity.replace(context.argument(identity.ARGUMENT))})
 
 
 def _source(context: Context, found: disk.Disk, name: str) -> Source:
     partitions = found.partitions
     size = verity.data_size(partitions[name].device, partitions[HASH_TREES[name]].device)
-    file_system = filesystem.identify(verity_step.device(name), name)
+    file_system = filesystem.identify(verified.device(name), name)
     if file_system.size > size:
         # The host can shorten what the tree covers without changing the root hash.
         raise Refusal(
             f"the hash tree for {name} does not cover the whole file system", "build the image again"
         )
-    return Source(root_hash=verity_step.root_hash(context, name), size=size, file_system=file_system)
+    return Source(root_hash=verified.root_hash(context, name), size=size, file_system=file_system)
 
 
-def _check_options(context: Context, options: str) -> None:
+def _check_options(context: Context, of_entry: str) -> None:
     """What this boot's command line was judged by must be true of the one that first boot goes on with."""
-    check_command_line(first_boot_command_line(options))
-    if _ours(options) != _ours(context.command_line):
+    options.check(options.first_boot_command_line(of_entry))
+    if _ours(of_entry) != _ours(context.command_line):
         raise Refusal(
             "the boot entry of the image has other secex arguments than its boot image",
             "build the image with the same ones in both",
@@ -148,7 +140,7 @@ def _headroom(context: Context) -> int:
 
 
 def _check_room(se: Path, entry: BootEntry) -> None:
-    parts = (entry.linux, *entry.initrd, paths.IGNITION_MERGED_CONFIG)
+    parts = (entry.linux, *entry.initrd, places.IGNITION_MERGED_CONFIG)
     needed = sum(path.stat().st_size for path in parts) + 8 * MIB
     missing = needed - shutil.disk_usage(se).free
     if missing > 0:
@@ -168,27 +160,23 @@ def _prepare_volumes(context: Context, plan: Plan, found: disk.Disk) -> None:
             )
         context.say(f"making keys and LUKS2 header of {each.name}")
         volume.prepare(
-            volume_secrets(each.name),
+            secrets_of(each.name),
             label=each.label,
             device_size=sizes[each.name],
             sector_size=each.sector_size,
-            scratch=paths.RUNTIME,
+            scratch=places.RUNTIME,
         )
-
-
-def volume_secrets(name: str) -> volume.Secrets:
-    return volume.Secrets.below(paths.STATE / "volumes" / name)
 
 
 def _state_files() -> dict[str, Entry]:
     """What a start after a crash needs: keys, plan, documents, the config as Ignition merged it, and ours."""
-    files: dict[str, Entry] = {str(paths.STATE): Directory(0o700)}
-    for path in sorted(paths.STATE.rglob("*")):
+    files: dict[str, Entry] = {str(places.STATE): Directory(0o700)}
+    for path in sorted(places.STATE.rglob("*")):
         files[str(path)] = Directory(0o700) if is_directory(path) else File(path)
-    files[str(paths.COMMITTED)] = File(b"")
-    files[str(paths.IGNITION_USER_CONFIG)] = File(paths.IGNITION_USER_CONFIG)
+    files[str(places.COMMITTED)] = File(b"")
+    files[str(places.IGNITION_USER_CONFIG)] = File(places.IGNITION_USER_CONFIG)
     # Not part of the merged config: each of Ignition's stages merges the base configs anew.
-    base = paths.IGNITION_BASE_CONFIGS / paths.NO_LOCAL_LOGIN.name
+    base = places.IGNITION_BASE_CONFIGS / paths.NO_LOCAL_LOGIN.name
     if exists(base):
         files[str(base)] = File(base)
     return files

@@ -6,21 +6,18 @@ import re
 import shutil
 from pathlib import Path
 
+from secex_firstboot.agent import boot_image, places, volumes
 from secex_firstboot.agent.step import Context, Phase, Stage, Status, Step, done, ready, waiting
-from secex_firstboot.agent.steps.personalise import volume_secrets
-from secex_firstboot.basic.errors import FirstbootError, Refusal
-from secex_firstboot.basic.files import exists, sync, write_private
+from secex_firstboot.basic.errors import FirstbootError
+from secex_firstboot.basic.files import write_private
 from secex_firstboot.basic.process import ToolError, run
 from secex_firstboot.contract import paths
 from secex_firstboot.contract.partitions import VOLUMES
 from secex_firstboot.ignition import config, local_login
-from secex_firstboot.roots import overlay
-from secex_firstboot.roots.crypttab import merge_crypttab
+from secex_firstboot.roots import crypttab, remains
 from secex_firstboot.sdboot import boot_entry, boot_record
-from secex_firstboot.sdboot.contents import build_sdboot, se_mounted, system_command_line
 from secex_firstboot.sdboot.initramfs import Directory, Entry, File
-from secex_firstboot.storage import devicemapper, disk, filesystem, record
-from secex_firstboot.storage import growing as grow
+from secex_firstboot.storage import devicemapper, disk, filesystem, growing
 
 # Opened in the initramfs, and kept open in the system; without a time limit for the disk to appear, as dracut
 # has none for the root device; without asking at the host's console for a passphrase.
@@ -61,63 +58,44 @@ class Seal(Step):
             return done("the system starts from its final sdboot")
         if context.phase is not Phase.COMMITTED:
             return waiting("the commit point comes first")
-        if not filesystem.mount_sources(paths.SYSROOT / "boot"):
+        if not filesystem.mount_sources(places.SYSROOT / "boot"):
             return waiting("the encrypted volumes are mounted first")
         return ready("write keys and crypttab to the system, build the final sdboot, make it bootable")
 
     def perform(self, context: Context) -> None:
-        files, crypttab = key_files(), crypttab_lines()
-        _add_to_crypttab(paths.SYSROOT / paths.CRYPTTAB.relative_to("/"), crypttab)
+        files, lines = key_files(), crypttab_lines()
+        _add_to_crypttab(paths.below(places.SYSROOT, paths.CRYPTTAB), lines)
         _enable_units(context)
         # Last: check-root, at later boots, knows by them that root has all that was to be written there.
         for path, content in files.items():
-            write_private(paths.SYSROOT / path.relative_to("/"), content)
-        grow.at_first_boot(context, paths.SYSROOT, devicemapper.MAPPER / "root")
+            write_private(places.SYSROOT / path.relative_to("/"), content)
+        growing.at_first_boot(
+            context, places.SYSROOT, devicemapper.MAPPER / "root", places.RUNTIME / "grow.lock"
+        )
         found = disk.find_disk()
-        entry = boot_entry.find(paths.SYSROOT / "boot")
+        entry = boot_entry.find(places.SYSROOT / "boot")
         added: dict[str, Entry] = {str(paths.LUKS_KEYS): Directory(0o700)}
         added |= {str(path): File(content) for path, content in files.items()}
-        added[str(paths.CRYPTTAB)] = File(merge_crypttab(b"", crypttab))
-        for name, content in local_login.unit_files().items():
+        added[str(paths.CRYPTTAB)] = File(crypttab.merge(b"", lines))
+        for name, content in local_login.unit_files(boot_image.login_units()).items():
             path = paths.NO_LOGIN_UNITS / name
             write_private(path, content)
             added[str(path)] = File(content)
-        with se_mounted(found) as se:
+        with boot_image.se_mounted(found) as se:
             boot_record.settle(se, found)
-            build_sdboot(context, entry, se, command_line=system_command_line(entry.options), overlay=added)
-            boot_record.install(se, found, paths.RUNTIME)
-            tidy(se, paths.SYSROOT)
-        shutil.rmtree(paths.STATE)
-        paths.IGNITION_USER_CONFIG.unlink(missing_ok=True)
-
-
-def tidy_in_system(context: Context) -> None:
-    """In the running system, after a power cut behind the last switch: secex-firstboot-tidy.service."""
-    if context.phase is not Phase.PROVISIONED:
-        raise Refusal("this system was not set up by secex-firstboot", "there is nothing to tidy here")
-    with se_mounted(disk.find_disk()) as se:
-        tidy(se, Path("/"))
-    context.say("nothing of first boot is left on the disk")
-
-
-def tidy(se: Path, root: Path) -> None:
-    """Remove what only first boot needed; as long as some of it is there, the system does this again.
-
-    The mark that stops an earlier boot image that is put back comes before the overlay's directory goes:
-    without that, nothing shows that Ignition has run.
-    """
-    boot_record.tidy(se)
-    record.remove(se)
-    sync(se)
-    write_private(root / paths.SEALED.relative_to("/"), b"")
-    overlay.remove(root)
+            line = boot_image.system_command_line(entry.options)
+            boot_image.build(context, entry, se, command_line=line, overlay=added)
+            boot_record.install(se, found, places.RUNTIME)
+            remains.remove(se, places.SYSROOT)
+        shutil.rmtree(places.STATE)
+        places.IGNITION_USER_CONFIG.unlink(missing_ok=True)
 
 
 def key_files() -> dict[Path, bytes]:
     """Keys, detached headers, and what check-volume compares: the same in the system and in its sdboot."""
     files = {}
     for name in VOLUMES:
-        secrets = volume_secrets(name)
+        secrets = volumes.secrets_of(name)
         files[paths.LUKS_KEYS / name] = secrets.key.read_bytes()
         files[paths.LUKS_KEYS / f"{name}.header"] = secrets.header.read_bytes()
         files[paths.LUKS_KEYS / f"{name}.mode"] = devicemapper.crypt_mode(name).encode() + b"\n"
@@ -141,7 +119,7 @@ def _enable_units(context: Context) -> None:
     """
     if not _systemctl("--preset-mode=enable-only", "preset-all"):
         context.warn("not all units could be enabled: look at them with systemctl preset-all")
-    for index, unit in enumerate(config.parse(paths.IGNITION_MERGED_CONFIG.read_bytes()).systemd.units):
+    for index, unit in enumerate(config.parse(places.IGNITION_MERGED_CONFIG.read_bytes()).systemd.units):
         if unit.enabled and not unit.mask and not _systemctl("enable", "--", unit.name):
             context.warn(f"systemd.units[{index}] of the config could not be enabled: look at its [Install]")
 
@@ -149,7 +127,7 @@ def _enable_units(context: Context) -> None:
 def _systemctl(*words: str) -> bool:
     """Whether this succeeds; not, if it is the units' fault. Raises FirstbootError if anything else fails."""
     try:
-        run(["systemctl", f"--root={paths.SYSROOT}", *words], environment=_SYSTEMCTL)
+        run(["systemctl", f"--root={places.SYSROOT}", *words], environment=_SYSTEMCTL)
     except ToolError as error:  # its words may name units of the config
         if _UNITS_FAULT.fullmatch(error.output):
             return False
@@ -162,5 +140,4 @@ def _systemctl(*words: str) -> bool:
 
 def _add_to_crypttab(path: Path, lines: list[str]) -> None:
     """Ignition's files stage has written there what the config says of other volumes."""
-    existing = path.read_bytes() if exists(path) else b""
-    write_private(path, merge_crypttab(existing, lines))
+    write_private(path, crypttab.merge(crypttab.read(path), lines))

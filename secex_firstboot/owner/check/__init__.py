@@ -7,16 +7,15 @@ nor refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from secex_firstboot.agent.machine import REFUSED, UNKNOWN, Observation
-from secex_firstboot.agent.step import Context, State, Step
-from secex_firstboot.agent.steps import STEPS
+from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError
+from secex_firstboot.contract.dry_run import Described, Observation, State
 from secex_firstboot.owner.check import config_file, hostkeys, image
 from secex_firstboot.owner.check.config_file import Given
 from secex_firstboot.owner.check.look import Look
@@ -35,8 +34,8 @@ class Preflight:
     context: Context
     offline: bool = False
 
-    def run(self) -> list[Observation]:
-        """What each step would say, as far as it can be told here."""
+    def run(self, steps: Sequence[Described]) -> list[Observation]:
+        """What each of the steps of first boot would say, as far as it can be told here."""
         looks: dict[str, Callable[[], Look]] = {}
         try:
             given = config_file.read(self.config_file)
@@ -47,7 +46,7 @@ class Preflight:
             looks["hostkeys"] = lambda: self._host_keys(given)
         if disk := self.image:
             looks["personalise"] = lambda: image.look(disk)
-        return [_observation(step, looks.get(step.name)) for step in STEPS]
+        return [_observation(step, looks.get(step.name)) for step in steps]
 
     def _host_keys(self, given: Given) -> Look:
         return hostkeys.look(
@@ -59,14 +58,14 @@ class Preflight:
         )
 
 
-def _observation(step: Step, look: Callable[[], Look] | None) -> Observation:
+def _observation(step: Described, look: Callable[[], Look] | None) -> Observation:
     if not look:
         return Observation(step, State.WAITING, "can only be told at first boot")
     try:
         seen = look()
     except (FirstbootError, OSError) as error:
-        return Observation(step, REFUSED, str(error))
-    return Observation(step, UNKNOWN if seen.untold else State.READY, seen.detail, tuple(seen.untold))
+        return Observation(step, State.REFUSED, str(error))
+    return Observation(step, State.UNKNOWN if seen.untold else State.READY, seen.detail, tuple(seen.untold))
 
 
 def _refuse(error: FirstbootError) -> Look:

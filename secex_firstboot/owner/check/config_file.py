@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from secex_firstboot.agent.step import Context
 from secex_firstboot.basic import process
+from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.ignition import config, kernel_arguments, merge, openpgp, ownership, transport, validity
 from secex_firstboot.ignition.config import Config, FileEntry, Resource

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from secex_firstboot.agent.step import Context
-from secex_firstboot.agent.steps.hostkeys import Proof, named
+from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.basic.files import exists
 from secex_firstboot.contract import paths
 from secex_firstboot.hostkeys.crl import NoCrl
 from secex_firstboot.hostkeys.download import Unreachable
+from secex_firstboot.hostkeys.proof import Proof, named
 from secex_firstboot.ignition import config
 from secex_firstboot.ignition.config import Config, FileEntry
 from secex_firstboot.owner.check.config_file import Given, is_proof, is_remote

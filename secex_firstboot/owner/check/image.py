@@ -9,14 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from secex_firstboot.agent.steps.personalise import DEFAULT_HEADROOM
 from secex_firstboot.basic import process
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.contract.partitions import HASH_TREES, NUMBERS, VOLUMES
 from secex_firstboot.owner.check.look import Look
 from secex_firstboot.storage import filesystem
 from secex_firstboot.storage.disk import SECTOR, Disk, Partition
-from secex_firstboot.storage.plan import Source, lay_out
+from secex_firstboot.storage.plan import DEFAULT_HEADROOM, Source, lay_out
 
 _QCOW2 = b"QFI\xfb"  # QEMU: docs/interop/qcow2.txt
 _VERITY = b"verity\0\0"  # cryptsetup: docs/on-disk format of dm-verity, struct verity_sb

@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support import elsewhere
 from support.openpgp_messages import Gpg, confine, flipped
 
+from secex_firstboot.agent import places
 from secex_firstboot.agent.step import Context
 from secex_firstboot.agent.steps.config import Config
 from secex_firstboot.basic import memory
@@ -44,9 +46,7 @@ def key(gpg: Gpg) -> bytes:
 def config_disk(key: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A guest before its first boot, with an Ignition that knows specification 3.4."""
     confine(monkeypatch)
-    for name, value in vars(paths).items():
-        if isinstance(value, Path):
-            monkeypatch.setattr(paths, name, tmp_path / value.relative_to("/"))
+    elsewhere.move(monkeypatch, tmp_path)
     paths.PRIVATE_KEY.parent.mkdir(parents=True)
     paths.PRIVATE_KEY.write_bytes(key)
     paths.NO_LOCAL_LOGIN.parent.mkdir(parents=True)
@@ -61,7 +61,7 @@ def refusal(config_disk: Path, message: bytes) -> str:
     with pytest.raises(Refusal) as refused:
         Config().perform(CONTEXT)
     assert refused.value.__suppress_context__ or not refused.value.__context__
-    assert not paths.IGNITION_USER_CONFIG.exists()
+    assert not places.IGNITION_USER_CONFIG.exists()
     assert not paths.PRIVATE_KEY.exists()
     with pytest.raises(Refusal) as again:
         Config().observe(CONTEXT)
@@ -73,7 +73,7 @@ def test_a_good_config_is_handed_to_ignition_as_it_is(gpg: Gpg, config_disk: Pat
     text = json.dumps(GOOD).encode()
     config_disk.write_bytes(gpg.encrypt(text) + bytes(512))
     Config().perform(CONTEXT)
-    assert paths.IGNITION_USER_CONFIG.read_bytes() == text
+    assert places.IGNITION_USER_CONFIG.read_bytes() == text
     assert not paths.PRIVATE_KEY.exists()
 
 
@@ -97,13 +97,13 @@ def test_a_config_that_the_host_can_put_in_the_place_of_the_users_is_refused(
         said = refusal(config_disk, gpg.encrypt(text))
         assert "comes over http without verification.hash" in said
         assert "secret" not in said
-        paths.CONFIG_REFUSED.unlink()
+        places.CONFIG_REFUSED.unlink()
         paths.PRIVATE_KEY.write_bytes(key)
     protected = {**changeable, "verification": {"hash": f"sha256-{'0' * 64}"}}
     text = referring(merge=[{"source": "https://a.example/"}, inline(referring(replace=protected))])
     config_disk.write_bytes(gpg.encrypt(text) + bytes(512))
     Config().perform(CONTEXT)
-    assert paths.IGNITION_USER_CONFIG.read_bytes() == text
+    assert places.IGNITION_USER_CONFIG.read_bytes() == text
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_key_and_config_are_mixed_into_the_kernels_random_numbers_before_any_key
     monkeypatch.setattr(memory, "_POOL", pool)
 
     def ioctl(file: object, request: int) -> int:
-        asked.append((request, pool.stat().st_size, paths.IGNITION_USER_CONFIG.exists()))
+        asked.append((request, pool.stat().st_size, places.IGNITION_USER_CONFIG.exists()))
         return 0
 
     monkeypatch.setattr(fcntl, "ioctl", ioctl)

@@ -15,13 +15,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from harness import pki
 from support import TEST_VECTORS
 
+from secex_firstboot.agent import boot_image, places
 from secex_firstboot.agent.step import Context
 from secex_firstboot.agent.steps.hostkeys import HostKeys
 from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.contract import paths
 from secex_firstboot.ignition import ownership
 from secex_firstboot.sdboot.boot_entry import BootEntry
-from secex_firstboot.sdboot.contents import build_sdboot
 from secex_firstboot.storage import disk
 from secex_firstboot.storage.disk import Disk
 
@@ -31,11 +31,11 @@ DER_B = x509.load_pem_x509_certificate(HOST_B).public_bytes(Encoding.DER)
 
 
 @pytest.fixture(autouse=True)
-def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("STATE", "RUNTIME", "IGNITION_MERGED_CONFIG", "THIS_HOSTS_KEYS"):
-        monkeypatch.setattr(paths, name, tmp_path / name)
-    monkeypatch.setattr(paths, "HOST_KEYS", paths.STATE / "hostkeys")
-    paths.RUNTIME.mkdir()
+        monkeypatch.setattr(places, name, tmp_path / name)
+    monkeypatch.setattr(places, "HOST_KEYS", places.STATE / "hostkeys")
+    places.RUNTIME.mkdir()
     monkeypatch.setattr(disk, "find_disk", lambda: Disk(Path("/dev/vda"), 1 << 30, 512, {}))
     monkeypatch.setattr(ownership, "device_numbers", lambda device: frozenset())
 
@@ -56,12 +56,12 @@ def give(files: dict[str, bytes], *more: dict[str, Any]) -> None:
         for name, content in files.items()
     ]
     merged = {"ignition": {"version": "3.3.0"}, "storage": {"files": [*entries, *more]}}
-    paths.IGNITION_MERGED_CONFIG.write_text(json.dumps(merged))
+    places.IGNITION_MERGED_CONFIG.write_text(json.dumps(merged))
 
 
 def test_a_document_is_kept_as_it_was_parsed_and_not_as_it_came() -> None:
     fetch(a=b"\n" + HOST_A.replace(b"\n", b"\r\n"), b=DER_B)
-    assert {path.name: path.read_bytes() for path in paths.HOST_KEYS.iterdir()} == {
+    assert {path.name: path.read_bytes() for path in places.HOST_KEYS.iterdir()} == {
         "ibm-z-hostkey-a": HOST_A,
         "ibm-z-hostkey-b": HOST_B,
     }
@@ -70,7 +70,7 @@ def test_a_document_is_kept_as_it_was_parsed_and_not_as_it_came() -> None:
 def test_a_document_with_two_faces_is_not_kept() -> None:
     with pytest.raises(Refusal, match="ibm-z-hostkey-a holds something else beside its certificate"):
         fetch(a=DER_B + HOST_A)
-    assert not paths.HOST_KEYS.exists()
+    assert not places.HOST_KEYS.exists()
 
 
 def test_what_the_host_can_change_on_its_way_is_warned_of_and_nothing_below_se_hostkeys() -> None:
@@ -81,7 +81,7 @@ def test_what_the_host_can_change_on_its_way_is_warned_of_and_nothing_below_se_h
     give({"ibm-z-hostkey-a": HOST_A}, {"path": "/etc/se-hostkeys/more", "contents": contents})
     with pytest.raises(Refusal, match=r"storage\.files\[1\]\.contents comes over http without"):
         HostKeys().perform(context)
-    assert not paths.HOST_KEYS.exists()
+    assert not places.HOST_KEYS.exists()
     give({"ibm-z-hostkey-a": HOST_A}, {"path": "/etc/motd", "contents": contents})
     HostKeys().perform(context)
     assert warnings[0].startswith("storage.files[1].contents comes over http without verification.hash")
@@ -103,12 +103,12 @@ def test_revocation_lists_that_are_given_do_where_none_can_be_fetched(
     HostKeys().perform(Context("", say=said.append))
     assert "a newer certificate revocation list, for 10 s at most, from 127.0.0.1: attempt 1 of 1" in said
     assert any(line.endswith("those that are given count") for line in said)
-    assert (paths.HOST_KEYS / "ibm-z-hostkey-a").read_bytes() == document
+    assert (places.HOST_KEYS / "ibm-z-hostkey-a").read_bytes() == document
 
 
 def build(se: Path) -> bytes:
     entry = BootEntry("", "", VECTORS / "kernel.bin", (VECTORS / "ramdisk.bin",), "")
-    build_sdboot(Context(""), entry, se, command_line="quiet", overlay={})
+    boot_image.build(Context(""), entry, se, command_line="quiet", overlay={})
     return (se / "sdboot.new").read_bytes()
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from secex_firstboot.agent import places
 from secex_firstboot.agent.step import Context
 from secex_firstboot.agent.steps.encrypt import Encryption
 from secex_firstboot.basic.errors import FirstbootError
-from secex_firstboot.contract import paths
 from secex_firstboot.storage import filesystem, record
 from secex_firstboot.storage.plan import Plan, Span, Volume
 from secex_firstboot.storage.record import Progress, Record
@@ -74,7 +74,7 @@ class Opened(Encryption):
 @pytest.fixture
 def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Opened]]:
     for name in ("ROOT_MOUNT", "FILES_FINISHED"):
-        monkeypatch.setattr(paths, name, tmp_path / name)
+        monkeypatch.setattr(places, name, tmp_path / name)
     devices: list[str] = []
 
     def make(type: str) -> Opened:
@@ -87,7 +87,7 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
         command = ["losetup", "--find", "--show", "--sector-size=4096", str(image)]
         devices.append(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
         (tmp_path / "se").mkdir()
-        with filesystem.mounted(Path(devices[-1]), paths.ROOT_MOUNT, type=type) as where:
+        with filesystem.mounted(Path(devices[-1]), places.ROOT_MOUNT, type=type) as where:
             (where / "kept").mkdir()
             (where / "kept/file").write_bytes(b"content" * 100_000)
         return Opened(type, Path(devices[-1]), tmp_path / "se")
@@ -109,7 +109,7 @@ def test_the_file_system_grows_by_the_headroom_and_stays_clean(
         assert filesystem.identify(run.device, "root").size == MAKE[type][0] + HEADROOM
     tool = {"ext4": ["e2fsck", "-fn"], "xfs": ["xfs_repair", "-n"]}[type]
     subprocess.run([*tool, run.device], check=True, capture_output=True)
-    with filesystem.mounted(run.device, paths.ROOT_MOUNT, type=type) as where:
+    with filesystem.mounted(run.device, places.ROOT_MOUNT, type=type) as where:
         assert (where / "kept/file").read_bytes() == b"content" * 100_000
 
 
@@ -129,7 +129,7 @@ def test_growing_repairs_nothing(opened: Callable[[str], Opened]) -> None:
         stream.seek(at)
         assert stream.read(4096) == spoiled
     with (
-        filesystem.mounted(run.device, paths.ROOT_MOUNT, type="ext4") as where,
+        filesystem.mounted(run.device, places.ROOT_MOUNT, type="ext4") as where,
         pytest.raises(OSError, match=r"[Bb]ad message|[Ss]tructure needs cleaning"),
     ):
         list((where / "kept").iterdir())
@@ -176,7 +176,7 @@ def test_a_root_that_ignition_has_written_to_is_not_prepared_again(
 ) -> None:
     run = opened("xfs")
     run._record(progress)
-    with filesystem.mounted(run.device, paths.ROOT_MOUNT, type="xfs") as where:
+    with filesystem.mounted(run.device, places.ROOT_MOUNT, type="xfs") as where:
         (where / ".secex-firstboot/upper").mkdir(parents=True)
     with pytest.raises(FirstbootError, match=OLDER) if refused else nullcontext():
         run._settle_files(run.device)

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import REPOSITORY
+from support import REPOSITORY, elsewhere
 
+from secex_firstboot.agent import boot_image, places
 from secex_firstboot.agent.step import Context
 from secex_firstboot.agent.steps.platform import Platform
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.contract import paths
 from secex_firstboot.ignition import local_login
 from secex_firstboot.sdboot import image
-from secex_firstboot.sdboot.contents import first_boot_command_line, system_command_line
+from secex_firstboot.sdboot.options import first_boot_command_line
 
 NO_LOCAL_LOGIN = REPOSITORY / "dracut/no-local-login.ign"
 IMAGE = (
@@ -28,21 +29,19 @@ DROP_IN = "50-secex-no-local-login.conf"
 
 @pytest.fixture(autouse=True)
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in vars(paths).items():
-        if isinstance(value, Path):
-            monkeypatch.setattr(paths, name, tmp_path / value.relative_to("/"))
+    elsewhere.move(monkeypatch, tmp_path)
     merge()
 
 
 def merge(**config: Any) -> None:
     """What Ignition leaves of the user's config."""
-    paths.IGNITION_MERGED_CONFIG.parent.mkdir(parents=True, exist_ok=True)
-    paths.IGNITION_MERGED_CONFIG.write_text(json.dumps({"ignition": {"version": "3.3.0"}, **config}))
+    places.IGNITION_MERGED_CONFIG.parent.mkdir(parents=True, exist_ok=True)
+    places.IGNITION_MERGED_CONFIG.write_text(json.dumps({"ignition": {"version": "3.3.0"}, **config}))
 
 
 def forbid_logins() -> None:
-    paths.IGNITION_BASE_CONFIGS.mkdir(parents=True)
-    shutil.copy(NO_LOCAL_LOGIN, paths.IGNITION_BASE_CONFIGS / paths.NO_LOCAL_LOGIN.name)
+    places.IGNITION_BASE_CONFIGS.mkdir(parents=True)
+    shutil.copy(NO_LOCAL_LOGIN, places.IGNITION_BASE_CONFIGS / paths.NO_LOCAL_LOGIN.name)
 
 
 # --- logins ---
@@ -59,7 +58,7 @@ def masked(command_line: str) -> set[str]:
 
 def test_what_ignition_masks_the_command_line_masks() -> None:
     forbid_logins()
-    line = system_command_line(IMAGE)
+    line = boot_image.system_command_line(IMAGE)
     assert masked(line) == masked_by_ignition()
     assert {"serial-getty@.service", "debug-shell.service", "sshd-vsock.socket"} < masked(line)
     assert {"systemd.condition_first_boot=no", "systemd.firstboot=no", "systemd.ssh_auto=no"} < set(
@@ -68,13 +67,15 @@ def test_what_ignition_masks_the_command_line_masks() -> None:
 
 
 def test_an_image_that_allows_logins_has_nothing_of_it() -> None:
-    assert "systemd." not in system_command_line(IMAGE).replace("systemd.gpt_auto=0", "")
-    assert local_login.unit_files() == {}
+    assert "systemd." not in boot_image.system_command_line(IMAGE).replace("systemd.gpt_auto=0", "")
+    assert local_login.unit_files(boot_image.login_units()) == {}
 
 
 def test_the_image_does_not_take_it_back_with_words_of_its_own() -> None:
     forbid_logins()
-    words = system_command_line(f"{IMAGE} systemd.firstboot=yes systemd.condition-first-boot=1").split()
+    words = boot_image.system_command_line(
+        f"{IMAGE} systemd.firstboot=yes systemd.condition-first-boot=1"
+    ).split()
     switches = [
         word for word in words if word.partition("=")[0].endswith(("firstboot", "first-boot", "first_boot"))
     ]
@@ -84,7 +85,7 @@ def test_the_image_does_not_take_it_back_with_words_of_its_own() -> None:
 def test_masks_of_the_image_stay_and_none_is_there_twice() -> None:
     forbid_logins()
     own = "systemd.mask=own.service systemd.mask=getty@.service"
-    words = system_command_line(f"{IMAGE} {own}").split()
+    words = boot_image.system_command_line(f"{IMAGE} {own}").split()
     assert words.count("systemd.mask=own.service") == words.count("systemd.mask=getty@.service") == 1
 
 
@@ -93,14 +94,16 @@ def test_there_is_room_for_it_on_the_command_line(tmp_path: Path) -> None:
     forbid_logins()
     kernel = tmp_path / "kernel"
     kernel.write_bytes(bytes(1 << 17))
-    line = system_command_line(f"{IMAGE} rd.znet=qeth,0.0.0600,0.0.0601,0.0.0602,layer2=1 crashkernel=196M")
+    line = boot_image.system_command_line(
+        f"{IMAGE} rd.znet=qeth,0.0.0600,0.0.0601,0.0.0602,layer2=1 crashkernel=196M"
+    )
     assert len(line) < 896
     assert image.command_line_component(line, kernel)
 
 
 def test_the_initramfs_has_masks_and_drop_ins_for_the_system() -> None:
     forbid_logins()
-    files = local_login.unit_files()
+    files = local_login.unit_files(boot_image.login_units())
     assert {name for name, content in files.items() if content == b""} == masked_by_ignition()
     assert set(files) - masked_by_ignition() == {
         f"{unit}.service.d/{DROP_IN}" for unit in ("emergency", "rescue")
@@ -124,8 +127,10 @@ def test_what_the_users_config_takes_back_is_not_forbidden_twice() -> None:
         }
     )
     left = masked_by_ignition() - {getty}
-    assert masked(system_command_line(IMAGE)) == left  # Ignition masks what is enabled and not unmasked
-    assert set(local_login.unit_files()) == left | {f"emergency.service.d/{DROP_IN}"}
+    assert (
+        masked(boot_image.system_command_line(IMAGE)) == left
+    )  # Ignition masks what is enabled and not unmasked
+    assert set(local_login.unit_files(boot_image.login_units())) == left | {f"emergency.service.d/{DROP_IN}"}
 
 
 # --- network ---
@@ -159,42 +164,42 @@ FOR_DEVICES = [
 
 @pytest.mark.parametrize("option", FOR_NETWORK)
 def test_later_boots_have_no_network_in_the_initramfs(option: str) -> None:
-    assert option not in system_command_line(f"a {option} b").split()
+    assert option not in boot_image.system_command_line(f"a {option} b").split()
     assert option in first_boot_command_line(f"a {option} b").split()
-    assert option in system_command_line(f"a {option} b secex.network=always").split()
+    assert option in boot_image.system_command_line(f"a {option} b secex.network=always").split()
 
 
 @pytest.mark.parametrize("option", FOR_DEVICES)
 def test_what_makes_the_systems_devices_stays(option: str) -> None:
-    assert option in system_command_line(f"a {option} b").split()
+    assert option in boot_image.system_command_line(f"a {option} b").split()
 
 
 @pytest.mark.parametrize("option", FOR_NETWORK)
 def test_a_config_that_wants_one_is_refused_unless_the_image_has_it(option: str) -> None:
     merge(kernelArguments={"shouldExist": ["quiet", f"a {option}"]})
     with pytest.raises(Refusal, match=r"kernelArguments\.shouldExist\[1\] is one of .*secex\.network=always"):
-        system_command_line(IMAGE)
-    assert option in system_command_line(f"{IMAGE} secex.network=always").split()
+        boot_image.system_command_line(IMAGE)
+    assert option in boot_image.system_command_line(f"{IMAGE} secex.network=always").split()
 
 
 @pytest.mark.parametrize("option", ["netroot=iscsi:10.0.0.1::::iqn.x", "nfsroot=10.0.0.1:/", "netroot"])
 def test_a_root_from_the_network_is_refused_and_in_no_boot_image(option: str) -> None:
     command_line = f"{IMAGE} ignition.firstboot {option}"
-    paths.SECURE_EXECUTION_GUEST.parent.mkdir(parents=True)
-    paths.SECURE_EXECUTION_GUEST.write_text("1")
-    paths.SWAPS.parent.mkdir(parents=True, exist_ok=True)
-    paths.SWAPS.write_text("")
+    places.SECURE_EXECUTION_GUEST.parent.mkdir(parents=True)
+    places.SECURE_EXECUTION_GUEST.write_text("1")
+    places.SWAPS.parent.mkdir(parents=True, exist_ok=True)
+    places.SWAPS.write_text("")
     with pytest.raises(Refusal, match="a root from the network is the host's: build the image with"):
         Platform().observe(Context(command_line))
-    for made in (first_boot_command_line, system_command_line):
+    for made in (first_boot_command_line, boot_image.system_command_line):
         assert option not in made(f"{IMAGE} {option} secex.network=always").split()
 
 
 @pytest.mark.parametrize("option", ["secex.network=yes", "secex.network"])
 def test_another_value_for_the_network_is_refused(option: str) -> None:
-    paths.SECURE_EXECUTION_GUEST.parent.mkdir(parents=True)
-    paths.SECURE_EXECUTION_GUEST.write_text("1")
-    paths.SWAPS.parent.mkdir(parents=True, exist_ok=True)
-    paths.SWAPS.write_text("")
+    places.SECURE_EXECUTION_GUEST.parent.mkdir(parents=True)
+    places.SECURE_EXECUTION_GUEST.write_text("1")
+    places.SWAPS.parent.mkdir(parents=True, exist_ok=True)
+    places.SWAPS.write_text("")
     with pytest.raises(Refusal, match=rf"{option} is not secex\.network=always"):
         Platform().observe(Context(f"{IMAGE} {option} ignition.firstboot"))

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import elsewhere
 
+from secex_firstboot.agent import places
 from secex_firstboot.agent.step import Context
 from secex_firstboot.agent.steps import seal
 from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.basic.process import ToolError
-from secex_firstboot.contract import paths
 
 SERVICE = "[Service]\nExecStart=/bin/true\n"
 WANTED = "[Install]\nWantedBy=multi-user.target\n"
@@ -22,28 +23,26 @@ NOT_READ = "unit files cannot be read, or not be enabled: look at the disk's hea
 
 @pytest.fixture(autouse=True)
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in vars(paths).items():
-        if isinstance(value, Path):
-            monkeypatch.setattr(paths, name, tmp_path / value.relative_to("/"))
+    elsewhere.move(monkeypatch, tmp_path)
     for directory in ("usr/lib/systemd/system", "etc/systemd/system", "etc/systemd/system-preset"):
-        (paths.SYSROOT / directory).mkdir(parents=True)
+        (places.SYSROOT / directory).mkdir(parents=True)
     config()
     preset("disable *")
 
 
 def config(*units: dict[str, Any]) -> None:
     """What Ignition leaves of the user's config."""
-    paths.IGNITION_MERGED_CONFIG.parent.mkdir(parents=True, exist_ok=True)
+    places.IGNITION_MERGED_CONFIG.parent.mkdir(parents=True, exist_ok=True)
     merged = {"ignition": {"version": "3.3.0"}, "systemd": {"units": list(units)}}
-    paths.IGNITION_MERGED_CONFIG.write_text(json.dumps(merged))
+    places.IGNITION_MERGED_CONFIG.write_text(json.dumps(merged))
 
 
 def preset(*lines: str) -> None:
-    (paths.SYSROOT / "etc/systemd/system-preset/20-ignition.preset").write_text("\n".join(lines) + "\n")
+    (places.SYSROOT / "etc/systemd/system-preset/20-ignition.preset").write_text("\n".join(lines) + "\n")
 
 
 def unit(name: str, content: str = SERVICE + WANTED) -> None:
-    (paths.SYSROOT / "usr/lib/systemd/system" / name).write_text(content)
+    (places.SYSROOT / "usr/lib/systemd/system" / name).write_text(content)
 
 
 def enable() -> list[str]:
@@ -54,7 +53,7 @@ def enable() -> list[str]:
 
 
 def enabled() -> set[str]:
-    return {path.name for path in (paths.SYSROOT / "etc/systemd/system").glob("*.wants/*")}
+    return {path.name for path in (places.SYSROOT / "etc/systemd/system").glob("*.wants/*")}
 
 
 def test_the_presets_units_are_enabled_before_the_system_starts() -> None:

@@ -13,11 +13,10 @@ from pathlib import Path
 import pytest
 from support import REPOSITORY
 
+from secex_firstboot.agent import luks_volumes, places
 from secex_firstboot.agent.step import Context, State
-from secex_firstboot.agent.steps import volumes
 from secex_firstboot.agent.steps.volumes import Volumes
 from secex_firstboot.basic.errors import FirstbootError
-from secex_firstboot.contract import paths
 from secex_firstboot.ignition import ownership
 from secex_firstboot.storage import devicemapper, disk, reopen
 from secex_firstboot.storage.disk import Disk
@@ -47,8 +46,8 @@ class Machine:
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     """After Ignition's disks stage, with two volumes in the config."""
     for name in ("STATE", "COMMITTED", "RUNTIME", "FILES_FINISHED", "SYSROOT", "IGNITION_MERGED_CONFIG"):
-        monkeypatch.setattr(paths, name, tmp_path / name)
-    monkeypatch.setattr(paths, "IGNITION_STATE", tmp_path / "state")
+        monkeypatch.setattr(places, name, tmp_path / name)
+    monkeypatch.setattr(places, "IGNITION_STATE", tmp_path / "state")
     found = Machine()
     monkeypatch.setattr(disk, "find_disk", lambda: Disk(Path("/dev/vda"), 1 << 30, 512, {}))
     monkeypatch.setattr(ownership, "device_numbers", lambda device: frozenset({1}))
@@ -57,17 +56,17 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(reopen, "is_open", lambda header, name: name in found.opened)
     monkeypatch.setattr(devicemapper, "crypt_mode", lambda name: f"CRYPT-LUKS2-{name} aes-xts-plain64")
     configure([{"name": name, "device": f"/dev/disk/{name}", "wipeVolume": True} for name in UUIDS])
-    paths.IGNITION_STATE.write_text(
+    places.IGNITION_STATE.write_text(
         json.dumps({"luksPersistKeyFiles": {name: f"data:;base64,{key}" for name, key in KEYS.items()}})
     )
-    paths.COMMITTED.touch()
-    (paths.SYSROOT / "etc").mkdir(parents=True)
-    (paths.SYSROOT / "etc/crypttab").write_bytes(IMAGES_CRYPTTAB)
+    places.COMMITTED.touch()
+    (places.SYSROOT / "etc").mkdir(parents=True)
+    (places.SYSROOT / "etc/crypttab").write_bytes(IMAGES_CRYPTTAB)
     return found
 
 
 def configure(luks: list[dict[str, object]]) -> None:
-    paths.IGNITION_MERGED_CONFIG.write_text(
+    places.IGNITION_MERGED_CONFIG.write_text(
         json.dumps({"ignition": {"version": "3.3.0"}, "storage": {"luks": luks}})
     )
 
@@ -83,24 +82,24 @@ def test_volumes_are_opened_anew_with_the_keys_that_ignition_keeps(machine: Mach
 
 
 def test_volumes_wait_for_the_commit_point(machine: Machine) -> None:
-    paths.COMMITTED.unlink()
+    places.COMMITTED.unlink()
     assert Volumes().observe(Context("ignition.firstboot")).state is State.WAITING
 
 
 def test_a_config_without_volumes_needs_nothing(machine: Machine) -> None:
     configure([])
     assert Volumes().observe(Context("")).done
-    volumes.add_to_system(paths.SYSROOT)
-    assert [path.name for path in (paths.SYSROOT / "etc").iterdir()] == ["crypttab"]
+    luks_volumes.add_to_system(places.SYSROOT)
+    assert [path.name for path in (places.SYSROOT / "etc").iterdir()] == ["crypttab"]
 
 
 def test_after_the_files_stage_the_system_has_what_it_needs(machine: Machine) -> None:
-    paths.FILES_FINISHED.touch()
+    places.FILES_FINISHED.touch()
     assert Volumes().observe(Context("")).done
 
 
 def test_a_volume_without_a_key_is_an_error_by_its_place(machine: Machine) -> None:
-    paths.IGNITION_STATE.write_text(json.dumps({"luksPersistKeyFiles": {"data": "data:;base64,"}}))
+    places.IGNITION_STATE.write_text(json.dumps({"luksPersistKeyFiles": {"data": "data:;base64,"}}))
     with pytest.raises(FirstbootError, match=re.escape("storage.luks[1]: Ignition has no key of it")):
         Volumes().perform(Context(""))
 
@@ -117,7 +116,7 @@ def test_a_volume_on_the_system_disk_is_not_touched(
 
 def ignition_writes(machine: Machine, uuid: str = UUIDS["data"]) -> None:
     """What its files stage appends: filesystemEntries.go, createCrypttabEntries."""
-    with (paths.SYSROOT / "etc/crypttab").open("a") as crypttab:
+    with (places.SYSROOT / "etc/crypttab").open("a") as crypttab:
         crypttab.write(
             f"data UUID={uuid} /etc/luks/data luks\nmy-logs UUID=x /etc/luks/my-logs luks,_netdev\n"
         )
@@ -126,8 +125,8 @@ def ignition_writes(machine: Machine, uuid: str = UUIDS["data"]) -> None:
 def test_the_system_gets_headers_modes_checks_and_crypttab(machine: Machine) -> None:
     Volumes().perform(Context(""))
     ignition_writes(machine)
-    volumes.add_to_system(paths.SYSROOT)
-    etc = paths.SYSROOT / "etc"
+    luks_volumes.add_to_system(places.SYSROOT)
+    etc = places.SYSROOT / "etc"
     assert (etc / "luks/data.header").read_bytes().startswith(b"header of data\0")
     assert (etc / "luks/data.mode").read_text() == "CRYPT-LUKS2-data aes-xts-plain64\n"
     assert all(path.stat().st_mode & 0o77 == 0 for path in (etc / "luks").iterdir())
@@ -150,24 +149,24 @@ def test_what_ignition_read_from_the_disk_adds_no_line_to_crypttab(machine: Mach
     """It asks the header for its UUID once more, after the volume was proven."""
     Volumes().perform(Context(""))
     ignition_writes(machine, uuid="x\nconsole /dev/vdz none luks\n")
-    volumes.add_to_system(paths.SYSROOT)
-    crypttab = (paths.SYSROOT / "etc/crypttab").read_text()
+    luks_volumes.add_to_system(places.SYSROOT)
+    crypttab = (places.SYSROOT / "etc/crypttab").read_text()
     assert [line.split()[0] for line in crypttab.splitlines()] == ["scratch", *UUIDS]
 
 
 def test_discards_pass_where_the_config_says_so(machine: Machine) -> None:
     configure([{"name": "data", "device": "/dev/vdb", "wipeVolume": True, "discard": True}])
     Volumes().perform(Context(""))
-    volumes.add_to_system(paths.SYSROOT)
-    assert (paths.SYSROOT / "etc/crypttab").read_text().endswith(",headless=yes,discard\n")
+    luks_volumes.add_to_system(places.SYSROOT)
+    assert (places.SYSROOT / "etc/crypttab").read_text().endswith(",headless=yes,discard\n")
 
 
 def test_an_image_without_crypttab_gets_one(machine: Machine) -> None:
-    (paths.SYSROOT / "etc/crypttab").unlink()
+    (places.SYSROOT / "etc/crypttab").unlink()
     Volumes().perform(Context(""))
     ignition_writes(machine)
-    volumes.add_to_system(paths.SYSROOT)
-    crypttab = (paths.SYSROOT / "etc/crypttab").read_text()
+    luks_volumes.add_to_system(places.SYSROOT)
+    crypttab = (places.SYSROOT / "etc/crypttab").read_text()
     assert [line.split()[0] for line in crypttab.splitlines()] == list(UUIDS)
 
 

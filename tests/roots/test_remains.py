@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from support import REPOSITORY
 
-from secex_firstboot.agent.steps import encrypt, seal
+from secex_firstboot.agent.steps import encrypt
 from secex_firstboot.basic.errors import FirstbootError
-from secex_firstboot.roots import overlay
-from secex_firstboot.sdboot.contents import ROOT_DEVICE, first_boot_command_line
+from secex_firstboot.roots import overlay, remains
+from secex_firstboot.sdboot.options import ROOT_DEVICE, first_boot_command_line
 from secex_firstboot.storage import record
 
 TIDY_UNIT = REPOSITORY / "systemd/secex-firstboot-tidy.service"
@@ -32,7 +32,7 @@ def system(tmp_path: Path) -> tuple[Path, Path]:
 def test_in_the_end_nothing_but_the_mark_is_left(system: tuple[Path, Path]) -> None:
     se, root = system
     for _ in range(2):
-        seal.tidy(se, root)
+        remains.remove(se, root)
         assert [str(path.relative_to(root)) for path in root.rglob("*")] == [
             "etc",
             "etc/luks",
@@ -52,11 +52,11 @@ def test_an_earlier_boot_image_is_stopped_before_the_overlay_goes(
     with monkeypatch.context() as cut_here:
         cut_here.setattr(overlay, "remove", cut)
         with pytest.raises(PowerCut):
-            seal.tidy(se, root)
+            remains.remove(se, root)
     with pytest.raises(FirstbootError, match="an older boot image was put back"):
         encrypt.refuse_sealed(root)
     assert (root / overlay.TOP).is_dir()
-    seal.tidy(se, root)
+    remains.remove(se, root)
     assert not (root / overlay.TOP).exists()
 
 
@@ -70,7 +70,7 @@ def test_the_mark_is_not_there_while_se_has_something_of_first_boot(
 
     monkeypatch.setattr(record, "remove", cut)
     with pytest.raises(PowerCut):
-        seal.tidy(se, root)
+        remains.remove(se, root)
     encrypt.refuse_sealed(root)
 
 

@@ -1,0 +1,104 @@
+"""The host-key documents of a config, fetched and proven genuine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from secex_firstboot.basic.context import Context
+from secex_firstboot.basic.errors import Refusal
+from secex_firstboot.hostkeys import certificates, document, verify
+from secex_firstboot.hostkeys.document import Document
+from secex_firstboot.hostkeys.download import Network
+from secex_firstboot.hostkeys.fetch import DOCUMENT_LIMIT, Fetcher
+from secex_firstboot.ignition import config
+from secex_firstboot.ignition.config import Config, FileEntry
+
+VERIFY_ARGUMENT = "secex.hostkey_verify"
+# A distribution point that does not answer is no reason to wait, least of all where a CRL is given.
+_CRL_ATTEMPTS = 3
+_NEWER_CRL_SECONDS = 10.0
+
+
+def named(merged: Config) -> list[FileEntry]:
+    """The host-key documents of the config, at least one."""
+    entries = config.host_keys(merged)
+    if not entries:
+        raise Refusal(
+            "the Ignition config names no host key",
+            "add a storage.files entry with a path /etc/se-hostkeys/ibm-z-hostkey-NAME",
+        )
+    return entries
+
+
+def verification(value: str | None) -> Literal["strict", "no"]:
+    """What the kernel parameter of that name says. Raises Refusal."""
+    match value:
+        case None | "strict":
+            return "strict"
+        case "no":
+            return "no"
+    raise Refusal(
+        f"{VERIFY_ARGUMENT} is neither strict nor no", "build the image with one of them, or without it"
+    )
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The documents of a config, and what they are proven by.
+
+    ``image_certificates`` is the directory with the root certificates; ``scratch`` one for a moment's files.
+    """
+
+    config: Config
+    image_certificates: Path
+    verification: Literal["strict", "no"]
+    scratch: Path
+    context: Context
+
+    def documents(self) -> list[Document]:
+        """Raises Refusal for the first that cannot be proven genuine."""
+        found = []
+        for entry in named(self.config):
+            content = self._fetcher(Network()).file(entry, "host-key document", DOCUMENT_LIMIT)
+            found.append(document.parse(entry.name, content))
+        self._verify(found)
+        for each in found:
+            self.context.say(f"host key {each.name}: SHA-256 {document.key_hash(each).hex()}")
+        return found
+
+    def _verify(self, documents: Sequence[Document]) -> None:
+        if self.verification == "no":
+            self.context.warn(f"{VERIFY_ARGUMENT}=no: nothing proves that the host keys are those of IBM Z")
+            return
+        files = [
+            (entry.name, self._fetcher(Network()).file(entry, "file", certificates.FILE_LIMIT))
+            for entry in config.certificates(self.config)
+        ]
+        verify.verify(
+            documents,
+            certificates.load(self.image_certificates, files),
+            now=datetime.now(UTC),
+            fetch_crl=self._crl,
+            scratch=self.scratch,
+        )
+
+    def _crl(self, url: str, seconds: float | None) -> bytes:
+        """As for crl.fetch: patiently, or, where what is given would do, within so many ``seconds``."""
+        what, network = "a certificate revocation list", Network(attempts=_CRL_ATTEMPTS)
+        if seconds is not None:
+            seconds = min(seconds, _NEWER_CRL_SECONDS)
+            what = f"a newer certificate revocation list, for {seconds:.0f} s at most,"
+            network = Network(attempts=1, total=seconds)
+        try:
+            return self._fetcher(network).url(url, what, certificates.FILE_LIMIT)
+        except Refusal as refusal:
+            if seconds is not None:
+                self.context.say(f"{refusal.message}: those that are given count")
+            raise
+
+    def _fetcher(self, network: Network) -> Fetcher:
+        return Fetcher(self.config, network, self.context.say)

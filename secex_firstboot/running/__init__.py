@@ -1,0 +1,1 @@
+"""In the provisioned system, for as long as it lives."""
