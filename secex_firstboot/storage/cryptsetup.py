@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from secex_firstboot.basic.errors import FirstbootError
-from secex_firstboot.storage import devicemapper
+from secex_firstboot.storage import devicemapper, verity_superblock
+from secex_firstboot.storage.verity_superblock import Superblock
 
 CIPHER = ("aes", "xts-plain64")
 INTEGRITY = "hmac(sha256)"
@@ -32,8 +33,6 @@ DATA_OFFSET = 16 << 20  # bytes from the start of the device to the dm-integrity
 _METADATA_BYTES = 16 << 10
 _KEYSLOTS_BYTES = 512 << 10
 _LEAST_ITERATIONS = 1000  # MIN_PBKDF2_ITERATIONS: more buys nothing for a key of full entropy
-
-_VERITY_KIND = (b"sha256", 1, 4096, 4096)  # hash, hash type, sizes of data and hash blocks
 
 _WIPE_STEP = 1 << 20
 _SECTOR = 512
@@ -49,6 +48,7 @@ CRYPT_ACTIVATE_READONLY = 1 << 0
 CRYPT_ACTIVATE_PRIVATE = 1 << 4
 CRYPT_ACTIVATE_NO_JOURNAL = 1 << 12
 CRYPT_WIPE_ZERO = 0
+CRYPT_VERITY_NO_HEADER = 1 << 0
 
 
 class _PbkdfType(ctypes.Structure):
@@ -161,7 +161,6 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "crypt_get_volume_key_size": (c_int, (c_void_p,)),
     "crypt_get_sector_size": (c_int, (c_void_p,)),
     "crypt_get_integrity_info": (c_int, (c_void_p, POINTER(_IntegrityParameters))),
-    "crypt_get_verity_info": (c_int, (c_void_p, POINTER(_VerityParameters))),
     "crypt_wipe": (
         c_int,
         (
@@ -251,23 +250,6 @@ class VolumeDescription:
     volume_key_size: int
     sector_size: int
     data_offset: int
-
-
-@dataclass(frozen=True)
-class VerityParameters:
-    """What a dm-verity superblock says beyond the kind that is fixed here.
-
-    Not authenticated: the root hash covers the salt and the data, but a host may shorten ``data_blocks``
-    as long as the tree keeps its height. What is in the data (a file system's size) must fit within.
-    """
-
-    data_block_size: int
-    data_blocks: int
-    salt: bytes
-
-    @property
-    def data_bytes(self) -> int:
-        return self.data_blocks * self.data_block_size
 
 
 class CryptSetup:
@@ -444,28 +426,25 @@ class CryptSetup:
         _check(result, action)
         return devicemapper.MAPPER / name
 
-    def load_verity(self) -> VerityParameters:
-        """Read the dm-verity superblock from the hash device (``header`` of the constructor).
-
-        Only what veritysetup makes by default is accepted: the superblock itself is not authenticated, and
-        a root hash says nothing under an algorithm that the host may choose.
+    def use_verity(self, superblock: Superblock) -> None:
+        """What the hash device (``header`` of the constructor) was found to hold, needed before
+        ``activate_verity``. The library does not read it again: its disk may answer otherwise now.
         """
-        library, handle = _library(), self._handle
-        _check(
-            library.crypt_load(handle, b"VERITY", None), f"read the dm-verity superblock for {self._device}"
+        salt = ctypes.create_string_buffer(superblock.salt, len(superblock.salt) or 1)
+        parameters = _VerityParameters(
+            hash_name=verity_superblock.ALGORITHM.encode(),
+            salt=ctypes.addressof(salt),
+            salt_size=len(superblock.salt),
+            hash_type=verity_superblock.HASH_TYPE,
+            data_block_size=verity_superblock.BLOCK_SIZE,
+            hash_block_size=verity_superblock.BLOCK_SIZE,
+            data_size=superblock.data_blocks,
+            hash_area_offset=verity_superblock.HASHES_AT,
+            flags=CRYPT_VERITY_NO_HEADER,
         )
-        info = _VerityParameters()
-        _check(library.crypt_get_verity_info(handle, byref(info)), f"describe {self._device}")
-        kind = (info.hash_name, info.hash_type, info.data_block_size, info.hash_block_size)
-        if kind != _VERITY_KIND:
-            raise FirstbootError(
-                f"the dm-verity superblock for {self._device} asks for {kind}, not {_VERITY_KIND}",
-                "make the image's hash tree with veritysetup's defaults",
-            )
-        return VerityParameters(
-            data_block_size=info.data_block_size,
-            data_blocks=info.data_size,
-            salt=ctypes.string_at(info.salt, info.salt_size) if info.salt_size else b"",
+        _check(
+            _library().crypt_format(self._handle, b"VERITY", None, None, None, None, 0, byref(parameters)),
+            f"use dm-verity for {self._device}",
         )
 
     def activate_verity(self, name: str, root_hash: bytes) -> Path:

@@ -12,16 +12,15 @@ never asked to read the whole table again.
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from secex_firstboot.basic.files import open_private, size_of
 from secex_firstboot.basic.process import run
-from secex_firstboot.storage import loop
+from secex_firstboot.storage import gpt, loop
+from secex_firstboot.storage.gpt import ENTRIES_SIZE, UnsoundTable
 
 FORCE_GPT = "gpt"
-ENTRIES_SIZE = 16 << 10  # bytes of 128 partition entries (UEFI 2.10, section 5.3)
 
 _OFFLINE = ["--no-reread", "--no-tell-kernel", "--wipe=never", "--wipe-partitions=never", "--quiet"]
 
@@ -48,10 +47,11 @@ def change(
 
 
 def is_sound(disk: Path, block_size: int) -> bool:
-    """Whether the primary table and the backup at the end of the disk are both whole (checksums match)."""
-    (primary, first), (backup, last) = _tables(disk, block_size)
-    whole = _entries_checksum(primary, first), _entries_checksum(backup, last)
-    return None not in whole and whole[0] == whole[1]
+    """Whether the primary table and the backup at the end of the disk are both whole, and the same."""
+    try:
+        return gpt.whole(disk, block_size).other == size_of(disk) // block_size - 1
+    except UnsoundTable:
+        return False
 
 
 def _spans(size: int, block_size: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -81,28 +81,3 @@ def _tell_kernel(disk: Path, deleted: Sequence[int], resized: int) -> None:
         run(["partx", "--delete", "--nr", str(number), disk])
     run(["partx", "--update", "--nr", str(resized), disk])
     run(["udevadm", "settle", "--timeout=30"])
-
-
-def _tables(disk: Path, block_size: int) -> tuple[tuple[bytes, bytes], tuple[bytes, bytes]]:
-    """(header, entries) of the primary table and of the backup."""
-    (at_end, tail), (_, head) = _spans(size_of(disk), block_size)
-    with disk.open("rb", buffering=0) as stream:
-        start, end = os.pread(stream.fileno(), head, 0), os.pread(stream.fileno(), tail, at_end)
-    return (
-        (start[block_size : 2 * block_size], start[2 * block_size :]),
-        (end[ENTRIES_SIZE:], end[:ENTRIES_SIZE]),
-    )
-
-
-def _entries_checksum(header: bytes, entries: bytes) -> bytes | None:
-    """The checksum of the entries that a whole table's header gives (UEFI 2.10, table 5.5), else None."""
-    size = int.from_bytes(header[12:16], "little")
-    if header[:8] != b"EFI PART" or not 92 <= size <= len(header):
-        return None
-    blank = header[:16] + bytes(4) + header[20:size]
-    if zlib.crc32(blank) != int.from_bytes(header[16:20], "little"):
-        return None
-    used = int.from_bytes(header[80:84], "little") * int.from_bytes(header[84:88], "little")
-    if used > len(entries) or zlib.crc32(entries[:used]) != int.from_bytes(header[88:92], "little"):
-        return None
-    return header[88:92]

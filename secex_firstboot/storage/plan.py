@@ -21,7 +21,7 @@ from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.contract.partitions import HASH_TREES, luks_label
 from secex_firstboot.storage.disk import Disk, Partition
 from secex_firstboot.storage.filesystem import FileSystem
-from secex_firstboot.storage.partition_table import ENTRIES_SIZE
+from secex_firstboot.storage.gpt import ENTRIES_SIZE
 from secex_firstboot.storage.volume import head_size, required_device_size
 
 MIB = 1 << 20

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from secex_firstboot.storage import devicemapper
+from secex_firstboot.basic.files import size_of
+from secex_firstboot.storage import devicemapper, verity_superblock
 from secex_firstboot.storage.cryptsetup import CryptSetup
-
-
-def data_size(data: Path, tree: Path) -> int:
-    """Bytes of the volume that the hash tree covers."""
-    with CryptSetup(data, header=tree) as volume:
-        return volume.load_verity().data_bytes
 
 
 def open_verified(data: Path, tree: Path, name: str, root_hash: str) -> Path:
     """Open ``data`` as /dev/mapper/``name`` with the hash tree on ``tree``.
 
-    Raises FirstbootError if the tree is not veritysetup's default format, or the content does not match.
+    The superblock is read here, once. Raises FirstbootError if it is not of veritysetup's default kind, or
+    the content does not match.
     """
+    superblock = verity_superblock.read(tree, str(data), tree_room=size_of(tree), data_room=size_of(data))
     with CryptSetup(data, header=tree) as volume:
-        volume.load_verity()
+        volume.use_verity(superblock)
         return volume.activate_verity(name, bytes.fromhex(root_hash))
+
+
+def data_size(name: str) -> int:
+    """Bytes that the open mapping ``name`` shows: what its tree covers, as the kernel has it."""
+    (target,) = devicemapper.table(name)
+    _, _, _, block_size, _, blocks, *_ = target.arguments
+    return int(block_size) * int(blocks)
 
 
 def is_open(data: Path, tree: Path, name: str, root_hash: str) -> bool:

@@ -31,7 +31,7 @@ from secex_firstboot.contract.partitions import LASTING, NUMBERS
 from secex_firstboot.ignition import openpgp, ownership
 from secex_firstboot.sdboot.boot_entry import BootEntry
 from secex_firstboot.sdboot.initramfs import Directory, File
-from secex_firstboot.storage import devicemapper, disk, filesystem, partition_table, record, verity
+from secex_firstboot.storage import devicemapper, disk, filesystem, partition_table, record
 from secex_firstboot.storage.devicemapper import Target
 from secex_firstboot.storage.disk import Disk, Partition
 from secex_firstboot.storage.filesystem import FileSystem
@@ -92,7 +92,8 @@ class Machine:
         for name in names or ("boot", "root"):
             data, tree = (self.disk.partitions[each].device for each in (name, f"{name}hash"))
             devices = f"{self.number(data)} {self.number(tree)}"
-            table = f"verity 1 {devices} 4096 4096 8192 1 sha256 {root_hash or HASHES[name]} 5a17"
+            kind = f"4096 4096 {self.sizes[name] // 4096} 1 sha256"
+            table = f"verity 1 {devices} {kind} {root_hash or HASHES[name]} 5a17"
             self.map(f"{name}_verity", table, f"CRYPT-VERITY-0e4a-{name}_verity")
 
     def open_encrypted(self, name: str) -> str:
@@ -172,15 +173,6 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(partition_table, "is_sound", lambda disk, block_size: found.table_is_sound)
     found = Machine(tmp_path, [Disk(tmp_path / "dev" / "vda", 400 * MIB, 512, partitions(tmp_path / "dev"))])
 
-    def data_size(data: Path, tree: Path) -> int:
-        assert tree == next(
-            p.device for p in found.disk.partitions.values() if p.name == f"{name_of(data)}hash"
-        )
-        return found.sizes[name_of(data)]
-
-    def name_of(device: Path) -> str:
-        return next(p.name for p in found.disk.partitions.values() if p.device == device)
-
     monkeypatch.setattr(devicemapper, "MAPPER", mapper)
     monkeypatch.setattr(devicemapper, "BLOCK", tmp_path / "sys/class/block")
     monkeypatch.setattr(devicemapper, "table", lambda name: found.tables[name])
@@ -197,7 +189,6 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(filesystem, "mounted_numbers", mounted_on)
     monkeypatch.setattr(filesystem, "mount_sources", sources)
     monkeypatch.setattr(ownership, "device_numbers", lambda disk: frozenset())
-    monkeypatch.setattr(verity, "data_size", data_size)
     monkeypatch.setattr(filesystem, "identify", lambda device, name: FileSystem("xfs", SOURCES[name], 4096))
     return found
 
@@ -523,8 +514,8 @@ def test_a_disk_without_room_is_refused_before_the_commit_point(machine):
 
 @pytest.mark.parametrize("name", ["boot", "root"])
 def test_a_hash_tree_shorter_than_the_file_system_is_refused(machine, name):
-    machine.open_verity()
     machine.sizes[name] = SOURCES[name] - 4096
+    machine.open_verity()
     with pytest.raises(Refusal, match=f"hash tree for {name} does not cover the whole file system"):
         observe(machine, Personalise())
 

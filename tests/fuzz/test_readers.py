@@ -9,8 +9,11 @@ import base64
 import contextlib
 import io
 import json
+import struct
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_public_key
 from hypothesis import strategies as st
-from support import TEST_VECTORS, fuzzing
+from support import TEST_VECTORS, fuzzing, gpt_disks
 
 from secex_firstboot.basic import process
 from secex_firstboot.basic.errors import FirstbootError
@@ -27,6 +30,7 @@ from secex_firstboot.hostkeys.key import key_hash
 from secex_firstboot.ignition import config, kernel_arguments, merge, openpgp, ownership, transport, validity
 from secex_firstboot.roots import crypttab
 from secex_firstboot.sdboot import image
+from secex_firstboot.storage import gpt, verity_superblock
 
 
 def edited(sample: bytes, edits: list[tuple[int, int, bytes]]) -> bytes:
@@ -255,6 +259,85 @@ def read_key_slots(content: bytes) -> None:
     assert {len(slot) for slot in slots} == {32}
 
 
+# partition table
+
+PARTS = [gpt_disks.part(number, f"p{number}", 40 * number, 40 * number + 39) for number in (1, 3, 4, 128)]
+TABLE, TABLE_4K = gpt_disks.GptDisk(PARTS, blocks=8192), gpt_disks.GptDisk(PARTS, 8192, 4096)
+blocks = st.integers(0, 2**64 - 1) | st.sampled_from(
+    [0, 1, 2, 33, 34, 100, 8157, 8158, 8190, 8191, 8192, 2**64 - 1]
+)
+numbers = st.integers(0, 2**32 - 1) | st.sampled_from([0, 91, 92, 127, 128, 129, 512])
+parts = st.builds(
+    gpt_disks.Part,
+    st.integers(1, 128),
+    st.binary(max_size=72),
+    blocks,
+    blocks,
+    st.none() | st.binary(min_size=16, max_size=16),
+    st.sampled_from([bytes(16), b"t" * 16]),
+)
+header_fields = st.fixed_dictionaries(
+    {},
+    optional={
+        **dict.fromkeys(("own", "other", "first", "last", "entries_at"), blocks),
+        **dict.fromkeys(("revision", "size", "reserved", "number", "entry_size"), numbers),
+    },
+)
+tables = st.builds(
+    lambda disk, parts, fields: replace(disk, parts=parts).saying(**fields),
+    st.sampled_from([TABLE, TABLE_4K]),
+    st.lists(parts, max_size=4),
+    header_fields | st.just({}),
+)
+copies = st.builds(
+    lambda disk, backup: (disk.block_size, backup, b"".join(disk.copy(backup=backup))), tables, st.booleans()
+) | st.builds(
+    lambda backup, edits: (512, backup, edited(b"".join(TABLE.copy(backup=backup)), edits)),
+    st.booleans(),
+    st.lists(st.tuples(st.integers(0, 2 << 13), st.integers(0, 16), st.binary(max_size=16)), max_size=3),
+)
+
+
+def read_table(copy: tuple[int, bool, bytes]) -> None:
+    """What is taken lies within the disk, apart from everything else on it."""
+    block_size, is_backup, content = copy
+    own = 8191 if is_backup else 1
+    header, entries = content[:block_size], content[block_size:]
+    found = gpt.parse(header, entries, own=own, blocks=8192, block_size=block_size)
+    room = gpt.ENTRIES_SIZE // block_size
+    edges = [(0, (2 + room) * block_size), ((8191 - room) * block_size, 8192 * block_size)]
+    if is_backup:
+        assert found.other == 1
+    else:
+        edges[1] = ((found.other - room) * block_size, 8192 * block_size)
+    spans = sorted([*edges, *((each.start, each.end) for each in found.entries)])
+    assert all(start < end for start, end in spans)
+    assert all(one[1] <= other[0] for one, other in pairwise(spans))
+    assert all(each.name.encode("utf-8") is not None for each in found.entries)
+
+
+# dm-verity superblock
+
+SUPERBLOCK = struct.pack(
+    "<8sII16s32sIIQH6s256s168s",
+    *(b"verity\0\0", 1, 1, b"u" * 16, b"sha256", 4096, 4096, 8192, 32, b"", b"s" * 32, b""),
+)
+superblock_fields = st.tuples(
+    st.sampled_from([0, 8, 12, 16, 32, 64, 68, 72, 80, 82, 88, 120, 344]),
+    st.integers(0, 4).map(lambda size: size * 2),
+    st.binary(max_size=8),
+)
+superblocks = st.builds(edited, st.just(SUPERBLOCK), st.lists(superblock_fields, max_size=3))
+
+
+def read_superblock(content: bytes) -> None:
+    data_room, tree_room = 64 << 20, 1 << 20
+    found = verity_superblock.parse(content[:512], "x", tree_room=tree_room, data_room=data_room)
+    assert 0 < found.data_bytes <= data_room
+    assert verity_superblock.HASHES_AT <= found.tree_bytes <= tree_room
+    assert len(found.salt) <= 256
+
+
 READERS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], None]]] = {
     "config": (st.binary() | mutated([CONFIG]) | objects, read_config),
     "ownership": (configs, check_ownership),
@@ -265,6 +348,8 @@ READERS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], None]]] = {
     "message": (st.binary() | mutated([MESSAGE, ARMORED]), read_message),
     "crypttab": (st.binary() | crypttab_lines.map(b"".join), merge_crypttab),
     "document": (st.binary() | mutated([*PEM, *DER, HYBRID]) | several_faces, read_document),
+    "partition table": (copies, read_table),
+    "verity superblock": (st.binary() | mutated([SUPERBLOCK]) | superblocks, read_superblock),
     "key slots": (st.binary() | mutated(IMAGES) | broken_headers, read_key_slots),
 }
 

@@ -18,6 +18,7 @@ from harness import pki, site
 
 from secex_firstboot.cli.firstboot import main
 from secex_firstboot.contract import paths
+from secex_firstboot.contract.partitions import NUMBERS
 from secex_firstboot.hostkeys import download
 from secex_firstboot.ignition import config
 from secex_firstboot.owner.check import config_file, hostkeys
@@ -105,12 +106,12 @@ def make_image(tmp_path: Path, size: int) -> Path:
     """An SE-ready image as far as its layout goes: file systems and hash trees, no sdboot."""
     if not all(map(shutil.which, ["sfdisk", "mkfs.ext4", "veritysetup", "qemu-img"])):
         pytest.skip("needs sfdisk, mkfs.ext4, veritysetup and qemu-img")
-    sizes = {"se": (1, 8), "boot": (3, 64), "root": (4, 48), "boothash": (5, 2), "roothash": (6, 2)}
+    sizes = {"se": 8, "boot": 64, "root": 48, "boothash": 2, "roothash": 2}
     raw, at, script = tmp_path / "image.raw", MIB, ["label: gpt"]
     raw.touch()
     os.truncate(raw, size * MIB)
-    for name, (number, mib) in sizes.items():
-        script.append(f"{number}: start={at // 512}, size={mib * MIB // 512}, name={name}")
+    for name, mib in sizes.items():
+        script.append(f"{NUMBERS[name]}: start={at // 512}, size={mib * MIB // 512}, name={name}")
         if name in ("boot", "root"):
             part = tmp_path / name
             part.touch()
@@ -153,6 +154,29 @@ def test_an_image_without_a_partition_is_refused(look, image):
     code, rows = look({"storage": {"files": [host_key(), *proof()]}}, f"--disk={image}")
     assert code == 1
     assert "has no partition 6 'roothash'" in rows["personalise"]["detail"]
+
+
+@pytest.mark.parametrize(
+    ("at", "says"),
+    [
+        (512 + 56, "there is no sound partition table: its header is damaged: --disk=IMAGE names"),
+        (
+            300 * MIB - 512 + 56,
+            "there is no sound partition table: its header is damaged: --disk=IMAGE names",
+        ),
+        (121 * MIB + 64, "the dm-verity superblock for boot asks for (1, 1, 'sha256', 4097, 4096)"),
+        (123 * MIB + 81, "the dm-verity superblock for root has a salt of another form"),
+    ],
+)
+def test_a_flipped_bit_in_what_says_where_things_are_is_refused(look, image, at, says):
+    with image.open("r+b") as stream:
+        stream.seek(at)
+        old = stream.read(1)[0]
+        stream.seek(at)
+        stream.write(bytes([old ^ 1]))
+    code, rows = look({"storage": {"files": [host_key(), *proof()]}}, f"--disk={image}")
+    assert (code, rows["personalise"]["state"]) == (1, "refused")
+    assert says in rows["personalise"]["detail"]
 
 
 # --- what is given instead of a config ---
@@ -546,7 +570,7 @@ def test_one_that_nobody_has_is_a_refusal(look):
 def test_what_is_no_image_is_refused_with_the_cure(look, tmp_path):
     (tmp_path / "blank").write_bytes(bytes(MIB))
     for name, says in {
-        "blank": "is no disk with partitions",
+        "blank": "no sound partition table: nothing says that it is a GPT",
         "none": "cannot be read: No such file or directory",
         ".": "cannot be read: Is a directory",
     }.items():

@@ -14,9 +14,7 @@ from secex_firstboot.storage.cryptsetup import CryptSetup, CryptSetupError, clos
 MIB = 1 << 20
 KEY = bytearray(range(64))
 
-needs_tools = pytest.mark.skipif(
-    not (shutil.which("cryptsetup") and shutil.which("veritysetup")), reason="needs cryptsetup-bin"
-)
+needs_tools = pytest.mark.skipif(not shutil.which("cryptsetup"), reason="needs cryptsetup-bin")
 without_device_mapper = pytest.mark.skipif(
     "device-mapper" in Path("/proc/devices").read_text(), reason="device-mapper would do it here"
 )
@@ -33,15 +31,6 @@ def luks(tmp_path: Path) -> Path:
     argv = ["cryptsetup", "luksFormat", *options.split(), "--batch-mode", "--key-file", "-", str(path)]
     subprocess.run(argv, input=KEY, check=True)
     return path
-
-
-@pytest.fixture
-def verity(tmp_path: Path) -> tuple[Path, Path]:
-    data, tree = tmp_path / "data", tmp_path / "tree"
-    data.write_bytes(os.urandom(MIB))
-    argv = ["veritysetup", "format", "--data-blocks=200", "--salt=c0ffee", str(data), str(tree)]
-    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
-    return data, tree
 
 
 @needs_tools
@@ -80,36 +69,6 @@ def test_a_header_backup_never_replaces_a_file(luks, tmp_path):
         with pytest.raises(CryptSetupError, match="exists"):
             handle.backup_header(backup)
     assert backup.read_text() == "mine"
-
-
-@needs_tools
-def test_a_verity_superblock_tells_its_parameters(verity):
-    data, tree = verity
-    with CryptSetup(data, header=tree) as handle:
-        seen = handle.load_verity()
-    assert (seen.data_block_size, seen.data_blocks, seen.salt) == (4096, 200, bytes.fromhex("c0ffee"))
-    assert seen.data_bytes == 200 * 4096
-
-
-@needs_tools
-@pytest.mark.parametrize(
-    "option", ["--hash=sha512", "--hash=blake2s-256", "--data-block-size=1024", "--format=0"]
-)
-def test_a_verity_superblock_of_another_kind_is_refused(verity, option):
-    data, tree = verity
-    subprocess.run(["veritysetup", "format", option, str(data), str(tree)], check=True)
-    with CryptSetup(data, header=tree) as handle, pytest.raises(FirstbootError, match="dm-verity superblock"):
-        handle.load_verity()
-
-
-@needs_tools
-def test_something_else_is_no_verity_superblock(verity):
-    data, tree = verity
-    with (
-        CryptSetup(tree, header=data) as handle,
-        pytest.raises(CryptSetupError, match="cannot read the dm-verity superblock"),
-    ):
-        handle.load_verity()
 
 
 def test_an_error_carries_the_words_of_the_library_and_errno(tmp_path):

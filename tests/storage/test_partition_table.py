@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from secex_firstboot.basic.process import run
-from secex_firstboot.storage import partition_table
+from secex_firstboot.contract.partitions import HASH_TREES, LASTING, NUMBERS
+from secex_firstboot.storage import disk_image, gpt, partition_table
 
 MIB = 1 << 20
 LAYOUT = """\
@@ -83,7 +84,9 @@ def table(image: Path) -> dict[str, dict[str, Any]]:
 
 
 def hash_partitions(image: Path) -> list[int]:
-    return [number for name, number in {"boothash": 5, "roothash": 6}.items() if name in table(image)]
+    return [
+        number for name, number in NUMBERS.items() if name in set(table(image)) & set(HASH_TREES.values())
+    ]
 
 
 def verify(image: Path) -> str:
@@ -114,6 +117,21 @@ def test_the_hash_partitions_are_gone_and_root_has_the_planned_size(image, chang
     assert after["root"].pop("size") == 40 * MIB // 512
     before["root"].pop("size")
     assert after == {name: before[name] for name in after}  # start, type, UUID
+
+
+def test_an_image_is_read_as_sfdisk_reads_it(image, change):
+    for expected, delete in ((NUMBERS, (5, 6)), (LASTING, ())):
+        found, rows = disk_image.read(image, image).partitions, table(image)
+        assert {name: part.number for name, part in found.items()} == expected
+        assert {name: (part.start, part.size, part.uuid) for name, part in found.items()} == {
+            name: (row["start"] * 512, row["size"] * 512, row["uuid"].lower()) for name, row in rows.items()
+        }
+        change(image, 40, delete=delete)
+
+
+def test_a_disk_of_4096_byte_blocks_is_read_as_well(disk_4k):
+    assert gpt.whole(disk_4k, 4096).entries[2].size == 16 * MIB
+    assert gpt.block_size_of(disk_4k) == 4096
 
 
 def test_only_the_named_partitions_are_deleted(image, change):

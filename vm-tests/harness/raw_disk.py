@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 from pathlib import Path
+
+from secex_firstboot.storage import gpt
 
 BLOCK = 4096  # bytes, of every ext4 file system that is looked at
 
@@ -28,10 +29,9 @@ def partition_start(disk: Path, name: str) -> int:
 
 def partition(disk: Path, name: str) -> tuple[int, int]:
     """Where the partition with this GPT name begins, and its size, in bytes."""
-    done = subprocess.run(["sfdisk", "--json", disk], check=True, capture_output=True, text=True)
-    table = json.loads(done.stdout)["partitiontable"]
-    found = next(part for part in table["partitions"] if part.get("name") == name)
-    return found["start"] * table["sectorsize"], found["size"] * table["sectorsize"]
+    table = gpt.in_use(disk, gpt.block_size_of(disk))
+    found = next(entry for entry in table.entries if entry.name == name)
+    return found.start, found.size
 
 
 def debugfs(disk: Path, partition: str, *commands: str, write: bool = False) -> str:

@@ -16,6 +16,7 @@ from harness import firstboot, raw_disk
 from harness.guest import Guest, Saved
 from harness.raw_disk import BLOCK
 from secex_firstboot.sdboot import boot_record
+from secex_firstboot.storage import gpt
 
 BEFORE_UDEV = "Starting .*dracut-pre-udev"  # the guest has no driver for its disks until then
 # Of its disks it may know sizes, serials and partitions by then, but nothing of what the agent goes by.
@@ -75,8 +76,8 @@ def _read_by_firmware(disk: Path) -> tuple[Span, ...]:
 
 
 def _partition_tables(disk: Path) -> tuple[Span, ...]:
-    """The primary one, behind the boot record, and the backup (UEFI specification 2.10, 5.3)."""
-    size = 33 * 512  # bytes: a header, and 128 entries
+    """The primary one, behind the boot record, and the backup."""
+    size = 512 + gpt.ENTRIES_SIZE
     return (0, 512 + size), (disk.stat().st_size - size, size)
 
 

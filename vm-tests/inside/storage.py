@@ -303,9 +303,9 @@ def lay_out(found, root_hashes, headroom):
         data, tree = found.partitions[name].device, found.partitions[f"{name}hash"].device
         verified = verity.open_verified(data, tree, "check", root_hashes[name])
         file_system = filesystem.identify(verified, name)
+        size = verity.data_size("check")
         cryptsetup.close("check")
-        sources.append(Source(root_hash=root_hashes[name], size=verity.data_size(data, tree),
-                              file_system=file_system))  # fmt: skip
+        sources.append(Source(root_hash=root_hashes[name], size=size, file_system=file_system))
     made = plan.lay_out(found, *sources, headroom, "5e" * 32)
     write_private(places.PLAN, made.model_dump_json().encode())
     write_private(places.COMMITTED, b"")

@@ -19,7 +19,7 @@ from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.basic.files import exists, is_directory, write_private
 from secex_firstboot.contract import paths
 from secex_firstboot.contract.command_line import parameters
-from secex_firstboot.contract.partitions import HASH_TREES, VOLUMES
+from secex_firstboot.contract.partitions import VOLUMES
 from secex_firstboot.ignition import config
 from secex_firstboot.roots import identity
 from secex_firstboot.sdboot import boot_entry, boot_record, image, options
@@ -99,14 +99,13 @@ def _mounted(source: Volume, where: Path) -> Iterator[Path]:
 def _plan(context: Context, record_key: str) -> Plan:
     growing.setting(context, Path("/"))  # what makes no sense is refused now
     found = disk.find_disk()
-    boot, root = (_source(context, found, name) for name in VOLUMES)
+    boot, root = (_source(context, name) for name in VOLUMES)
     plan = lay_out(found, boot, root, _headroom(context), record_key)
     return plan.model_copy(update={"replace_identity": identity.replace(context.argument(identity.ARGUMENT))})
 
 
-def _source(context: Context, found: disk.Disk, name: str) -> Source:
-    partitions = found.partitions
-    size = verity.data_size(partitions[name].device, partitions[HASH_TREES[name]].device)
+def _source(context: Context, name: str) -> Source:
+    size = verity.data_size(verified.mapping(name))
     file_system = filesystem.identify(verified.device(name), name)
     if file_system.size > size:
         # The host can shorten what the tree covers without changing the root hash.
