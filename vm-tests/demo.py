@@ -6,6 +6,7 @@ stand in report.json.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import re
@@ -30,17 +31,21 @@ _SHOWN = re.compile(r"secex-firstboot\[|ignition|cryptsetup|login:|zipl|FAILED|r
 
 
 def main() -> int:
-    report = run(OUTPUT, closely=False)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="directory (default: %(default)s)")
+    parser.add_argument("--root", choices=["xfs", "ext4"], default="xfs", help="the root file system")
+    options = parser.parse_args()
+    report = run(options.output, closely=False, root=options.root)
     print_report(report)
     return 0 if all(report["proof"].values()) else 1
 
 
-def run(output: Path, *, closely: bool) -> dict[str, Any]:
+def run(output: Path, *, closely: bool, root: str = "xfs") -> dict[str, Any]:
     """The whole story, below ``output``. ``closely``: look at every file, too, which takes minutes, restart
     without the LUKS2 headers on the disk, let root grow to the end of a smaller disk, and have a volume that
     the config asks for.
     """
-    recipe, size, configure = Recipe(), DISK_SIZE, firstboot.plain_config
+    recipe, size, configure = Recipe(root_file_system=root), DISK_SIZE, firstboot.plain_config
     if closely:
         configure = owners_volume.configure
         recipe = Recipe(options=f"{_GROWING} secex-test.manifest secex-test.dry-run")

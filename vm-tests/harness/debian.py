@@ -25,8 +25,10 @@ from secex_firstboot.roots import identity
 REPOSITORY = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("SECEX_CACHE", Path.home() / ".cache" / "secex-firstboot"))
 
-SUITE = "trixie"
-# s390-tools of this suite has IBM's boot loaders for Secure Execution, which SUITE's does not have yet.
+# The guest's; what this machine has does not matter.
+SUITE = os.environ.get("GUEST_SUITE", "trixie")
+_ALIASES = {"trixie": "stable", "forky": "testing"}  # of the suites that were tried
+# s390-tools of this suite has IBM's boot loaders for Secure Execution, which trixie's does not have yet.
 BOOT_LOADER_SUITE = "forky"
 PACKAGES = [
     *("linux-image-s390x", "systemd-sysv", "udev", "dbus", "kmod", "iproute2", "openssh-server", "zstd"),
@@ -65,7 +67,7 @@ omit_dracutmodules+=" virtfs virtiofs watchdog watchdog-modules zipl "
 """
 _FILES = {
     "etc/apt/sources.list": "",
-    "etc/fstab": "/dev/mapper/root / xfs defaults 0 0\n/dev/mapper/boot /boot ext4 defaults 0 2\n",
+    "etc/fstab": "/dev/mapper/root / auto defaults 0 0\n/dev/mapper/boot /boot ext4 defaults 0 2\n",
     # So that systemd takes the first start for what it is, and enables what Ignition's preset file says.
     "etc/machine-id": "uninitialized\n",
     "etc/systemd/network/50-dhcp.network": "[Match]\nKind=!*\nType=!loopback\n\n[Network]\nDHCP=yes\n",
@@ -134,7 +136,8 @@ def _build_distribution(tree: Path) -> None:
     say(f"building the Debian {SUITE} system for s390x (once; about 6 minutes)")
     register_binfmt()
     mirror = _mirror()
-    pin = f"Package: *\\nPin: release n={BOOT_LOADER_SUITE}\\nPin-Priority: 1\\n"
+    priority = 500 if SUITE == BOOT_LOADER_SUITE else 1
+    pin = f"Package: *\\nPin: release n={BOOT_LOADER_SUITE}\\nPin-Priority: {priority}\\n"
     get_boot_loaders = (
         f"cd /var/tmp && apt-get download s390-tools/{BOOT_LOADER_SUITE} && "
         "dpkg-deb -x s390-tools_*.deb boot-loaders && mkdir -p /usr/share/s390-tools && "
@@ -155,9 +158,9 @@ def _build_distribution(tree: Path) -> None:
         f'--customize-hook=rm -r "$1{_KERNEL_HOOK}" "$1/etc/apt/preferences.d/pin"',
         '--customize-hook=rm -r "$1/etc/hostname" "$1/etc/resolv.conf"',
     ]
-    suites = _whole(mirror, SUITE, "stable")
+    suites = _whole(mirror, SUITE, _ALIASES[SUITE])
     for suite in suites:
-        lists = [f"deb {mirror} {suite} main", f"deb {mirror} {BOOT_LOADER_SUITE} main"]
+        lists = [f"deb {mirror} {each} main" for each in dict.fromkeys((suite, BOOT_LOADER_SUITE))]
         done = subprocess.run(["mmdebstrap", *options, "", tree, *lists], check=suite == suites[-1])
         if done.returncode == 0:
             break
