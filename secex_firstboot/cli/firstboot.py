@@ -1,4 +1,8 @@
-"""The command line."""
+"""``secex-firstboot``: what units call, and ``--dry-run``.
+
+A part of the package is imported by what needs it, when it is called: the stages and ``--explain`` run in the
+initramfs, which has the agent alone.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +14,11 @@ import textwrap
 from pathlib import Path
 
 from secex_firstboot import __version__
-from secex_firstboot.agent import explain, machine, places
 from secex_firstboot.agent.step import Context, Stage
-from secex_firstboot.agent.steps import STEPS
-from secex_firstboot.basic import memory
-from secex_firstboot.basic.console import Console
 from secex_firstboot.basic.context import kernel_command_line
 from secex_firstboot.basic.errors import FirstbootError
-from secex_firstboot.basic.files import exists
 from secex_firstboot.contract import paths
 from secex_firstboot.contract.dry_run import Observation, State
-from secex_firstboot.owner.check import Preflight
-from secex_firstboot.running import grow, tidy
 
 _JOURNAL_INTERVAL = 60.0  # seconds between two lines of progress that may take hours
 _COLUMNS = 100  # of the table on a workstation
@@ -105,47 +102,84 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--disk, --certificates and --offline go with --config")
     logging.basicConfig(level=logging.DEBUG if options.debug else logging.WARNING, format="%(message)s")
     if options.explain:
-        print(*explain.lines(), sep="\n")
-        return 0
-    console = Console(_JOURNAL_INTERVAL) if options.grow else Console()
-    context = Context(kernel_command_line(), say=console.say, progress=console.progress)
+        return _explain()
     if options.config:
-        context = Context(context.command_line, say=_to_stderr, warn=_to_stderr)
-        look = Preflight(
-            options.config,
-            options.disk,
-            options.certificates,
-            options.hostkey_verify,
-            context,
-            offline=options.offline,
-        )
-        return _print(
-            look.run([step.described for step in STEPS]),
-            "a workstation",
-            as_json=options.json,
-            columns=_COLUMNS,
-        )
+        return _check_on_workstation(options)
     if options.dry_run:
-        return _print(machine.dry_run(context), context.phase, as_json=options.json)
+        return _dry_run(as_json=options.json)
     try:
-        if options.grow:
-            grow.in_background(context, Path("/"))
-        elif options.tidy:
-            tidy.in_system(context, Path("/"))
+        if options.stage:
+            _run(options.stage)
+        elif options.grow:
+            _grow()
         else:
-            memory.lock()
-            _stir_again()
-            machine.run(options.stage, context)
+            _tidy()
     except (FirstbootError, OSError) as error:
         print(f"secex-firstboot: {error}", file=sys.stderr, flush=True)
         return 1
     return 0
 
 
-def _stir_again() -> None:
-    """After a power cut the config is not decrypted again, and new keys are made all the same, for sdboot."""
+def _context(interval: float | None = None) -> Context:
+    from secex_firstboot.basic.console import Console
+
+    console = Console(interval) if interval else Console()
+    return Context(kernel_command_line(), say=console.say, progress=console.progress)
+
+
+def _run(stage: Stage) -> None:
+    from secex_firstboot.agent import machine, places
+    from secex_firstboot.basic import memory
+    from secex_firstboot.basic.files import exists
+
+    context = _context()
+    memory.lock()
+    # After a power cut the config is not decrypted again, and new keys are made all the same, for sdboot.
     if exists(places.PLAN):
         memory.stir(places.PLAN.read_bytes())  # with the record's key, which only the guest knows
+    machine.run(stage, context)
+
+
+def _explain() -> int:
+    from secex_firstboot.agent import explain
+
+    print(*explain.lines(), sep="\n")
+    return 0
+
+
+def _grow() -> None:
+    from secex_firstboot.running import grow
+
+    grow.in_background(_context(_JOURNAL_INTERVAL), Path("/"))
+
+
+def _tidy() -> None:
+    from secex_firstboot.running import tidy
+
+    tidy.in_system(_context(), Path("/"))
+
+
+def _dry_run(*, as_json: bool) -> int:
+    from secex_firstboot.agent import machine
+
+    context = _context()
+    return _print(machine.dry_run(context), context.phase, as_json=as_json)
+
+
+def _check_on_workstation(options: argparse.Namespace) -> int:
+    from secex_firstboot.agent.steps import STEPS
+    from secex_firstboot.owner.check import Preflight
+
+    look = Preflight(
+        options.config,
+        options.disk,
+        options.certificates,
+        options.hostkey_verify,
+        Context(kernel_command_line(), say=_to_stderr, warn=_to_stderr),
+        offline=options.offline,
+    )
+    seen = look.run([step.described for step in STEPS])
+    return _print(seen, "a workstation", as_json=options.json, columns=_COLUMNS)
 
 
 def _to_stderr(line: str) -> None:

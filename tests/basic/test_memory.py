@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from secex_firstboot.agent import places
+from secex_firstboot.agent import machine, places
 from secex_firstboot.basic import memory
 from secex_firstboot.cli import firstboot as cli
 
@@ -81,6 +81,6 @@ def test_after_a_power_cut_the_plan_is_mixed_in_before_any_key_is_made(monkeypat
     monkeypatch.setattr(places, "PLAN", plan)
     monkeypatch.setattr(memory, "lock", lambda: happened.append("lock"))
     monkeypatch.setattr(memory, "stir", lambda *secrets: happened.append(secrets))
-    monkeypatch.setattr(cli.machine, "run", lambda stage, context: happened.append(stage))
+    monkeypatch.setattr(machine, "run", lambda stage, context: happened.append(stage))
     assert cli.main(["--stage", "provision"]) == 0
     assert happened == ["lock", *([(b"the record's key",)] if committed else []), "provision"]

@@ -140,6 +140,29 @@ def test_help_shows_an_example_and_the_exit_status():
         assert stage in done.stdout
 
 
+def test_the_entry_alone_loads_nothing_but_what_the_parser_needs():
+    """The initramfs has the agent alone; and --help is not to wait for libraries."""
+    script = "import sys, secex_firstboot.cli.firstboot; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=REPOSITORY)
+    loaded = set(done.stdout.split())
+    assert "secex_firstboot.agent.step" in loaded
+    libraries = {"pydantic", "pyudev", "requests", "cryptography", "gnupg", "systemd"}
+    layers = {f"secex_firstboot.{name}" for name in ("owner", "running", "builder", "agent.machine")}
+    assert not loaded & (libraries | layers)
+
+
+def test_the_agent_loads_neither_the_owner_s_tool_nor_what_is_for_the_running_system():
+    script = (
+        "import sys; from secex_firstboot.cli import firstboot\n"
+        "firstboot.main(['--dry-run']); firstboot.main(['--explain']); firstboot.main(['--stage=config'])\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=REPOSITORY)
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "secex_firstboot.agent.machine" in loaded and "secex_firstboot.agent.explain" in loaded
+    assert not loaded & {f"secex_firstboot.{name}" for name in ("owner", "running", "builder")}
+
+
 def test_the_version_is_the_package_s(capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(["--version"])
