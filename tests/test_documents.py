@@ -5,11 +5,17 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import subprocess
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from support import REPOSITORY
+
+from secex_firstboot.contract import paths
+from secex_firstboot.ignition import config, ownership, transport, validity
 
 DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")])
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(#[^)\s]*)?\)")
@@ -118,3 +124,41 @@ def test_what_an_example_imports_is_there(document: Path) -> None:
         for name in names.split(", "):
             found = importlib.import_module(module)
             assert hasattr(found, name) or importlib.import_module(f"{module}.{name}")
+
+
+def example(document: str, begin: str, end: str) -> str:
+    """The indented lines of a document from one to another."""
+    text = (REPOSITORY / "docs" / document).read_text(encoding="utf-8")
+    found = re.search(rf"^ +{re.escape(begin)}.*?^ +{re.escape(end)}$", text, re.MULTILINE | re.DOTALL)
+    assert found
+    return textwrap.dedent(found[0])
+
+
+def test_the_example_of_a_config_is_one_that_first_boot_takes() -> None:
+    _, *lines, _ = example("run-a-guest.md", "cat > config.ign <<END", "END").splitlines()
+    text = re.sub(r"\$\(base64 [^)]*\)", "eA==", "\n".join(lines))
+    text = re.sub(r"\$\(sha256sum [^)]*\)", "0" * 64, text)
+    found = config.parse(text.encode())
+    validity.check(found)
+    ownership.check(found, devices=())
+    transport.check(found, warn=pytest.fail)
+    assert [entry.name for entry in config.host_keys(found)] == ["ibm-z-hostkey-a", "ibm-z-hostkey-b"]
+    butane = example("run-a-guest.md", "variant: fcos", "contents: { local: DigiCertCA.crt }")
+    assert re.findall(r"path: (\S+)", butane) == [entry.path for entry in found.storage.files]
+
+
+def test_the_example_of_a_domain_is_well_formed_and_boots_the_system_disk() -> None:
+    domain = ElementTree.fromstring(example("run-a-guest.md", "<domain type='kvm'>", "</domain>"))  # noqa: S314
+    boots = {disk.findtext("serial"): disk.find("boot") is not None for disk in domain.iter("disk")}
+    assert boots == {"system": True, paths.CONFIG_DISK_SERIAL: False}
+    assert [each.get("type") for each in domain.iter("launchSecurity")] == ["s390-pv"]
+
+
+def test_the_commands_that_build_an_image_are_shell(tmp_path: Path) -> None:
+    text = (REPOSITORY / "docs/build-an-image.md").read_text(encoding="utf-8")
+    steps = re.split(r"^\d+\. ", text.split("## Disk")[0], flags=re.MULTILINE)[1:]
+    script = tmp_path / "steps.sh"
+    for step in steps:
+        lines = [line for line in step.splitlines()[1:] if re.match(" {7}|$", line)]
+        script.write_text(textwrap.dedent("\n".join(lines)) + "\n")
+        subprocess.run(["bash", "-n", script], check=True)
