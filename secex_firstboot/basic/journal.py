@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import systemd.daemon
-import systemd.journal
+try:
+    import systemd.daemon
+    import systemd.journal
+except ModuleNotFoundError:  # on a workstation, where nobody listens; the dracut module insists on it
+    _LISTENING = False
+else:
+    _LISTENING = True
 
 
 def status(line: str) -> None:
     """What ``systemctl status`` shows for the unit; does nothing outside a unit."""
-    systemd.daemon.notify(f"STATUS={line}")
+    if _LISTENING:
+        systemd.daemon.notify(f"STATUS={line}")
 
 
 def step_done(step: str, seconds: float) -> None:
     """A structured entry, for ``journalctl SECEX_FIRSTBOOT_STEP=…``."""
-    systemd.journal.send(
-        f"secex-firstboot: {step} done in {seconds} s",
-        PRIORITY=systemd.journal.LOG_DEBUG,
-        SECEX_FIRSTBOOT_STEP=step,
-        SECEX_FIRSTBOOT_SECONDS=str(seconds),
-    )
+    if _LISTENING:
+        systemd.journal.send(
+            f"secex-firstboot: {step} done in {seconds} s",
+            PRIORITY=systemd.journal.LOG_DEBUG,
+            SECEX_FIRSTBOOT_STEP=step,
+            SECEX_FIRSTBOOT_SECONDS=str(seconds),
+        )
