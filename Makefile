@@ -5,6 +5,7 @@ PREFIX     ?= /usr
 PYTHONDIR  ?= $(shell /usr/bin/python3 -c 'import sysconfig as s; n = "deb_system" if "deb_system" in s.get_scheme_names() else s.get_default_scheme(); print(s.get_path("purelib", n, vars={"base": "$(PREFIX)"}))')
 DRACUTDIR  ?= $(PREFIX)/lib/dracut/modules.d
 UNITDIR    ?= $(PREFIX)/lib/systemd/system
+PRESETDIR  ?= $(PREFIX)/lib/systemd/system-preset
 SYSCTLDIR  ?= $(PREFIX)/lib/sysctl.d
 MANDIR     ?= $(PREFIX)/share/man
 
@@ -23,7 +24,15 @@ GUESTS := -n 2 --no-loadscope-reorder
 # What is given to the tests that boot guests.
 CHECKED :=
 
-.PHONY: help demo check check-long check-unit fuzz check-vm test-system soak lint bench install setup clean
+VERSION  := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
+# Where packages are built, and what of.
+DEB      ?= build/deb
+RPM      ?= build/rpm
+PACKAGED := Makefile $(shell find *.* LICENSE secex_firstboot dracut systemd docs packaging -type f -not -path '*/__pycache__/*')
+SOURCE   := tar --exclude-vcs --exclude=./build --exclude=__pycache__ --exclude='*.egg-info' --exclude='.*_cache' -c .
+DEB_TOOLS := dpkg-dev debhelper dh-python (Debian 12: debhelper from bookworm-backports)
+
+.PHONY: help demo check check-long check-unit fuzz check-vm test-system soak lint lint-deb lint-rpm bench install deb rpm setup clean
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
@@ -57,27 +66,57 @@ lint: setup
 	$(VENV)/bin/ruff check --quiet .
 	$(VENV)/bin/mypy
 	shellcheck dracut/*.sh vm-tests/*.sh vm-tests/dracut/*.sh .ci/run
+	@$(MAKE) --no-print-directory --silent lint-deb lint-rpm
+
+# The bug that an upload to Debian closes is there only for an upload.
+lint-deb:
+	command -v lintian > /dev/null || { echo "make lint: lintian is not installed, nothing looks at the deb"; exit 0; }; \
+	$(MAKE) deb && lintian --allow-root --fail-on=error,warning --suppress-tags=initial-upload-closes-no-bugs $(DEB)/*.changes
+
+lint-rpm:
+	command -v rpmlint > /dev/null || { echo "make lint: rpmlint is not installed, nothing looks at the rpm"; exit 0; }; \
+	$(MAKE) rpm && rpmlint --config=packaging/rpm/rpmlint.toml packaging/rpm/*.spec $(RPM)/*.rpm > $(RPM)/rpmlint || { cat $(RPM)/rpmlint; exit 1; }
 
 bench: setup ## Measure, in a guest, copying and building sdboot
 	$(VM) vm-tests/bench.py
 
+# Both packages are made of what this installs; which has what: packaging/deb/*.install, %files of the spec.
 install: ## Install package, dracut module and units below DESTDIR
-	cd secex_firstboot && find . -name '*.py' | while read -r file; do \
-	    install -D -m 644 "$$file" "$(DESTDIR)$(PYTHONDIR)/secex_firstboot/$$file" || exit 1; done
-	install -d "$(DESTDIR)$(PREFIX)/bin"
-	printf '%s\n' '#!/usr/bin/python3 -I' 'from secex_firstboot.cli.firstboot import main' 'raise SystemExit(main())' \
-	    > "$(DESTDIR)$(PREFIX)/bin/secex-firstboot"
-	chmod 755 "$(DESTDIR)$(PREFIX)/bin/secex-firstboot"
+	python3 packaging/install.py "$(DESTDIR)$(PYTHONDIR)" "$(DESTDIR)$(PREFIX)/bin"
 	install -D -m 755 -t "$(DESTDIR)$(DRACUTDIR)/50secex-firstboot" dracut/*.sh
 	install -D -m 755 dracut/check-volume.sh "$(DESTDIR)$(PREFIX)/lib/secex-firstboot/check-volume"
 	install -D -m 644 -t "$(DESTDIR)$(DRACUTDIR)/50secex-firstboot" dracut/trace-imports.py dracut/no-local-login.ign
 	install -D -m 644 -t "$(DESTDIR)$(DRACUTDIR)/50secex-firstboot" \
-	    $(filter-out $(SYSTEM_UNITS:%=systemd/%),$(wildcard systemd/*))
+	    $(filter-out %.preset $(SYSTEM_UNITS:%=systemd/%),$(wildcard systemd/*))
 	install -D -m 644 -t "$(DESTDIR)$(UNITDIR)" $(SYSTEM_UNITS:%=systemd/%)
-	install -d "$(DESTDIR)$(UNITDIR)/multi-user.target.wants"
-	ln -sfn -t "$(DESTDIR)$(UNITDIR)/multi-user.target.wants" $(SYSTEM_UNITS:%=../%)
+	install -D -m 644 systemd/secex-firstboot.preset "$(DESTDIR)$(PRESETDIR)/80-secex-firstboot.preset"
 	install -D -m 644 systemd/secex-firstboot.sysctl "$(DESTDIR)$(SYSCTLDIR)/90-secex-firstboot.conf"
 	install -D -m 644 -t "$(DESTDIR)$(MANDIR)/man8" docs/secex-firstboot.8
+
+deb: $(DEB)/done ## Build the packages secex-firstboot and secex-tools for Debian, into build/deb
+
+$(DEB)/done: $(PACKAGED)
+	@dpkg-checkbuilddeps -I packaging/deb/control || { echo "make deb: apt-get install $(DEB_TOOLS)" >&2; exit 1; }
+	rm -rf $(DEB)/source $(DEB)/secex-*
+	mkdir -p $(DEB)/source
+	$(SOURCE) | tar -x -C $(DEB)/source
+	cp -r packaging/deb $(DEB)/source/debian
+	cd $(DEB)/source && dpkg-buildpackage --build=binary --no-check-builddeps --no-sign > ../log 2>&1 || { cat ../log; exit 1; }
+	touch $@
+
+rpm: $(RPM)/done ## Build the same for Fedora, into build/rpm (RPM_PYTHONDIR= its Python's site-packages, from elsewhere)
+
+$(RPM)/done: $(PACKAGED)
+	@command -v rpmbuild > /dev/null || { echo "make rpm: apt-get install rpm (Fedora: dnf install rpm-build)" >&2; exit 1; }
+	rm -rf $(RPM)/source $(RPM)/work $(RPM)/*.rpm
+	mkdir -p $(RPM)/source
+	$(SOURCE) --transform 's,^\.,secex-firstboot-$(VERSION),' -z > $(RPM)/source/secex-firstboot-$(VERSION).tar.gz
+	rpmbuild -bb --quiet $(if $(wildcard /etc/debian_version),--nodeps --load=packaging/rpm/macros.debian) \
+	    --define '_topdir $(abspath $(RPM))/work' --define '_sourcedir $(abspath $(RPM))/source' \
+	    --define '_rpmdir $(abspath $(RPM))' --define '_build_name_fmt %%{NAME}-%%{VERSION}-%%{RELEASE}.%%{ARCH}.rpm' \
+	    $(if $(RPM_PYTHONDIR),--define 'python3_sitelib $(RPM_PYTHONDIR)') \
+	    packaging/rpm/secex-firstboot.spec > $(RPM)/log 2>&1 || { cat $(RPM)/log; exit 1; }
+	touch $@
 
 setup: $(VENV)/ready
 	@vm-tests/setup.sh

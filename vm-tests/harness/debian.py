@@ -1,8 +1,8 @@
 """A small Debian system for s390x, with kernel, dracut, Ignition and secex-firstboot, built on any Linux.
 
 Two layers, each built once and kept in the cache under the hash of what it is made from: the distribution
-(mmdebstrap, minutes), and on it secex-firstboot as ``make install`` puts it, with the initramfs that dracut
-makes of it. Runs as root; s390x programs run under qemu-user through binfmt_misc.
+(mmdebstrap, minutes), and on it the packages that ``make deb`` builds, with the initramfs that dracut makes
+of them. Runs as root; s390x programs run under qemu-user through binfmt_misc.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,11 +102,12 @@ def _distribution_key() -> str:
 
 def _agent_key() -> str:
     """Of everything that the second layer is made from; where the repository lies does not count."""
-    folders = ("secex_firstboot", "dracut", "systemd", "vm-tests/dracut")
+    folders = ("secex_firstboot", "dracut", "systemd", "packaging/deb", "vm-tests/dracut")
     files = [path for folder in folders for path in (REPOSITORY / folder).rglob("*") if path.is_file()]
     files += (REPOSITORY / "docs").glob("*.8")  # what of them is installed
     digest = hashlib.sha256(_DRACUT_CONF.encode())
-    for path in sorted([REPOSITORY / "Makefile", *files]):
+    files += (REPOSITORY / name for name in ("Makefile", "pyproject.toml", "packaging/install.py"))
+    for path in sorted(files):
         if "__pycache__" not in path.parts:
             digest.update(str(path.relative_to(REPOSITORY)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
@@ -182,12 +184,25 @@ def _build_agent(tree: Path) -> None:
 
 
 def install(tree: Path) -> None:
-    """Put secex-firstboot where a distribution's package would, and beside it the tests' dracut module.
+    """Install the packages, as the builder of an image does, and beside them the tests' dracut module.
 
-    What identifies one machine goes, above all the SSH host keys that installing sshd has made.
+    All that they depend on has to be there: the system has no mirror to get it from. What identifies one
+    machine goes, above all the SSH host keys that installing sshd has made.
     """
-    where = [f"DESTDIR={tree}", "PYTHONDIR=/usr/lib/python3/dist-packages"]
-    subprocess.run(["make", "--silent", "-C", REPOSITORY, "install", *where], check=True)
+    with tempfile.TemporaryDirectory() as directory:
+        packages = Path(directory)
+        subprocess.run(["make", "--silent", "-C", REPOSITORY, "deb", f"DEB={packages}"], check=True)
+        names = [f"/mnt/{path.name}" for path in packages.glob("*.deb")]
+        options = ("--quiet=2", "--yes", "--option=Dpkg::Use-Pty=false")
+        command = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", *options, *names]
+        done = subprocess.run(
+            in_chroot(tree, *command, mounts={packages: "mnt"}), capture_output=True, text=True
+        )
+    if done.returncode:
+        raise RuntimeError(f"the packages cannot be installed: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    for pattern in ("cache/apt/*.bin", "log/apt/*", "log/dpkg.log"):  # mmdebstrap has removed its own, too
+        for path in (tree / "var").glob(pattern):
+            path.unlink()
     shutil.copytree(
         REPOSITORY / "vm-tests/dracut", tree / "usr/lib/dracut/modules.d/99secex-test", dirs_exist_ok=True
     )

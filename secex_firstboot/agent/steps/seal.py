@@ -19,6 +19,8 @@ from secex_firstboot.sdboot import boot_entry, boot_record
 from secex_firstboot.sdboot.initramfs import Directory, Entry, File
 from secex_firstboot.storage import devicemapper, disk, filesystem, growing
 
+# Of the running system. Packages enable them, and a preset does in an image that was made without.
+_OUR_UNITS = ("secex-firstboot-grow.service", "secex-firstboot-tidy.service")
 # Opened in the initramfs, and kept open in the system; without a time limit for the disk to appear, as dracut
 # has none for the root device; without asking at the host's console for a passphrase.
 _OPTIONS = "x-initrd.attach,x-systemd.device-timeout=0,headless=yes"
@@ -115,10 +117,13 @@ def _enable_units(context: Context) -> None:
 
     The start that follows is none that is taken for a first. So what a spoiled block leaves out here would
     stay out for good: only what the units themselves are to blame for is a warning. systemctl skips presets
-    that it cannot read without a word; the config's units are therefore enabled one by one.
+    that it cannot read without a word; our units and the config's are therefore enabled one by one.
     """
     if not _systemctl("--preset-mode=enable-only", "preset-all"):
         context.warn("not all units could be enabled: look at them with systemctl preset-all")
+    for name in _OUR_UNITS:
+        if not _systemctl("enable", "--", name):
+            context.warn(f"{name} could not be enabled: the image has it masked, or not at all")
     for index, unit in enumerate(config.parse(places.IGNITION_MERGED_CONFIG.read_bytes()).systemd.units):
         if unit.enabled and not unit.mask and not _systemctl("enable", "--", unit.name):
             context.warn(f"systemd.units[{index}] of the config could not be enabled: look at its [Install]")

@@ -17,6 +17,7 @@ from secex_firstboot.basic.process import ToolError
 
 SERVICE = "[Service]\nExecStart=/bin/true\n"
 WANTED = "[Install]\nWantedBy=multi-user.target\n"
+OURS = {"secex-firstboot-grow.service", "secex-firstboot-tidy.service"}
 NOT_ALL = "not all units could be enabled: look at them with systemctl preset-all"
 NOT_READ = "unit files cannot be read, or not be enabled: look at the disk's health"
 
@@ -28,6 +29,8 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (places.SYSROOT / directory).mkdir(parents=True)
     config()
     preset("disable *")
+    for name in OURS:
+        unit(name)
 
 
 def config(*units: dict[str, Any]) -> None:
@@ -52,8 +55,27 @@ def enable() -> list[str]:
     return said
 
 
-def enabled() -> set[str]:
+def links() -> set[str]:
     return {path.name for path in (places.SYSROOT / "etc/systemd/system").glob("*.wants/*")}
+
+
+def enabled() -> set[str]:
+    """Without our own."""
+    return links() - OURS
+
+
+def test_our_units_are_enabled_whatever_the_presets_say() -> None:
+    """Also where none could be read: the tidying must not hang on a block that the host spoils."""
+    assert enable() == []
+    assert links() == OURS
+
+
+def test_a_unit_of_ours_that_the_image_has_masked_is_named() -> None:
+    (places.SYSROOT / "etc/systemd/system/secex-firstboot-grow.service").symlink_to("/dev/null")
+    assert enable() == [
+        "secex-firstboot-grow.service could not be enabled: the image has it masked, or not at all"
+    ]
+    assert links() == {"secex-firstboot-tidy.service"}
 
 
 def test_the_presets_units_are_enabled_before_the_system_starts() -> None:
@@ -117,10 +139,10 @@ def test_what_a_spoiled_block_makes_systemctl_say_stops_and_no_unit_is_named(
 
 
 def test_a_unit_of_the_config_that_fails_alone_stops_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mock: systemctl preset-all succeeds, and enable does not."""
+    """A mock: only that unit cannot be enabled."""
 
     def fail(argv: list[str], **_: object) -> str:
-        if argv[-1] == "preset-all":
+        if argv[-1] in {"preset-all", *OURS}:
             return ""
         raise ToolError("systemctl", 1, 'Failed to enable unit, file "secret.service": Input/output error\n')
 

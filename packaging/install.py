@@ -1,0 +1,62 @@
+"""Install the Python package as pip would, without pip: modules, metadata, commands. For make install.
+
+``python3 packaging/install.py MODULES PROGRAMS``: where the target's Python looks for packages, and where its
+commands are, both below DESTDIR.
+"""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+SOURCE = Path(__file__).resolve().parents[1]
+COMMAND = """\
+#!/usr/bin/python3 -I
+from {module} import {function}
+raise SystemExit({function}())
+"""
+
+
+def main(modules: Path, programs: Path) -> None:
+    project = tomllib.loads((SOURCE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    package = project["name"].replace("-", "_")
+    for path in sorted((SOURCE / package).rglob("*.py")):
+        _write(modules / path.relative_to(SOURCE), path.read_text(encoding="utf-8"))
+    information = modules / f"{package}-{project['version']}.dist-info"
+    _write(information / "METADATA", metadata(project))
+    _write(information / "INSTALLER", "make\n")
+    for name, entry in project["scripts"].items():
+        module, function = entry.split(":")
+        _write(programs / name, COMMAND.format(module=module, function=function))
+        (programs / name).chmod(0o755)
+
+
+def metadata(project: dict[str, Any]) -> str:
+    """https://packaging.python.org/en/latest/specifications/core-metadata/"""
+    fields = [
+        ("Metadata-Version", "2.1"),
+        ("Name", project["name"]),
+        ("Version", project["version"]),
+        ("Summary", project["description"]),
+        ("License", "Apache-2.0"),
+        ("Requires-Python", project["requires-python"]),
+        *(("Requires-Dist", each) for each in project["dependencies"]),
+    ]
+    guest = project["optional-dependencies"]["guest"]
+    fields += [
+        ("Provides-Extra", "guest"),
+        *(("Requires-Dist", f'{each}; extra == "guest"') for each in guest),
+    ]
+    return "".join(f"{name}: {value}\n" for name, value in fields)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    path.chmod(0o644)
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
