@@ -266,6 +266,15 @@ def test_what_ignition_s_own_check_refuses_is_refused(look, validator):
     assert "raid level is required" in rows["config"]["detail"]
 
 
+def test_a_misspelled_field_is_named_and_a_field_in_other_letters_is_none(tmp_path, capsys):
+    path = tmp_path / "config.ign"
+    config = {"ignition": {"version": "3.3.0"}, "Storage": {"fles": [], "files": [host_key(), *proof()]}}
+    path.write_text(json.dumps(config))
+    main(["--dry-run", "--json", "--offline", f"--config={path}"])
+    warned = [line for line in capsys.readouterr().err.splitlines() if "no field" in line]
+    assert warned == ["Storage.fles is no field of a config, and Ignition ignores it: correct the name"]
+
+
 def test_what_it_warns_of_is_shown(tmp_path, capsys, validator):
     validator('echo "warning at $.sytemd, line 1 col 9: Unused key sytemd"')
     path = tmp_path / "config.ign"

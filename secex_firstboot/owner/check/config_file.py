@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from secex_firstboot.basic import process
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import Refusal
-from secex_firstboot.ignition import config, kernel_arguments, merge, openpgp, ownership, transport, validity
+from secex_firstboot.ignition import (
+    config,
+    go_json,
+    kernel_arguments,
+    merge,
+    openpgp,
+    ownership,
+    transport,
+    validity,
+)
 from secex_firstboot.ignition.config import Config, FileEntry, Resource
 from secex_firstboot.owner.check.look import Look, listed
 
@@ -25,11 +34,15 @@ _TIMED_OUT, _NO_SUCH_PROGRAM = 124, 127  # timeout(1)
 
 @dataclass(frozen=True)
 class Given:
-    """The config of a file, with what it refers to in itself; ``elsewhere``: the other references."""
+    """The config of a file, with what it refers to in itself; ``elsewhere``: the other references.
+
+    ``unknown`` are the places of what Ignition does not read, such as misspelled names.
+    """
 
     path: Path
     config: Config
     elsewhere: dict[str, Resource]
+    unknown: Sequence[str] = ()
 
     @property
     def is_replaced(self) -> bool:
@@ -56,7 +69,9 @@ def read(path: Path) -> Given:
         raise Refusal(f"{path} is larger than a config may be", "let Ignition fetch the large files")
     if foreign := _foreign(text):
         raise Refusal(f"{path} {foreign[0]}", foreign[1])
-    return Given(path, *merge.read(text))
+    decoder = go_json.Decoder()
+    config.fields_of(text, decoder)
+    return Given(path, *merge.read(text), decoder.unknown)
 
 
 def _foreign(text: bytes) -> tuple[str, str] | None:
@@ -77,6 +92,8 @@ def _foreign(text: bytes) -> tuple[str, str] | None:
 def look(given: Given, context: Context) -> Look:
     """What first boot looks at before it fetches anything. Raises Refusal in its words."""
     found = given.config
+    for place in given.unknown:
+        context.warn(f"{place} is no field of a config, and Ignition ignores it: correct the name")
     untold = _specification(found.ignition.version)
     if given.elsewhere:
         untold.append(f"what other configs say: {listed(list(given.elsewhere))}")
