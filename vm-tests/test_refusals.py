@@ -99,7 +99,7 @@ CASES = [
 ]
 
 
-@pytest.mark.sampled("wrong ground", 2)
+@pytest.mark.sampled("wrong ground")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_wrong_ground_is_refused_with_the_cure_and_nothing_is_touched(
     case: Case, images: Images, tmp_path: Path

@@ -427,7 +427,7 @@ CASES = [
     *sample.kind("VERITY", VERITY),
     *sample.kind("HALF_WAY", HALF_WAY, 2),
     *sample.kind("EARLIER", EARLIER),
-    *sample.kind("AFTERWARDS", AFTERWARDS, 4),
+    *sample.kind("AFTERWARDS", AFTERWARDS, 3),
 ]
 
 
