@@ -8,7 +8,7 @@ from secex_firstboot.basic.files import sync, write_private
 from secex_firstboot.contract import paths
 from secex_firstboot.roots import overlay
 from secex_firstboot.sdboot import boot_record
-from secex_firstboot.storage import record
+from secex_firstboot.storage import progress_record
 
 
 def remove(se: Path, root: Path) -> None:
@@ -18,7 +18,7 @@ def remove(se: Path, root: Path) -> None:
     without that, nothing shows that Ignition has run.
     """
     boot_record.tidy(se)
-    record.remove(se)
+    progress_record.remove(se)
     sync(se)
     write_private(paths.below(root, paths.SEALED), b"")
     overlay.remove(root)

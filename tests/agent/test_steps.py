@@ -31,12 +31,12 @@ from secex_firstboot.contract.partitions import LASTING, NUMBERS
 from secex_firstboot.ignition import openpgp, ownership
 from secex_firstboot.sdboot.boot_entry import BootEntry
 from secex_firstboot.sdboot.initramfs import Directory, File
-from secex_firstboot.storage import devicemapper, disk, filesystem, partition_table, record
+from secex_firstboot.storage import devicemapper, disk, filesystem, partition_table, progress_record
 from secex_firstboot.storage.devicemapper import Target
 from secex_firstboot.storage.disk import Disk, Partition
 from secex_firstboot.storage.filesystem import FileSystem
 from secex_firstboot.storage.plan import MIB, Plan, Source, lay_out
-from secex_firstboot.storage.record import Progress
+from secex_firstboot.storage.progress_record import Progress
 
 NO_LOCAL_LOGIN = REPOSITORY / "dracut/no-local-login.ign"
 MODULE_SETUP = REPOSITORY / "dracut/module-setup.sh"
@@ -706,7 +706,7 @@ def test_what_the_target_would_overwrite_is_saved_at_the_end_of_the_disk(devices
         assert part(root, head.offset, head.size) == before[0][: head.size]
         assert part(root, saved_tree.offset, saved_tree.size) == before[1]
         assert part(source, 0, run.volume.source_size) == before[0]
-    seen = record.load(devices.root / "se", run.key)
+    seen = progress_record.load(devices.root / "se", run.key)
     assert seen.of(name).progress is Progress.SAVED
     assert seen.of({"boot": "root", "root": "boot"}[name]).progress is Progress.UNTOUCHED
 
@@ -723,12 +723,12 @@ def test_what_the_target_would_overwrite_is_saved_at_the_end_of_the_disk(devices
     ],
 )
 def test_encrypting_goes_on_with_the_part_after_the_recorded_one(devices, monkeypatch, progress, left):
-    encryption(devices, "root")._record(progress)
+    encryption(devices, "root")._note(progress)
     run = encryption(devices, "root")
     done: list[str] = []
 
     def part_that_records(name: str, reached: Progress) -> Callable[[], None]:
-        return lambda: (done.append(name), run._record(reached))[1]
+        return lambda: (done.append(name), run._note(reached))[1]
 
     monkeypatch.setattr(run, "_settle_files", lambda root: done.append("settle files"))
     for name, reached in zip(("save", "place", "copy", "zero", "grow"), list(Progress)[1:], strict=True):

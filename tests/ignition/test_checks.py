@@ -105,7 +105,7 @@ def test_the_personalised_image_brings_the_config_without_its_references(
 ) -> None:
     built = {}
     monkeypatch.setattr(personalise, "_prepare_volumes", lambda *arguments: None)
-    monkeypatch.setattr(personalise.record, "remove", lambda se: None)
+    monkeypatch.setattr(personalise.progress_record, "remove", lambda se: None)
     monkeypatch.setattr(personalise.options, "first_boot_command_line", lambda options: options)
     monkeypatch.setattr(
         personalise.boot_image, "build", lambda *arguments, overlay, **more: built.update(overlay)

@@ -11,7 +11,7 @@ from secex_firstboot.agent.steps import encrypt
 from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.roots import overlay, remains
 from secex_firstboot.sdboot.options import ROOT_DEVICE, first_boot_command_line
-from secex_firstboot.storage import record
+from secex_firstboot.storage import progress_record
 
 TIDY_UNIT = REPOSITORY / "systemd/secex-firstboot-tidy.service"
 
@@ -68,7 +68,7 @@ def test_the_mark_is_not_there_while_se_has_something_of_first_boot(
     def cut(*_: object) -> None:
         raise PowerCut
 
-    monkeypatch.setattr(record, "remove", cut)
+    monkeypatch.setattr(progress_record, "remove", cut)
     with pytest.raises(PowerCut):
         remains.remove(se, root)
     encrypt.refuse_sealed(root)

@@ -30,7 +30,7 @@ from secex_firstboot.storage import volume
 from secex_firstboot.storage.cryptsetup import DATA_OFFSET
 from secex_firstboot.storage.integrity import Layout
 from secex_firstboot.storage.plan import Plan
-from secex_firstboot.storage.record import Record
+from secex_firstboot.storage.progress_record import ProgressRecord
 
 SECTOR = 512
 BOUND = 900.0  # seconds; for a guest that hangs, measures nothing
@@ -332,7 +332,7 @@ class Host:
     def copied_from(self) -> int:
         """From this byte of root on, the target has it; what is below is still to be read."""
         content = self.read(self.se_file("firstboot-record", 0), BLOCK)
-        return Record.model_validate_json(content[32:].split(b"\0", 1)[0]).root.copied_from or 0
+        return ProgressRecord.model_validate_json(content[32:].split(b"\0", 1)[0]).root.copied_from or 0
 
     def used(self, name: str, low: int = 0, high: int | None = None) -> int:
         """A byte of the source, between two others, that is some file's content."""

@@ -25,7 +25,7 @@ from secex_firstboot.storage import cryptsetup, devicemapper, disk, filesystem, 
 from secex_firstboot.storage.cryptsetup import CryptSetup
 from secex_firstboot.storage.devicemapper import Piece
 from secex_firstboot.storage.plan import Source
-from secex_firstboot.storage.record import Progress
+from secex_firstboot.storage.progress_record import Progress
 
 MIB = 1 << 20
 BLOCK = 4096
@@ -274,14 +274,14 @@ class CutEncryption(encrypt.Encryption):
         super().__init__(*arguments)
         self.cuts, self.digests = cuts, digests
 
-    def _record(self, progress, copied_from=None):
+    def _note(self, progress, copied_from=None):
         if progress is Progress.COPIED and not self.digests:
             with volume.opened(self.secrets, self.partition, "check") as opened:
                 self.digests.append(digest(opened, self.volume.source_size))
         if (progress, copied_from) in self.cuts:
             self.cuts.remove((progress, copied_from))
             raise Cut
-        super()._record(progress, copied_from)
+        super()._note(progress, copied_from)
 
 
 @contextmanager

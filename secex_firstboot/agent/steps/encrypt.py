@@ -31,14 +31,14 @@ from secex_firstboot.storage import (
     disk,
     erase,
     filesystem,
-    record,
+    progress_record,
     verity,
     volume,
 )
 from secex_firstboot.storage.devicemapper import Piece
 from secex_firstboot.storage.mounted import Mounted
 from secex_firstboot.storage.plan import MIB, Plan, Volume
-from secex_firstboot.storage.record import Progress, Record
+from secex_firstboot.storage.progress_record import Progress, ProgressRecord
 
 _GROW_STEP = 16 * MIB  # a multiple of every block size of ext4 and xfs
 
@@ -93,7 +93,7 @@ class Encryption:
         self.partition = partitions[volume_plan.name].device
         self.root_partition = partitions["root"].device
         self.key = bytes.fromhex(plan.record_key)
-        self.record = record.load(se, self.key)
+        self.progress_record = progress_record.load(se, self.key)
 
     def run(self) -> None:
         self._close_leftovers()
@@ -104,10 +104,10 @@ class Encryption:
             Progress.COPIED: self.zero,
             Progress.ZEROED: self.grow,
         }
-        if self.volume.name == "root" and self.record.root.is_complete:
+        if self.volume.name == "root" and self.progress_record.root.is_complete:
             self._settle_files(self._opened())
             self._close_leftovers()
-        while (progress := self.record.of(self.volume.name).progress) in parts:
+        while (progress := self.progress_record.of(self.volume.name).progress) in parts:
             parts[progress]()
         self._opened()
 
@@ -126,11 +126,11 @@ class Encryption:
                     written += len(content)
                     self.context.progress(f"save the start of {self.volume.name}", written, total)
             os.fsync(target.fileno())
-        self._record(Progress.SAVED)
+        self._note(Progress.SAVED)
 
     def place(self) -> None:
         volume.place(self.secrets, self.partition)
-        self._record(Progress.PLACED, self.volume.source_size)
+        self._note(Progress.PLACED, self.volume.source_size)
 
     def copy(self) -> None:
         # The target first: libcryptsetup wants its device for itself, device-mapper's targets share.
@@ -139,11 +139,11 @@ class Encryption:
                 source,
                 target,
                 self.volume.source_size,
-                start_from=self.record.of(self.volume.name).copied_from,
-                on_chunk_durable=lambda offset: self._record(Progress.PLACED, offset),
+                start_from=self.progress_record.of(self.volume.name).copied_from,
+                on_chunk_durable=lambda offset: self._note(Progress.PLACED, offset),
                 progress=self._progress(f"encrypt {self.volume.name}"),
             )
-        self._record(Progress.COPIED)
+        self._note(Progress.COPIED)
 
     def zero(self) -> None:
         """Erase what is left of the image; then write zeros, through the volume, to its tail and to what the
@@ -159,7 +159,7 @@ class Encryption:
             for start, end in ((source_size, grown), (max(tail, grown), size)):
                 volume.write_zeros(device, start, end - start, self._progress(f"prepare room on {name}"))
             sync(device)
-        self._record(Progress.ZEROED)
+        self._note(Progress.ZEROED)
 
     def grow(self) -> None:
         """Mounted, by the kernel: its journal makes this whole or undone, and what it cannot read ends it."""
@@ -175,7 +175,7 @@ class Encryption:
             with filesystem.mounted(device, places.ROOT_MOUNT, type=self.volume.file_system) as root:
                 identity.remove(root)
         sync(device)
-        self._record(Progress.FINISHED)
+        self._note(Progress.FINISHED)
 
     def _remains(self) -> list[tuple[int, int]]:
         """(offset, size) of what is not the new volume's on the partition, and may be the image's."""
@@ -206,7 +206,7 @@ class Encryption:
 
         That it has grown to ``size``, or that Ignition has begun to write.
         """
-        progress = self.record.of(self.volume.name).progress
+        progress = self.progress_record.of(self.volume.name).progress
         grown = size > self.volume.file_system_size and progress not in (Progress.ZEROED, Progress.FINISHED)
         if grown or (exists(where / overlay.TOP) and progress is not Progress.FINISHED):
             raise FirstbootError(
@@ -268,15 +268,15 @@ class Encryption:
         cryptsetup.close(f"{name}{VERITY}")
         for leftover in (OLD, TREE, TARGET):
             devicemapper.remove(f"{name}{leftover}")
-        if self.record.of(name).progress is not Progress.FINISHED:
+        if self.progress_record.of(name).progress is not Progress.FINISHED:
             cryptsetup.close(name)
 
-    def _record(self, progress: Progress, copied_from: int | None = None) -> None:
-        entry = self.record.of(self.volume.name).model_copy(
+    def _note(self, progress: Progress, copied_from: int | None = None) -> None:
+        entry = self.progress_record.of(self.volume.name).model_copy(
             update={"progress": progress, "copied_from": copied_from}
         )
-        self.record = Record(**{**dict(self.record), self.volume.name: entry})
-        record.save(self.se, self.key, self.record)
+        self.progress_record = ProgressRecord(**{**dict(self.progress_record), self.volume.name: entry})
+        progress_record.save(self.se, self.key, self.progress_record)
 
 
 def refuse_sealed(root: Path) -> None:

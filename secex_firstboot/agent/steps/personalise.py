@@ -25,7 +25,7 @@ from secex_firstboot.roots import identity
 from secex_firstboot.sdboot import boot_entry, boot_record, image, options
 from secex_firstboot.sdboot.boot_entry import BootEntry
 from secex_firstboot.sdboot.initramfs import Directory, Entry, File
-from secex_firstboot.storage import disk, filesystem, growing, loop, record, verity, volume
+from secex_firstboot.storage import disk, filesystem, growing, loop, progress_record, verity, volume
 from secex_firstboot.storage.plan import DEFAULT_HEADROOM, MIB, Plan, Source, Volume, lay_out
 
 HEADROOM_ARGUMENT = "secex.headroom"  # MiB
@@ -69,7 +69,7 @@ class Personalise(Step):
         # What a start after a crash goes on with: Ignition merged it once, and does not again.
         merged = places.IGNITION_MERGED_CONFIG.read_bytes()
         write_private(places.IGNITION_USER_CONFIG, config.without_references(merged))
-        record.remove(se)
+        progress_record.remove(se)
         boot_image.build(
             context,
             entry,

@@ -15,9 +15,9 @@ from secex_firstboot.agent import places
 from secex_firstboot.agent.step import Context
 from secex_firstboot.agent.steps.encrypt import Encryption
 from secex_firstboot.basic.errors import FirstbootError
-from secex_firstboot.storage import filesystem, record
+from secex_firstboot.storage import filesystem, progress_record
 from secex_firstboot.storage.plan import Plan, Span, Volume
-from secex_firstboot.storage.record import Progress, Record
+from secex_firstboot.storage.progress_record import Progress, ProgressRecord
 from secex_firstboot.storage.volume import TAIL_SIZE
 
 MIB = 1 << 20
@@ -61,14 +61,14 @@ class Opened(Encryption):
             }
         )
         self.plan = Plan.model_construct(root=self.volume, headroom=HEADROOM)
-        self.record = Record()
+        self.progress_record = ProgressRecord()
 
     def _opened(self) -> Path:
         return self.device
 
     @property
     def progress(self) -> Progress:
-        return record.load(self.se, self.key).root.progress
+        return progress_record.load(self.se, self.key).root.progress
 
 
 @pytest.fixture
@@ -159,10 +159,10 @@ def test_a_root_that_has_grown_is_not_zeroed_again(
     opened: Callable[[str], Opened], progress: Progress, refused: bool
 ) -> None:
     run = opened("xfs")
-    run._record(progress)
+    run._note(progress)
     run._settle_files(run.device)
     run.grow()
-    run._record(progress)
+    run._note(progress)
     with pytest.raises(FirstbootError, match=OLDER) if refused else nullcontext():
         run._settle_files(run.device)
 
@@ -175,7 +175,7 @@ def test_a_root_that_ignition_has_written_to_is_not_prepared_again(
     opened: Callable[[str], Opened], progress: Progress, refused: bool
 ) -> None:
     run = opened("xfs")
-    run._record(progress)
+    run._note(progress)
     with filesystem.mounted(run.device, places.ROOT_MOUNT, type="xfs") as where:
         (where / ".secex-firstboot/upper").mkdir(parents=True)
     with pytest.raises(FirstbootError, match=OLDER) if refused else nullcontext():

@@ -33,7 +33,7 @@ class Progress(StrEnum):
     FINISHED = "finished"
 
 
-class VolumeRecord(BaseModel):
+class VolumeProgress(BaseModel):
     progress: Progress = Progress.UNTOUCHED
     copied_from: int | None = Field(default=None, ge=0)
     """Every source byte at or above this offset is in the target, on stable storage."""
@@ -46,21 +46,21 @@ class VolumeRecord(BaseModel):
         return self.progress in (Progress.COPIED, Progress.ZEROED, Progress.FINISHED)
 
 
-class Record(BaseModel):
-    boot: VolumeRecord = VolumeRecord()
-    root: VolumeRecord = VolumeRecord()
+class ProgressRecord(BaseModel):
+    boot: VolumeProgress = VolumeProgress()
+    root: VolumeProgress = VolumeProgress()
 
-    def of(self, volume: str) -> VolumeRecord:
+    def of(self, volume: str) -> VolumeProgress:
         return self.boot if volume == "boot" else self.root
 
 
-def load(se: Path, key: bytes) -> Record:
+def load(se: Path, key: bytes) -> ProgressRecord:
     """The record on the mounted partition ``se``, or a fresh one. Raises FirstbootError if it is forged."""
     try:
         with (se / _NAME).open("rb") as stream:
             content = stream.read(_LIMIT + 1)
     except FileNotFoundError:
-        return Record()
+        return ProgressRecord()
     tag, body = content[:_TAG_SIZE], content[_TAG_SIZE:]
     if len(content) > _LIMIT or not hmac.compare_digest(tag, _tag(key, body)):
         raise FirstbootError(
@@ -68,14 +68,14 @@ def load(se: Path, key: bytes) -> Record:
             "the disk was changed from outside; start again from the image",
         )
     try:
-        return Record.model_validate_json(body)
+        return ProgressRecord.model_validate_json(body)
     except ValidationError:
         raise FirstbootError(
             "the progress record was written by another version of secex-firstboot"
         ) from None
 
 
-def save(se: Path, key: bytes, record: Record) -> None:
+def save(se: Path, key: bytes, record: ProgressRecord) -> None:
     """Replace the record; when this returns, a crash finds the new one."""
     body = record.model_dump_json().encode()
     write_private(se / _NAME, _tag(key, body) + body)

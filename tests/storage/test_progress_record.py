@@ -5,13 +5,13 @@ import signal
 import pytest
 
 from secex_firstboot.basic.errors import FirstbootError
-from secex_firstboot.storage import record
-from secex_firstboot.storage.record import Progress, Record, VolumeRecord
+from secex_firstboot.storage import progress_record
+from secex_firstboot.storage.progress_record import Progress, ProgressRecord, VolumeProgress
 
 KEY = bytes(range(32))
-HALF_WAY = Record(
-    boot=VolumeRecord(progress=Progress.FINISHED),
-    root=VolumeRecord(progress=Progress.PLACED, copied_from=4 << 20),
+HALF_WAY = ProgressRecord(
+    boot=VolumeProgress(progress=Progress.FINISHED),
+    root=VolumeProgress(progress=Progress.PLACED, copied_from=4 << 20),
 )
 
 
@@ -20,18 +20,18 @@ def sealed(body: bytes, key: bytes = KEY) -> bytes:
 
 
 def test_a_record_is_found_again(tmp_path):
-    record.save(tmp_path, KEY, HALF_WAY)
-    assert record.load(tmp_path, KEY) == HALF_WAY
+    progress_record.save(tmp_path, KEY, HALF_WAY)
+    assert progress_record.load(tmp_path, KEY) == HALF_WAY
 
 
 def test_the_newer_record_counts(tmp_path):
-    record.save(tmp_path, KEY, Record())
-    record.save(tmp_path, KEY, HALF_WAY)
-    assert record.load(tmp_path, KEY) == HALF_WAY
+    progress_record.save(tmp_path, KEY, ProgressRecord())
+    progress_record.save(tmp_path, KEY, HALF_WAY)
+    assert progress_record.load(tmp_path, KEY) == HALF_WAY
 
 
 def test_without_a_record_nothing_has_happened(tmp_path):
-    fresh = record.load(tmp_path, KEY)
+    fresh = progress_record.load(tmp_path, KEY)
     assert [fresh.of(name).progress for name in ("boot", "root")] == [Progress.UNTOUCHED] * 2
     assert fresh.root.copied_from is None
 
@@ -49,7 +49,7 @@ def test_without_a_record_nothing_has_happened(tmp_path):
     ],
 )
 def test_a_target_with_all_of_the_source_may_be_in_use(progress, copied_from, complete):
-    assert VolumeRecord(progress=progress, copied_from=copied_from).is_complete is complete
+    assert VolumeProgress(progress=progress, copied_from=copied_from).is_complete is complete
 
 
 def test_each_volume_has_its_own_progress():
@@ -58,41 +58,41 @@ def test_each_volume_has_its_own_progress():
 
 
 def test_a_record_with_another_key_is_refused(tmp_path):
-    record.save(tmp_path, bytes(32), HALF_WAY)
+    progress_record.save(tmp_path, bytes(32), HALF_WAY)
     with pytest.raises(FirstbootError, match="not written by this first boot"):
-        record.load(tmp_path, KEY)
+        progress_record.load(tmp_path, KEY)
 
 
 def test_each_flipped_bit_is_refused(tmp_path):
-    record.save(tmp_path, KEY, HALF_WAY)
+    progress_record.save(tmp_path, KEY, HALF_WAY)
     (path,) = tmp_path.iterdir()
     content = path.read_bytes()
     for position in range(len(content)):
         path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
         with pytest.raises(FirstbootError, match="not written by this first boot"):
-            record.load(tmp_path, KEY)
+            progress_record.load(tmp_path, KEY)
     path.write_bytes(content)
-    assert record.load(tmp_path, KEY) == HALF_WAY
+    assert progress_record.load(tmp_path, KEY) == HALF_WAY
 
 
 def test_each_truncated_record_is_refused(tmp_path):
-    record.save(tmp_path, KEY, HALF_WAY)
+    progress_record.save(tmp_path, KEY, HALF_WAY)
     (path,) = tmp_path.iterdir()
     content = path.read_bytes()
     for length in range(len(content)):
         path.write_bytes(content[:length])
         with pytest.raises(FirstbootError):
-            record.load(tmp_path, KEY)
+            progress_record.load(tmp_path, KEY)
 
 
 def test_a_record_of_more_than_4096_bytes_is_refused(tmp_path):
     path = tmp_path / "firstboot-record"
     body = HALF_WAY.model_dump_json().encode()
     path.write_bytes(sealed(body.ljust(4096 - 32)))
-    assert record.load(tmp_path, KEY) == HALF_WAY
+    assert progress_record.load(tmp_path, KEY) == HALF_WAY
     path.write_bytes(sealed(body.ljust(4097 - 32)))
     with pytest.raises(FirstbootError, match="not written by this first boot"):
-        record.load(tmp_path, KEY)
+        progress_record.load(tmp_path, KEY)
 
 
 @pytest.mark.parametrize(
@@ -101,27 +101,27 @@ def test_a_record_of_more_than_4096_bytes_is_refused(tmp_path):
 def test_an_authentic_record_that_makes_no_sense_is_refused(tmp_path, body):
     (tmp_path / "firstboot-record").write_bytes(sealed(body))
     with pytest.raises(FirstbootError, match="another version"):
-        record.load(tmp_path, KEY)
+        progress_record.load(tmp_path, KEY)
 
 
 def test_a_failed_write_leaves_the_old_record(tmp_path):
-    record.save(tmp_path, KEY, HALF_WAY)
+    progress_record.save(tmp_path, KEY, HALF_WAY)
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (40, most))
     try:
         with pytest.raises(OSError, match="large"):
-            record.save(tmp_path, KEY, Record())
+            progress_record.save(tmp_path, KEY, ProgressRecord())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
         signal.signal(signal.SIGXFSZ, handler)
-    assert record.load(tmp_path, KEY) == HALF_WAY
+    assert progress_record.load(tmp_path, KEY) == HALF_WAY
 
 
 def test_removing_leaves_nothing_and_can_be_repeated(tmp_path):
-    record.save(tmp_path, KEY, HALF_WAY)
+    progress_record.save(tmp_path, KEY, HALF_WAY)
     (tmp_path / "firstboot-record.new").write_bytes(b"left by a crash")
     (tmp_path / "sdboot").write_bytes(b"not a record")
     for _ in range(2):
-        record.remove(tmp_path)
+        progress_record.remove(tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == ["sdboot"]
