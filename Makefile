@@ -91,7 +91,8 @@ install: ## Install package, dracut module and units below DESTDIR
 	install -D -m 644 -t "$(DESTDIR)$(UNITDIR)" $(SYSTEM_UNITS:%=systemd/%)
 	install -D -m 644 systemd/secex-firstboot.preset "$(DESTDIR)$(PRESETDIR)/80-secex-firstboot.preset"
 	install -D -m 644 systemd/secex-firstboot.sysctl "$(DESTDIR)$(SYSCTLDIR)/90-secex-firstboot.conf"
-	install -D -m 644 -t "$(DESTDIR)$(MANDIR)/man8" docs/secex-firstboot.8
+	for page in docs/*.[1-8]; do \
+	    install -D -m 644 -t "$(DESTDIR)$(MANDIR)/man$${page##*.}" "$$page" || exit 1; done
 
 deb: $(DEB)/done ## Build the packages secex-firstboot and secex-tools for Debian, into build/deb
 

@@ -51,6 +51,10 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert f"{version}\n" in (REPOSITORY / "CHANGELOG.md").read_text()
 
 
+def files_of(package: str) -> list[str]:
+    return (REPOSITORY / f"packaging/deb/{package}.install").read_text().split()
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("root")
@@ -61,11 +65,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_file_is_in_one_package(installed: Path) -> None:
     """The builds refuse what no package has; what both have is refused when they are installed."""
-    listed = [
-        path
-        for name in ("secex-firstboot", "secex-tools")
-        for path in (REPOSITORY / f"packaging/deb/{name}.install").read_text().split()
-    ]
+    listed = files_of("secex-firstboot") + files_of("secex-tools")
     for path in installed.rglob("*"):
         if path.is_file():
             name = path.relative_to(installed)
@@ -74,8 +74,7 @@ def test_every_file_is_in_one_package(installed: Path) -> None:
 
 
 def test_tools_bring_no_unit_no_setting_and_nothing_for_an_initramfs() -> None:
-    listed = (REPOSITORY / "packaging/deb/secex-tools.install").read_text().split()
-    assert not any(re.search("systemd|sysctl|dracut", line) for line in listed)
+    assert not any(re.search("systemd|sysctl|dracut", line) for line in files_of("secex-tools"))
 
 
 def test_the_units_of_the_running_system_are_those_that_the_preset_enables(installed: Path) -> None:

@@ -104,7 +104,7 @@ def _agent_key() -> str:
     """Of everything that the second layer is made from; where the repository lies does not count."""
     folders = ("secex_firstboot", "dracut", "systemd", "packaging/deb", "vm-tests/dracut")
     files = [path for folder in folders for path in (REPOSITORY / folder).rglob("*") if path.is_file()]
-    files += (REPOSITORY / "docs").glob("*.8")  # what of them is installed
+    files += (REPOSITORY / "docs").glob("*.[1-8]")  # what of them is installed
     digest = hashlib.sha256(_DRACUT_CONF.encode())
     files += (REPOSITORY / name for name in ("Makefile", "pyproject.toml", "packaging/install.py"))
     for path in sorted(files):
