@@ -27,9 +27,10 @@ _OPTIONS = "x-initrd.attach,x-systemd.device-timeout=0,headless=yes"
 
 # Errors only, in English, and no script for init.d, which the initramfs does not have (systemctl(1)).
 _SYSTEMCTL = {"LC_ALL": "C", "SYSTEMD_LOG_LEVEL": "err", "SYSTEMCTL_SKIP_SYSV": "1"}
-# What systemctl says of units that it has read. Source: install_changes_dump() in systemd's
-# src/shared/install.c. It takes EUCLEAN for a bad name, and XFS and ext4 mean a damaged block by it: so the
-# name has to be bad. In the same way EBADMSG has to follow the line that has the bad section header.
+# What systemctl says of units that it has read: that of systemd 252, and in other words that of 257. Source:
+# install_changes_dump() in systemd's src/shared/install.c, now install_change_dump_error(). It takes EUCLEAN
+# for a bad name, and XFS and ext4 mean a damaged block by it: so the name has to be bad, and no path. In the
+# same way EBADMSG has to follow the line that has the bad section header.
 _UNIT_NAME = r"[\w:.\\@-]+\.(?:service|socket|device|mount|automount|swap|target|path|timer|slice|scope)"
 _UNITS_FAULT = re.compile(
     r"(?:(?:"
@@ -39,12 +40,25 @@ _UNITS_FAULT = re.compile(
     r"|unit .+ (?:is masked|is transient or generated|does not exist)\."
     r"|file .+ is under the systemd unit hierarchy already\."
     r'|(?:invalid specifier|cannot resolve specifiers) in ".+"\.'
-    rf'|"(?!{_UNIT_NAME}").+" is not a valid unit name\.'
+    rf'|"(?!/|{_UNIT_NAME}").+" is not a valid unit name\.'
     r"|refusing to operate on linked unit file .+"
     r"|cannot alias .+ as .+\."
     r'|invalid unit reference ".+"\.'
     r")"
     r"|Failed to \w+ .+, destination unit .+ is a non-template unit\."
+    r"|(?:.+:\d+: Invalid section header .+\n)+(?:Failed to \w+ unit .+: Bad message\n)*"
+    r"Failed to \w+ unit .+: Bad message"
+    r"|Failed to \w+ unit: (?:"
+    r"File '.+' already exists(?: and is a symlink to .+)?"
+    r"|Unit .+ (?:is masked|is transient or generated|is an unresolvable alias|does not exist)"
+    r"|File '.+' is under the systemd unit hierarchy already"
+    r"|(?:Invalid specifier|Cannot resolve specifiers) in unit .+"
+    rf"|Invalid unit name (?!/|{_UNIT_NAME}\n).+"
+    r"|Refusing to operate on linked unit file .+"
+    r"|Cannot alias .+ as .+"
+    r"|Invalid unit reference .+"
+    r"|Refusing to operate on template unit .+ when destination unit .+ is a non-template unit"
+    r")"
     r")\n)+"
 )
 
@@ -123,7 +137,7 @@ def _enable_units(context: Context) -> None:
         context.warn("not all units could be enabled: look at them with systemctl preset-all")
     for name in _OUR_UNITS:
         if not _systemctl("enable", "--", name):
-            context.warn(f"{name} could not be enabled: the image has it masked, or not at all")
+            context.warn(f"{name} could not be enabled: the image has masked it, or does not have it")
     for index, unit in enumerate(config.parse(places.IGNITION_MERGED_CONFIG.read_bytes()).systemd.units):
         if unit.enabled and not unit.mask and not _systemctl("enable", "--", unit.name):
             context.warn(f"systemd.units[{index}] of the config could not be enabled: look at its [Install]")

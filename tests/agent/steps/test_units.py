@@ -73,7 +73,7 @@ def test_our_units_are_enabled_whatever_the_presets_say() -> None:
 def test_a_unit_of_ours_that_the_image_has_masked_is_named() -> None:
     (places.SYSROOT / "etc/systemd/system/secex-firstboot-grow.service").symlink_to("/dev/null")
     assert enable() == [
-        "secex-firstboot-grow.service could not be enabled: the image has it masked, or not at all"
+        "secex-firstboot-grow.service could not be enabled: the image has masked it, or does not have it"
     ]
     assert links() == {"secex-firstboot-tidy.service"}
 
@@ -121,6 +121,12 @@ def test_a_unit_file_that_cannot_be_read_stops_the_sealing() -> None:
         'Failed to preset unit, file "secret.service": Bad message',
         'Failed to preset unit, "secret.service" is not a valid unit name.',
         "Failed to preset unit, unit a.service is masked.\nFailed to preset: Input/output error.",
+        'Failed to preset unit, "/usr/lib/systemd/system/secret.path" is not a valid unit name.',
+        "Failed to enable unit: Input/output error",
+        "Failed to preset unit secret.service: Bad message",
+        "Failed to enable unit: Invalid unit name secret.service",
+        "Failed to enable unit: Invalid unit name /usr/lib/systemd/system/secret.service",
+        "Failed to enable unit: Unit a.service is masked\nFailed to enable unit: Input/output error",
         "",
     ],
 )
@@ -176,6 +182,36 @@ def test_a_unit_whose_own_fault_it_is_stops_nothing(bad: dict[str, str]) -> None
     place = "systemd.units[0] of the config could not be enabled: look at its [Install]"
     assert [line for line in enable() if line != NOT_ALL] == [place]
     assert "wanted.service" in enabled()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Failed to enable unit: Cannot alias bad.service as bad.socket",
+        "Failed to enable unit: Invalid specifier in unit %Q.target",
+        "/usr/lib/systemd/system/a.service:3: Invalid section header '[Install'\n"
+        "/usr/lib/systemd/system/a.service:3: Invalid section header '[Install'\n"
+        "Failed to preset unit a.service: Bad message\nFailed to preset unit a.service: Bad message",
+        "Failed to enable unit: Refusing to operate on template unit bad@.service when destination unit "
+        "multi-user.target is a non-template unit",
+        "Failed to enable unit: Unit /etc/systemd/system/a.service is masked",
+        "Failed to enable unit: Unit a.service does not exist",
+        "Failed to enable unit: Cannot alias a.service as multi-user\n"
+        "Failed to enable unit: Invalid unit name a\nFailed to enable unit: Invalid unit name ../x.target",
+        "Failed to enable unit: File '/etc/systemd/system/other.service' already exists",
+    ],
+)
+def test_a_units_own_fault_is_told_as_systemd_257_does(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mock, with what Debian 13's systemctl said of such units: other words than that of Debian 12."""
+
+    def fail(argv: list[str], **_: object) -> str:
+        if argv[-1] == "a.service":
+            raise ToolError("systemctl", 1, f"{words}\n")
+        return ""
+
+    monkeypatch.setattr(seal, "run", fail)
+    config({"name": "a.service", "enabled": True})
+    assert enable() == ["systemd.units[0] of the config could not be enabled: look at its [Install]"]
 
 
 def test_a_unit_without_an_install_section_is_taken_as_it_is() -> None:
