@@ -9,13 +9,14 @@ from contextlib import suppress
 from dataclasses import replace
 
 from secex_firstboot.agent import places
-from secex_firstboot.agent.report import MemorySampler, Report, StepReport
+from secex_firstboot.agent.report import MemorySampler, Report
 from secex_firstboot.agent.step import Context, Stage, Step
 from secex_firstboot.agent.steps import STEPS
 from secex_firstboot.basic import journal
 from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.contract import paths
 from secex_firstboot.contract.dry_run import Observation, State
+from secex_firstboot.contract.report import StepReport
 from secex_firstboot.storage import disk
 
 _CURES = {

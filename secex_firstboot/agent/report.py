@@ -1,37 +1,17 @@
-"""The report of a first boot: which steps ran, how long each took, how much memory was used. No secrets."""
+"""The report of a first boot, while it is written."""
 
 from __future__ import annotations
 
 import threading
 from pathlib import Path
 
-from pydantic import BaseModel
-
-from secex_firstboot import __version__
 from secex_firstboot.agent import places
 from secex_firstboot.basic.files import exists, write_private
+from secex_firstboot.contract import report
 
 
-class StepReport(BaseModel):
-    name: str
-    seconds: float
-    outcome: str
-
-
-class Report(BaseModel):
-    version: str = __version__
-    peak_memory_mib: int = 0
-    """The most memory in use in the whole guest (MemTotal - MemAvailable), sampled while steps ran."""
-    total_memory_mib: int = 0
-    steps: list[StepReport] = []
-    warnings: list[str] = []
-
-    @property
-    def summary(self) -> str:
-        seconds = sum(step.seconds for step in self.steps)
-        return (
-            f"{seconds:.0f} s in its steps, peak memory {self.peak_memory_mib} of {self.total_memory_mib} MiB"
-        )
+class Report(report.Report):
+    """Each stage goes on with it; all of it is in the provisioned system at the end."""
 
     @classmethod
     def load(cls) -> Report:

@@ -7,6 +7,9 @@ class FirstbootError(Exception):
     The text is one line; it must never quote a secret or the content of the config.
     """
 
+    passing = False
+    """Whether the same again, a moment later, may go well."""
+
     def __init__(self, message: str, cure: str = "") -> None:
         self.message = " ".join(message.split())
         self.cure = " ".join(cure.split())
@@ -18,4 +21,6 @@ class Refusal(FirstbootError):
 
 
 class DeviceMissing(Refusal):
-    """A device is not there (yet): the one refusal that waiting a moment may cure."""
+    """A device is not there (yet)."""
+
+    passing = True

@@ -10,14 +10,14 @@ import argparse
 import json
 import logging
 import sys
-import textwrap
 from pathlib import Path
 
 from secex_firstboot import __version__
 from secex_firstboot.agent.step import Context, Stage
 from secex_firstboot.basic.context import kernel_command_line
 from secex_firstboot.basic.errors import FirstbootError
-from secex_firstboot.contract import paths
+from secex_firstboot.cli import table
+from secex_firstboot.contract import dry_run, paths
 from secex_firstboot.contract.dry_run import Observation, State
 
 _JOURNAL_INTERVAL = 60.0  # seconds between two lines of progress that may take hours
@@ -189,36 +189,14 @@ def _to_stderr(line: str) -> None:
 def _print(seen: list[Observation], phase: str, *, as_json: bool, columns: int = sys.maxsize) -> int:
     """A table, or JSON; the exit code."""
     if as_json:
-        rows = [
-            {
-                "step": row.step.name,
-                "state": row.state,
-                "destructive": row.step.destructive,
-                "detail": row.detail,
-                "untold": list(row.untold),
-            }
-            for row in seen
-        ]
-        print(json.dumps({"phase": phase, "steps": rows}, indent=2))
+        print(json.dumps(dry_run.as_json(phase, seen), indent=2))
     else:
         width = max(len(row.step.name) for row in seen)
         print(f"started from: {phase}")
         for row in seen:
             begin = f"{row.step.name:<{width}}  {row.state:<7}  "
-            for text in (row.detail, *(f"not told here: {each}" for each in row.untold)):
-                indent = " " * len(begin)
-                print(
-                    *textwrap.wrap(
-                        text,
-                        columns,
-                        initial_indent=begin,
-                        subsequent_indent=indent,
-                        break_long_words=False,
-                        break_on_hyphens=False,
-                    ),
-                    sep="\n",
-                )
-                begin = indent
+            texts = (row.detail, *(f"not told here: {each}" for each in row.untold))
+            print(*table.row(begin, texts, columns), sep="\n")
     return 1 if any(row.state is State.REFUSED for row in seen) else 0
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 
 class State(StrEnum):
@@ -30,3 +32,18 @@ class Observation:
     state: State
     detail: str
     untold: tuple[str, ...] = ()
+
+
+def as_json(phase: str, seen: Iterable[Observation]) -> dict[str, Any]:
+    """``phase`` says what the machine was started from."""
+    rows = [
+        {
+            "step": row.step.name,
+            "state": row.state,
+            "destructive": row.step.destructive,
+            "detail": row.detail,
+            "untold": list(row.untold),
+        }
+        for row in seen
+    ]
+    return {"phase": phase, "steps": rows}

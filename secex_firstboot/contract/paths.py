@@ -24,6 +24,7 @@ NO_LOGIN_UNITS = Path("/etc/secex-no-login")
 LUKS_KEYS = Path("/etc/luks")
 CRYPTTAB = PurePosixPath("/etc/crypttab")
 SYSTEM_HOST_KEYS = Path("/etc/se-hostkeys")
+HOST_KEY_PREFIX = "ibm-z-hostkey-"  # of the documents there
 SYSTEM_CERTIFICATES = SYSTEM_HOST_KEYS / "certs"
 SEALED = LUKS_KEYS / "sealed"  # the final sdboot starts, and nothing of first boot is left
 SYSTEM_REPORT = Path("/var/lib/secex-firstboot/report.json")

@@ -146,6 +146,8 @@ class Client:
 class Unreachable(Refusal):
     """No attempt got an answer that says anything; from another machine, one may."""
 
+    passing = True
+
 
 class _Transient(Exception):
     """Another attempt may help. The text is for the user: no URL, no content."""

@@ -26,10 +26,10 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
 from secex_firstboot.basic.errors import Refusal
-from secex_firstboot.contract.paths import SYSTEM_CERTIFICATES, SYSTEM_HOST_KEYS
+from secex_firstboot.contract.paths import HOST_KEY_PREFIX, SYSTEM_CERTIFICATES, SYSTEM_HOST_KEYS
 from secex_firstboot.ignition import go_json
 
-_HOST_KEY = re.compile(re.escape(str(SYSTEM_HOST_KEYS)) + r"/ibm-z-hostkey-[^/]*", re.DOTALL)
+_HOST_KEY = re.compile(re.escape(f"{SYSTEM_HOST_KEYS}/{HOST_KEY_PREFIX}") + r"[^/]*", re.DOTALL)
 _CERTIFICATE = re.compile(re.escape(str(SYSTEM_CERTIFICATES)) + r"/[^/]*\.(crt|crl)", re.DOTALL)
 
 # The config that Ignition itself leaves merged has the newest version it knows, an "-experimental" one.

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.basic.process import run
-from secex_firstboot.storage.disk import SECTOR
 
 MAPPER = Path("/dev/mapper")
 BLOCK = Path("/sys/class/block")
 DEVICES = Path("/sys/dev/block")
+_SECTOR = 512  # bytes; the unit of tables
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ def linear_table(pieces: Sequence[Piece]) -> str:
     lines, at = [], 0
     for piece in pieces:
         if piece.size:
-            lines.append(f"{at} {piece.size // SECTOR} linear {piece.device} {piece.offset // SECTOR}")
-            at += piece.size // SECTOR
+            lines.append(f"{at} {piece.size // _SECTOR} linear {piece.device} {piece.offset // _SECTOR}")
+            at += piece.size // _SECTOR
     return "\n".join(lines)
 
 

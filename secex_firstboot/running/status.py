@@ -1,0 +1,328 @@
+"""How a provisioned guest stands: hosts, volumes, growth, versions, and what its first boot reported.
+
+It looks, and changes nothing. Each file is read up to a limit, and only if it lies in the root that it is
+looked for in. What cannot be told is left out, and said with the reason.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path, PurePath
+from typing import TypeVar
+
+from secex_firstboot import __version__
+from secex_firstboot.basic.context import Context
+from secex_firstboot.basic.errors import FirstbootError
+from secex_firstboot.basic.files import exists, size_of
+from secex_firstboot.contract import paths
+from secex_firstboot.contract.partitions import VOLUMES
+from secex_firstboot.contract.report import Report
+from secex_firstboot.hostkeys import document
+from secex_firstboot.running import system
+from secex_firstboot.storage import cryptsetup, devicemapper, growing
+from secex_firstboot.storage.mounted import Mounted
+
+T = TypeVar("T")
+
+# Kernel: arch/s390/kernel/uv.c; Documentation/admin-guide/sysctl/kernel.rst
+_KEYS_OF_THIS_MACHINE = PurePath("/sys/firmware/uv/keys")
+_RUNNING_KERNEL = PurePath("/proc/sys/kernel/osrelease")
+_KERNELS = PurePath("/usr/lib/modules")  # a directory each
+_DRACUT = PurePath("/usr/lib/dracut/dracut-version.sh")
+_DRACUT_VERSION = re.compile(r"^DRACUT_VERSION=[\"']?([\w.+~:-]+)", re.MULTILINE)
+# systemd's own library, which its programs load by this name.
+_SYSTEMD = ("usr/lib/systemd", "usr/lib64/systemd", "usr/lib/*-linux-gnu*/systemd")
+_SYSTEMD_VERSION = re.compile(r"libsystemd-shared-([\w.+~:-]+)\.so")
+_HEADER = ".header"
+
+_SMALL = 64 << 10  # bytes
+_HEADER_LIMIT = 16 << 20  # bytes: where data begins with cryptsetup's largest usual header
+_REPORT_LIMIT = 1 << 20  # bytes
+_NAMES_LIMIT = 4096  # in a directory
+_ENTRIES_LIMIT = 256  # hosts, volumes, kernels
+
+
+@dataclass(frozen=True)
+class Host:
+    """A host-key document. ``sha256`` is the hash by which host and boot image name the host's key; both it
+    and ``expires`` (the certificate's last day, ISO 8601) are None if the file is no such document.
+
+    ``this_machine``: whether it is for the one that this runs on; None if the kernel does not tell.
+    """
+
+    name: str
+    sha256: str | None
+    expires: str | None
+    this_machine: bool | None
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a detached LUKS2 header says; ``sector_size`` in bytes."""
+
+    uuid: str
+    cipher: str
+    integrity: str
+    sector_size: int
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """Of an open volume; ``size`` in bytes. ``as_recorded``: it is the volume that first boot has made."""
+
+    path: str
+    size: int | None
+    as_recorded: bool | None
+
+
+@dataclass(frozen=True)
+class Volume:
+    """An encrypted volume; ``file`` is where its detached header is. ``mapping``: None if it is not open."""
+
+    name: str
+    file: str
+    header: Header | None
+    mapping: Mapping | None
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Of the root file system. ``grown``: it reaches the end of its volume for good; sizes in bytes."""
+
+    setting: str | None
+    grown: bool | None
+    file_system_size: int | None
+    volume_size: int | None
+
+
+@dataclass(frozen=True)
+class Versions:
+    """``secex_firstboot`` is what tells this; ``kernel`` the one that runs, ``kernels`` those installed."""
+
+    secex_firstboot: str
+    kernel: str | None
+    kernels: tuple[str, ...]
+    dracut: str | None
+    systemd: str | None
+
+
+@dataclass(frozen=True)
+class Status:
+    """``running``: of the running system; else mappings, growth and much else is not told.
+
+    ``sealed``: nothing of first boot is left on the disk. ``this_machine``: the hashes of the keys that this
+    machine has; empty if its kernel does not tell. ``untold``: what could not be told, and why.
+    """
+
+    root: str
+    running: bool
+    sealed: bool | None
+    this_machine: tuple[str, ...]
+    hosts: tuple[Host, ...]
+    volumes: tuple[Volume, ...]
+    growth: Growth
+    versions: Versions
+    first_boot: Report | None
+    untold: tuple[str, ...]
+
+
+def gather(root: Path, context: Context | None) -> Status:
+    """``context`` is that of the running system; None: ``root`` is one that is only mounted.
+
+    Raises Refusal if first boot did not set up the system on ``root``.
+    """
+    system.check_provisioned(root, "it has no status to show")
+    look = _Look(root)
+    if not context:
+        look.untold.append(f"mappings, growth: {root} is not the running system")
+    keys = document.this_host_key_hashes(paths.below(root, _KEYS_OF_THIS_MACHINE))
+    return Status(
+        root=str(root),
+        running=context is not None,
+        sealed=look.tell(str(paths.SEALED), lambda: exists(paths.below(root, paths.SEALED))),
+        this_machine=tuple(sorted(key.hex() for key in keys)),
+        hosts=_hosts(look, keys),
+        volumes=(volumes := _volumes(look, live=context is not None)),
+        growth=_growth(look, context, volumes[VOLUMES.index("root")].mapping),
+        versions=_versions(look),
+        first_boot=look.tell(f"{paths.SYSTEM_REPORT}", lambda: _report(look)),
+        untold=tuple(look.untold),
+    )
+
+
+class _Look:
+    """Reads below ``root``, and gathers what cannot be told."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self._real = root, root.resolve()
+        self.untold: list[str] = []
+
+    def tell(self, what: str, look: Callable[[], T]) -> T | None:
+        """What ``look`` returns; None, and the reason among ``untold``, if it fails."""
+        try:
+            return look()
+        except OSError as error:
+            self.untold.append(f"{what}: {error.strerror}")
+        except (FirstbootError, ValueError) as error:
+            self.untold.append(f"{what}: {error}")
+        return None
+
+    def read(self, path: PurePath, limit: int) -> bytes | None:
+        """A regular file of at most ``limit`` bytes; None if there is none. Raises OSError, ValueError."""
+        # Whatever it is now, opening it neither waits nor does anything.
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            descriptor = os.open(self._inside(path), flags)
+        except FileNotFoundError:
+            return None
+        with os.fdopen(descriptor, "rb") as stream:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise ValueError("is no regular file")
+            content = stream.read(limit + 1)
+        if len(content) > limit:
+            raise ValueError(f"is larger than {limit} bytes")
+        return content
+
+    def text(self, path: PurePath) -> str | None:
+        content = self.read(path, _SMALL)
+        return None if content is None else content.decode(errors="replace").strip()
+
+    def names(self, directory: PurePath) -> list[str]:
+        """What is in it, sorted; nothing if there is none."""
+        try:
+            with os.scandir(self._inside(directory)) as entries:
+                found = [entry.name for entry in islice(entries, _NAMES_LIMIT + 1)]
+        except FileNotFoundError:
+            return []
+        if len(found) > _NAMES_LIMIT:
+            raise ValueError(f"holds more than {_NAMES_LIMIT} names")
+        return sorted(found)
+
+    def _inside(self, path: PurePath) -> Path:
+        """Where it is, at the end of all links: those of a root that is only mounted may lead out of it."""
+        found = paths.below(self.root, path).resolve()
+        if not found.is_relative_to(self._real):
+            raise ValueError("leads out of the root")
+        return found
+
+
+def _few(look: _Look, what: PurePath, names: list[str]) -> list[str]:
+    if len(names) > _ENTRIES_LIMIT:
+        look.untold.append(f"{what}: only {_ENTRIES_LIMIT} of {len(names)} are shown")
+    return names[:_ENTRIES_LIMIT]
+
+
+def _hosts(look: _Look, this_machine: set[bytes]) -> tuple[Host, ...]:
+    directory = paths.SYSTEM_HOST_KEYS
+    names = look.tell(str(directory), lambda: look.names(directory)) or []
+    documents = _few(look, directory, [name for name in names if name.startswith(paths.HOST_KEY_PREFIX)])
+    return tuple(_host(look, directory / name, this_machine) for name in documents)
+
+
+def _host(look: _Look, path: Path, this_machine: set[bytes]) -> Host:
+    content = look.tell(str(path), lambda: look.read(path, _SMALL))
+    if content is None:
+        return Host(path.name, None, None, None)
+    found = look.tell(str(path), lambda: document.parse(path.name, content))
+    if found is None:
+        return Host(path.name, None, None, None)
+    key = document.key_hash(found)
+    expires = found.certificate.not_valid_after_utc.date().isoformat()
+    return Host(path.name, key.hex(), expires, key in this_machine if this_machine else None)
+
+
+def _volumes(look: _Look, *, live: bool) -> tuple[Volume, ...]:
+    directory = paths.LUKS_KEYS
+    names = look.tell(str(directory), lambda: look.names(directory)) or []
+    headers = {name.removesuffix(_HEADER) for name in names if name.endswith(_HEADER)}
+    others = _few(look, directory, sorted(headers - set(VOLUMES)))  # the config's own
+    return tuple(_volume(look, name, live=live) for name in (*VOLUMES, *others))
+
+
+def _volume(look: _Look, name: str, *, live: bool) -> Volume:
+    file = paths.LUKS_KEYS / f"{name}{_HEADER}"
+    return Volume(
+        name,
+        str(file),
+        look.tell(str(file), lambda: _header(look, file)),
+        look.tell(f"the mapping {name}", lambda: _mapping(look, name)) if live else None,
+    )
+
+
+def _header(look: _Look, file: PurePath) -> Header:
+    content = look.read(file, _HEADER_LIMIT)
+    if content is None:
+        raise ValueError("is not there")
+    says = cryptsetup.describe(content)
+    return Header(says.uuid, says.cipher, says.integrity, says.sector_size)
+
+
+def _mapping(look: _Look, name: str) -> Mapping | None:
+    found = devicemapper.find(name)
+    if not found:
+        return None
+    return Mapping(
+        str(devicemapper.MAPPER / name),
+        look.tell(f"the size of {name}", lambda: size_of(devicemapper.device(found.number))),
+        look.tell(f"the table of {name}", lambda: _is_as_recorded(look, name)),
+    )
+
+
+def _is_as_recorded(look: _Look, name: str) -> bool:
+    """As check-volume compares it whenever the volume is opened."""
+    return look.text(paths.LUKS_KEYS / f"{name}.mode") == devicemapper.crypt_mode(name)
+
+
+def _growth(look: _Look, context: Context | None, volume: Mapping | None) -> Growth:
+    grown = look.tell(str(paths.GROWN), lambda: exists(paths.below(look.root, paths.GROWN)))
+    if not context:
+        return Growth(None, grown, None, None)
+    return Growth(
+        setting=look.tell("when root grows", lambda: growing.setting(context, look.root)),
+        grown=grown,
+        file_system_size=look.tell(
+            "the size of the root file system",
+            lambda: Mounted.find(look.root, devicemapper.MAPPER / "root").size(),
+        ),
+        volume_size=volume.size if volume else None,
+    )
+
+
+def _versions(look: _Look) -> Versions:
+    kernels = look.tell(str(_KERNELS), lambda: look.names(_KERNELS)) or []
+    return Versions(
+        secex_firstboot=__version__,
+        kernel=look.tell(str(_RUNNING_KERNEL), lambda: look.text(_RUNNING_KERNEL)) or None,
+        kernels=tuple(_few(look, _KERNELS, kernels)),
+        dracut=look.tell(str(_DRACUT), lambda: _dracut(look)),
+        systemd=look.tell("systemd's version", lambda: _systemd(look)),
+    )
+
+
+def _dracut(look: _Look) -> str | None:
+    found = _DRACUT_VERSION.search(look.text(_DRACUT) or "")
+    return found and found[1]
+
+
+def _systemd(look: _Look) -> str | None:
+    for pattern in _SYSTEMD:
+        for directory in sorted(look.root.glob(pattern)):
+            for name in look.names("/" / directory.relative_to(look.root)):
+                if found := _SYSTEMD_VERSION.fullmatch(name):
+                    return found[1]
+    return None
+
+
+def _report(look: _Look) -> Report | None:
+    content = look.read(paths.SYSTEM_REPORT, _REPORT_LIMIT)
+    if content is None:
+        return None
+    try:
+        return Report.model_validate_json(content)
+    except ValueError:  # whose text quotes it
+        raise ValueError("is no report of a first boot") from None
