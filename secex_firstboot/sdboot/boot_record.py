@@ -116,8 +116,8 @@ def _make_boot_map(se: Path, disk: Disk, scratch: Path) -> bytes:
     start = scratch / "disk-start"
     try:
         before = _read(disk.device, _START_SIZE)
-        with open_private(start) as copy:
-            copy.write(before)
+        with open_private(start) as stream:
+            stream.write(before)
         with loop.attached(start, block_size=disk.block_size) as device:
             run(
                 [

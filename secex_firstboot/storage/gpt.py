@@ -67,9 +67,9 @@ class Table:
     entries: tuple[Entry, ...]
     checksum: int
 
-    def agrees_with(self, copy: Table) -> bool:
+    def agrees_with(self, backup: Table) -> bool:
         """Whether the two are of the same disk, each other's copy, and say the same."""
-        mirrored = (copy.other, copy.own, copy.uuid, copy.usable, copy.checksum)
+        mirrored = (backup.other, backup.own, backup.uuid, backup.usable, backup.checksum)
         return (self.own, self.other, self.uuid, self.usable, self.checksum) == mirrored
 
 

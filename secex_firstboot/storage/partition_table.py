@@ -62,11 +62,11 @@ def _spans(size: int, block_size: int) -> tuple[tuple[int, int], tuple[int, int]
 
 def _copy_tables(disk: Path, stand_in: Path, block_size: int) -> None:
     size = size_of(disk)
-    with open_private(stand_in) as copy, disk.open("rb", buffering=0) as stream:
-        copy.truncate(size)
+    with open_private(stand_in) as target, disk.open("rb", buffering=0) as stream:
+        target.truncate(size)
         for offset, length in _spans(size, block_size):
-            copy.seek(offset)
-            copy.write(os.pread(stream.fileno(), length, offset))
+            target.seek(offset)
+            target.write(os.pread(stream.fileno(), length, offset))
 
 
 def _place(stand_in: Path, disk: Path, block_size: int) -> None:

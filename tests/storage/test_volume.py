@@ -12,7 +12,7 @@ import pytest
 
 from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.storage import cryptsetup, volume
-from secex_firstboot.storage.copy import copy_backwards
+from secex_firstboot.storage.backward_copy import copy_backwards
 from secex_firstboot.storage.cryptsetup import DATA_OFFSET
 from secex_firstboot.storage.integrity import SUPERBLOCK_BYTES, Layout
 from secex_firstboot.storage.volume import JOURNAL_SIZE, TAIL_SIZE, Secrets

@@ -14,7 +14,8 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from secex_firstboot.sdboot import create, image
-from secex_firstboot.storage import copy, cryptsetup, disk, verity, volume
+from secex_firstboot.storage import cryptsetup, disk, verity, volume
+from secex_firstboot.storage.backward_copy import copy_backwards
 
 MIB = 1 << 20
 SIZE = 96 * MIB
@@ -33,7 +34,7 @@ def dd(target):
 
 
 def copying(source, target):
-    copy.copy_backwards(
+    copy_backwards(
         source, target, SIZE, on_chunk_durable=lambda offset: None, progress=lambda done, total: None
     )
 

@@ -20,7 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from secex_firstboot.basic.context import Context
-from secex_firstboot.storage import copy, cryptsetup, devicemapper, disk, filesystem, growing, volume
+from secex_firstboot.storage import cryptsetup, devicemapper, disk, filesystem, growing, volume
+from secex_firstboot.storage.backward_copy import copy_backwards
 from secex_firstboot.storage.devicemapper import Piece
 from secex_firstboot.storage.mounted import Mounted
 from secex_firstboot.storage.volume import Secrets
@@ -79,7 +80,7 @@ def made_volume(kind):
     volume.place(secrets, below)
     with volume.opened(secrets, below, "root") as device:
         ignore = {"on_chunk_durable": lambda _: None, "progress": lambda *_: None}
-        copy.copy_backwards(disk.find_by_serial(kind), device, SIZE, **ignore)
+        copy_backwards(disk.find_by_serial(kind), device, SIZE, **ignore)
         volume.write_zeros(device, size - volume.TAIL_SIZE, volume.TAIL_SIZE, lambda *_: None)
     try:
         yield volume.open_volume(secrets, below, "root")

@@ -25,7 +25,6 @@ from secex_firstboot.contract import paths
 from secex_firstboot.contract.partitions import NEW, OLD, TARGET, TREE, VERITY
 from secex_firstboot.roots import identity, overlay
 from secex_firstboot.storage import (
-    copy,
     cryptsetup,
     devicemapper,
     disk,
@@ -35,6 +34,7 @@ from secex_firstboot.storage import (
     verity,
     volume,
 )
+from secex_firstboot.storage.backward_copy import copy_backwards
 from secex_firstboot.storage.devicemapper import Piece
 from secex_firstboot.storage.mounted import Mounted
 from secex_firstboot.storage.plan import MIB, Plan, Volume
@@ -135,7 +135,7 @@ class Encryption:
     def copy(self) -> None:
         # The target first: libcryptsetup wants its device for itself, device-mapper's targets share.
         with self._target() as target, self._source() as source:
-            copy.copy_backwards(
+            copy_backwards(
                 source,
                 target,
                 self.volume.source_size,

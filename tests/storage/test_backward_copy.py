@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secex_firstboot.basic.errors import FirstbootError
-from secex_firstboot.storage.copy import copy_backwards
+from secex_firstboot.storage.backward_copy import copy_backwards
 from secex_firstboot.storage.integrity import Layout
 
 PAGE = 4096
