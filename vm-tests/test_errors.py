@@ -22,7 +22,7 @@ from harness.se_image import MIB, SMALL
 from harness.started import Started
 
 from secex_firstboot.agent.steps import STEPS
-from secex_firstboot.storage import volume
+from secex_firstboot.storage import encrypted
 from secex_firstboot.storage.cryptsetup import DATA_OFFSET
 from secex_firstboot.storage.integrity import Layout
 
@@ -172,7 +172,7 @@ def server_gone(network: Network) -> Network:
 
 def written_on_boot(disk: Path) -> tuple[str, int]:
     """In the middle of what the encrypted volume has as data."""
-    layout = Layout.planned(sector_size=4096, journal_bytes=volume.JOURNAL_SIZE, data_offset=DATA_OFFSET)
+    layout = Layout.planned(sector_size=4096, journal_bytes=encrypted.JOURNAL_SIZE, data_offset=DATA_OFFSET)
     address = raw_disk.partition_start(disk, "boot") + layout.data_address(32 * MIB)
     return "write", address // SECTOR
 

@@ -40,7 +40,7 @@ from harness.ultravisor import Reason
 from secex_firstboot.hostkeys import document
 from secex_firstboot.sdboot import boot_record, image
 from secex_firstboot.sdboot.initramfs import File, write_archive
-from secex_firstboot.storage import volume
+from secex_firstboot.storage import encrypted
 
 IMAGE, COMMITTED, BOOT_HALF, ROOT_HALF, ROOT_TO_ERASE, ROOT_TO_GROW, ROOT_COPIED, *LATER = Moment
 MERGING, BEFORE_SEAL, PROVISIONED = LATER
@@ -207,7 +207,7 @@ def attach_second_config(host: Host) -> None:
 
 def sdboot_of_another_machine(host: Host) -> None:
     """Of a guest of the same owner on the same host: everything alike, but for the keys and headers."""
-    rebuild_sdboot(host, {f"/etc/luks/{name}": os.urandom(volume.KEY_SIZE) for name in ("boot", "root")})
+    rebuild_sdboot(host, {f"/etc/luks/{name}": os.urandom(encrypted.KEY_SIZE) for name in ("boot", "root")})
 
 
 def sdboot_for_another_cipher(host: Host) -> None:

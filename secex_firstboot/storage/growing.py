@@ -22,7 +22,7 @@ from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.basic.files import size_of, sync, write_private
 from secex_firstboot.contract import paths
-from secex_firstboot.storage import volume
+from secex_firstboot.storage import encrypted
 from secex_firstboot.storage.mounted import Mounted
 
 ARGUMENT = "secex.grow"  # on the kernel command line
@@ -123,7 +123,7 @@ def _zero(context: Context, root: Mounted, end: int, target: int, limit: int) ->
         context.progress(f"grow {root.where}", end + zeroed, limit)
 
     still_the_end(0, 0)
-    volume.write_zeros(root.device, end, target - end, still_the_end)
+    encrypted.write_zeros(root.device, end, target - end, still_the_end)
     sync(root.device)
 
 

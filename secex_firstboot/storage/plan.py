@@ -20,9 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.contract.partitions import HASH_TREES, luks_label
 from secex_firstboot.storage.disk import Disk, Partition
+from secex_firstboot.storage.encrypted import head_size, required_device_size
 from secex_firstboot.storage.filesystem import FileSystem
 from secex_firstboot.storage.gpt import ENTRIES_SIZE
-from secex_firstboot.storage.volume import head_size, required_device_size
 
 MIB = 1 << 20
 DEFAULT_HEADROOM = 256 * MIB  # what root's file system grows by, before it starts for the first time
@@ -37,7 +37,7 @@ class Span(BaseModel):
     size: int = Field(ge=0)
 
 
-class Volume(BaseModel):
+class VolumePlan(BaseModel):
     """How one of the two volumes is re-encrypted."""
 
     model_config = ConfigDict(frozen=True)
@@ -63,15 +63,15 @@ class Plan(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     version: Literal[1] = 1
-    boot: Volume
-    root: Volume
+    boot: VolumePlan
+    root: VolumePlan
     root_partition_size: int = Field(gt=0)
     headroom: int = Field(ge=0)
     record_key: str = Field(pattern="^[0-9a-f]{64}$", repr=False)
     replace_identity: bool = False  # what identifies one machine is removed from root, see identity.py
 
     @property
-    def volumes(self) -> tuple[Volume, Volume]:
+    def volumes(self) -> tuple[VolumePlan, VolumePlan]:
         return (self.boot, self.root)
 
     @property
@@ -152,10 +152,10 @@ def _volume(
     tree: Span,
     head: Span,
     saved_tree: Span | None = None,
-) -> Volume:
+) -> VolumePlan:
     if source.file_system.type not in ("ext4", "xfs"):
         raise Refusal(f"the file system of {name} is {source.file_system.type}", "use ext4 or xfs")
-    return Volume.model_validate(
+    return VolumePlan.model_validate(
         {
             "name": name,
             "source_size": source.size,

@@ -48,20 +48,20 @@ def reopen(name: str, device: Path, key: bytearray, header: Path, scratch: Path)
     on_disk = scratch / "luks-header"
     on_disk.unlink(missing_ok=True)
     try:
-        with CryptSetup(device) as volume:
-            volume.load_luks2()
-            volume.backup_header(on_disk)
-        with CryptSetup(on_disk) as volume:
-            found = volume.load_luks2()
+        with CryptSetup(device) as handle:
+            handle.load_luks2()
+            handle.backup_header(on_disk)
+        with CryptSetup(on_disk) as handle:
+            found = handle.load_luks2()
             _check(found)
-            with volume.volume_key(key) as volume_key:
+            with handle.volume_key(key) as volume_key:
                 _make_header(header, found, volume_key, key, scratch)
     finally:
         on_disk.unlink(missing_ok=True)
     cryptsetup.close(name)
-    with CryptSetup(device, header=header) as volume:
-        volume.load_luks2()
-        volume.activate(name, key)
+    with CryptSetup(device, header=header) as handle:
+        handle.load_luks2()
+        handle.activate(name, key)
 
 
 def _check(found: VolumeDescription) -> None:
@@ -86,15 +86,15 @@ def _make_header(
     try:
         with open_private(image) as stream:
             stream.truncate(found.data_offset + _ROOM)
-        with CryptSetup(image) as volume:
-            volume.format_luks2_for(
+        with CryptSetup(image) as handle:
+            handle.format_luks2_for(
                 volume_key,
                 key=key,
                 uuid=found.uuid,
                 sector_size=found.sector_size,
                 data_offset=found.data_offset,
             )
-            volume.backup_header(header)
+            handle.backup_header(header)
         header.chmod(0o600)
     finally:
         image.unlink(missing_ok=True)

@@ -16,9 +16,9 @@ def open_verified(data: Path, tree: Path, name: str, root_hash: str) -> Path:
     the content does not match.
     """
     superblock = verity_superblock.read(tree, str(data), tree_room=size_of(tree), data_room=size_of(data))
-    with CryptSetup(data, header=tree) as volume:
-        volume.use_verity(superblock)
-        return volume.activate_verity(name, bytes.fromhex(root_hash))
+    with CryptSetup(data, header=tree) as handle:
+        handle.use_verity(superblock)
+        return handle.activate_verity(name, bytes.fromhex(root_hash))
 
 
 def data_size(name: str) -> int:

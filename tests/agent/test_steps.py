@@ -699,13 +699,13 @@ def part(path: Path, offset: int, size: int) -> bytes:
 def test_what_the_target_would_overwrite_is_saved_at_the_end_of_the_disk(devices, name):
     run = encryption(devices, name)
     source, root = (devices.disk.partitions[each].device for each in (name, "root"))
-    head, tree, saved_tree = run.volume.saved_head, run.volume.tree, run.volume.saved_tree
-    before = part(source, 0, run.volume.source_size), part(root, tree.offset, tree.size)
+    head, tree, saved_tree = run.volume_plan.saved_head, run.volume_plan.tree, run.volume_plan.saved_tree
+    before = part(source, 0, run.volume_plan.source_size), part(root, tree.offset, tree.size)
     for _ in range(2):
         run.save()
         assert part(root, head.offset, head.size) == before[0][: head.size]
         assert part(root, saved_tree.offset, saved_tree.size) == before[1]
-        assert part(source, 0, run.volume.source_size) == before[0]
+        assert part(source, 0, run.volume_plan.source_size) == before[0]
     seen = progress_record.load(devices.root / "se", run.key)
     assert seen.of(name).progress is Progress.SAVED
     assert seen.of({"boot": "root", "root": "boot"}[name]).progress is Progress.UNTOUCHED
@@ -734,7 +734,7 @@ def test_encrypting_goes_on_with_the_part_after_the_recorded_one(devices, monkey
     for name, reached in zip(("save", "place", "copy", "zero", "grow"), list(Progress)[1:], strict=True):
         monkeypatch.setattr(run, name, part_that_records(name, reached))
     monkeypatch.setattr(
-        encrypt.volume,
+        encrypt.encrypted,
         "open_volume",
         lambda files, device, name: done.append(f"open {device.name} as {name}"),
     )

@@ -16,10 +16,10 @@ from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.contract.partitions import NUMBERS
 from secex_firstboot.storage.cryptsetup import DATA_OFFSET
 from secex_firstboot.storage.disk import Disk, Partition
+from secex_firstboot.storage.encrypted import JOURNAL_SIZE, TAIL_SIZE
 from secex_firstboot.storage.filesystem import FileSystem
 from secex_firstboot.storage.integrity import Layout
 from secex_firstboot.storage.plan import MIB, Plan, Source, Span, grown_root, lay_out
-from secex_firstboot.storage.volume import JOURNAL_SIZE, TAIL_SIZE
 
 PAGE = 4096
 KEY = "5e" * 32

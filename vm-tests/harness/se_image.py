@@ -19,7 +19,7 @@ from secex_firstboot.contract.partitions import HASH_TREES, NUMBERS
 from secex_firstboot.hostkeys import document
 from secex_firstboot.sdboot import boot_record, image
 from secex_firstboot.sdboot.initramfs import Entry, File, write_archive
-from secex_firstboot.storage.volume import required_device_size
+from secex_firstboot.storage.encrypted import required_device_size
 
 MIB = 1 << 20
 SECTOR = 512

@@ -26,7 +26,7 @@ from harness.recorded import PARTS, ROOT, FirstBoot, Manifest
 from harness.se_image import SMALL
 from harness.started import Started
 from secex_firstboot.sdboot import boot_record
-from secex_firstboot.storage import volume
+from secex_firstboot.storage import encrypted
 from secex_firstboot.storage.cryptsetup import DATA_OFFSET
 from secex_firstboot.storage.integrity import Layout
 from secex_firstboot.storage.plan import Plan
@@ -357,7 +357,9 @@ def _large_files(manifest: dict[str, dict[str, Any]], name: str) -> list[str]:
 
 def layout_of(plan: Plan, name: str) -> Layout:
     sector_size = (plan.boot if name == "boot" else plan.root).sector_size
-    return Layout.planned(sector_size=sector_size, journal_bytes=volume.JOURNAL_SIZE, data_offset=DATA_OFFSET)
+    return Layout.planned(
+        sector_size=sector_size, journal_bytes=encrypted.JOURNAL_SIZE, data_offset=DATA_OFFSET
+    )
 
 
 def sdboot_parts(content: bytes, key: ultravisor.HostKey) -> dict[str, int]:

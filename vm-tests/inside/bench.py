@@ -14,7 +14,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from secex_firstboot.sdboot import create, image
-from secex_firstboot.storage import cryptsetup, disk, verity, volume
+from secex_firstboot.storage import cryptsetup, disk, encrypted, verity
 from secex_firstboot.storage.backward_copy import copy_backwards
 
 MIB = 1 << 20
@@ -44,12 +44,12 @@ def measure_copy(scratch):
     root_hash = disk.find_by_serial("hash").read_bytes()[:64].decode()
     with target.open("rb") as stream:
         device_size = stream.seek(0, os.SEEK_END)
-    secrets = volume.Secrets.below(scratch / "volume")
-    volume.prepare(secrets, label="bench", device_size=device_size, sector_size=4096, scratch=scratch)
-    volume.place(secrets, target)
+    secrets = encrypted.Secrets.below(scratch / "volume")
+    encrypted.prepare(secrets, label="bench", device_size=device_size, sector_size=4096, scratch=scratch)
+    encrypted.place(secrets, target)
     rows = []
     verified = verity.open_verified(source, tree, "bench_source", root_hash)
-    with volume.opened(secrets, target, "bench_target") as opened:
+    with encrypted.opened(secrets, target, "bench_target") as opened:
         for _ in range(ROUNDS):
             row = {"copy": seconds(lambda: copying(verified, opened)), "dd": seconds(lambda: dd(opened))}
             print(row, flush=True)

@@ -20,11 +20,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from secex_firstboot.basic.context import Context
-from secex_firstboot.storage import cryptsetup, devicemapper, disk, filesystem, growing, volume
+from secex_firstboot.storage import cryptsetup, devicemapper, disk, encrypted, filesystem, growing
 from secex_firstboot.storage.backward_copy import copy_backwards
 from secex_firstboot.storage.devicemapper import Piece
+from secex_firstboot.storage.encrypted import Secrets
 from secex_firstboot.storage.mounted import Mounted
-from secex_firstboot.storage.volume import Secrets
 
 MIB = 1 << 20
 SIZE = 64 * MIB
@@ -74,16 +74,18 @@ def made_volume(kind):
     """As first boot leaves it: the file system in its head, its tail zeroed, the rest never written."""
     sector_size, size = KINDS[kind]
     secrets = Secrets.below(SCRATCH / kind)
-    device_size = volume.required_device_size(size - volume.TAIL_SIZE, sector_size)
+    device_size = encrypted.required_device_size(size - encrypted.TAIL_SIZE, sector_size)
     below = devicemapper.create_linear("below", [Piece(disk.find_by_serial("scratch"), 0, device_size)])
-    volume.prepare(secrets, label="root", device_size=device_size, sector_size=sector_size, scratch=SCRATCH)
-    volume.place(secrets, below)
-    with volume.opened(secrets, below, "root") as device:
+    encrypted.prepare(
+        secrets, label="root", device_size=device_size, sector_size=sector_size, scratch=SCRATCH
+    )
+    encrypted.place(secrets, below)
+    with encrypted.opened(secrets, below, "root") as device:
         ignore = {"on_chunk_durable": lambda _: None, "progress": lambda *_: None}
         copy_backwards(disk.find_by_serial(kind), device, SIZE, **ignore)
-        volume.write_zeros(device, size - volume.TAIL_SIZE, volume.TAIL_SIZE, lambda *_: None)
+        encrypted.write_zeros(device, size - encrypted.TAIL_SIZE, encrypted.TAIL_SIZE, lambda *_: None)
     try:
-        yield volume.open_volume(secrets, below, "root")
+        yield encrypted.open_volume(secrets, below, "root")
     finally:
         cryptsetup.close("root")
         devicemapper.remove("below")

@@ -21,7 +21,16 @@ from secex_firstboot.agent.step import Context
 from secex_firstboot.agent.steps import encrypt, partition
 from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.basic.files import write_private
-from secex_firstboot.storage import cryptsetup, devicemapper, disk, filesystem, plan, reopen, verity, volume
+from secex_firstboot.storage import (
+    cryptsetup,
+    devicemapper,
+    disk,
+    encrypted,
+    filesystem,
+    plan,
+    reopen,
+    verity,
+)
 from secex_firstboot.storage.cryptsetup import CryptSetup
 from secex_firstboot.storage.devicemapper import Piece
 from secex_firstboot.storage.plan import Source
@@ -130,7 +139,7 @@ def mappings():
 @contextmanager
 def opened_with_journal(secrets, device, name):
     try:
-        yield volume.open_volume(secrets, device, name)
+        yield encrypted.open_volume(secrets, device, name)
     finally:
         cryptsetup.close(name)
 
@@ -139,20 +148,20 @@ def opened_with_journal(secrets, device, name):
 
 
 def check_volume(device, sector_size):
-    secrets = volume.Secrets.below(SCRATCH / f"volume{sector_size}")
+    secrets = encrypted.Secrets.below(SCRATCH / f"volume{sector_size}")
     contents = {0: os.urandom(MIB), 20 * MIB: os.urandom(MIB)}
     flipped, never_written = 100 * sector_size, 40 * MIB
 
     def prepare():
-        volume.prepare(
+        encrypted.prepare(
             secrets, label="check", device_size=size_of(device), sector_size=sector_size, scratch=SCRATCH
         )
-        volume.place(secrets, device)
+        encrypted.place(secrets, device)
         with CryptSetup(device, header=secrets.header) as handle:
             return handle.load_luks2().sector_size
 
     def write_without_journal():
-        with volume.opened(secrets, device, "check") as opened:
+        with encrypted.opened(secrets, device, "check") as opened:
             write(opened, 0, contents[0])
 
     def read_with_journal():
@@ -162,15 +171,15 @@ def check_volume(device, sector_size):
 
     def read_without_header():
         write(device, 0, bytes(cryptsetup.DATA_OFFSET))
-        with volume.opened(secrets, device, "check") as opened:
+        with encrypted.opened(secrets, device, "check") as opened:
             return all(is_there(opened, offset) for offset in contents)
 
     def is_there(opened, offset):
         return read(opened, offset, MIB) == contents[offset]
 
     def errors():
-        address = volume._layout(sector_size).data_address(flipped) + 7
-        with flipped_bit(device, address), volume.opened(secrets, device, "check") as opened:
+        address = encrypted._layout(sector_size).data_address(flipped) + 7
+        with flipped_bit(device, address), encrypted.opened(secrets, device, "check") as opened:
             offsets = [*(flipped + step * sector_size for step in (-1, 0, 1)), never_written]
             return [read_error(opened, offset, sector_size) for offset in offsets]
 
@@ -178,7 +187,7 @@ def check_volume(device, sector_size):
         with CryptSetup(device, header=secrets.header) as handle:
             handle.load_luks2()
             try:
-                handle.activate("check", bytearray(os.urandom(volume.KEY_SIZE)))
+                handle.activate("check", bytearray(os.urandom(encrypted.KEY_SIZE)))
             except FirstbootError as error:
                 return [str(error), mappings()]
         cryptsetup.close("check")
@@ -197,15 +206,17 @@ def check_volume(device, sector_size):
 def check_room(device, sector_size):
     """Source size -> bytes of the volume beyond source and tail, on the least device for it."""
     rooms = {}
-    for size in (16 * MIB - volume.TAIL_SIZE, 16 * MIB - volume.TAIL_SIZE + BLOCK):
-        needed = volume.required_device_size(size, sector_size)
-        secrets = volume.Secrets.below(SCRATCH / "room")
-        volume.prepare(secrets, label="check", device_size=needed, sector_size=sector_size, scratch=SCRATCH)
+    for size in (16 * MIB - encrypted.TAIL_SIZE, 16 * MIB - encrypted.TAIL_SIZE + BLOCK):
+        needed = encrypted.required_device_size(size, sector_size)
+        secrets = encrypted.Secrets.below(SCRATCH / "room")
+        encrypted.prepare(
+            secrets, label="check", device_size=needed, sector_size=sector_size, scratch=SCRATCH
+        )
         below = devicemapper.create_linear("below", [Piece(device, 0, needed)])
         try:
-            volume.place(secrets, below)
-            with volume.opened(secrets, below, "check") as opened:
-                rooms[size] = size_of(opened) - size - volume.TAIL_SIZE
+            encrypted.place(secrets, below)
+            with encrypted.opened(secrets, below, "check") as opened:
+                rooms[size] = size_of(opened) - size - encrypted.TAIL_SIZE
         finally:
             devicemapper.remove("below")
     return rooms
@@ -276,8 +287,8 @@ class CutEncryption(encrypt.Encryption):
 
     def _note(self, progress, copied_from=None):
         if progress is Progress.COPIED and not self.digests:
-            with volume.opened(self.secrets, self.partition, "check") as opened:
-                self.digests.append(digest(opened, self.volume.source_size))
+            with encrypted.opened(self.secrets, self.partition, "check") as opened:
+                self.digests.append(digest(opened, self.volume_plan.source_size))
         if (progress, copied_from) in self.cuts:
             self.cuts.remove((progress, copied_from))
             raise Cut
@@ -311,7 +322,7 @@ def lay_out(found, root_hashes, headroom):
     write_private(places.COMMITTED, b"")
     sizes = {"boot": found.partitions["boot"].size, "root": made.root_partition_size}
     for each in made.volumes:
-        volume.prepare(volumes.secrets_of(each.name), label=each.label, device_size=sizes[each.name],
+        encrypted.prepare(volumes.secrets_of(each.name), label=each.label, device_size=sizes[each.name],
                        sector_size=each.sector_size, scratch=SCRATCH)  # fmt: skip
     return made
 
@@ -425,7 +436,7 @@ def read_errors_of_root(made):
     device = devicemapper.MAPPER / "root"
     end = size_of(device)
     start = max(made.root.source_size, identify("root").size)
-    middle = (start + end - volume.TAIL_SIZE) // 2 // BLOCK * BLOCK
+    middle = (start + end - encrypted.TAIL_SIZE) // 2 // BLOCK * BLOCK
     return [read_error(device, at) for at in (0, middle, end - BLOCK)]
 
 

@@ -28,16 +28,16 @@ from secex_firstboot.storage import (
     cryptsetup,
     devicemapper,
     disk,
+    encrypted,
     erase,
     filesystem,
     progress_record,
     verity,
-    volume,
 )
 from secex_firstboot.storage.backward_copy import copy_backwards
 from secex_firstboot.storage.devicemapper import Piece
 from secex_firstboot.storage.mounted import Mounted
-from secex_firstboot.storage.plan import MIB, Plan, Volume
+from secex_firstboot.storage.plan import MIB, Plan, VolumePlan
 from secex_firstboot.storage.progress_record import Progress, ProgressRecord
 
 _GROW_STEP = 16 * MIB  # a multiple of every block size of ext4 and xfs
@@ -76,17 +76,17 @@ class EncryptRoot(Encrypt):
     volume = "root"
 
 
-def _volume(plan: Plan, name: str) -> Volume:
+def _volume(plan: Plan, name: str) -> VolumePlan:
     return plan.boot if name == "boot" else plan.root
 
 
 class Encryption:
     """One run of an encrypt step; the record says which of its parts are left."""
 
-    def __init__(self, context: Context, plan: Plan, volume_plan: Volume, se: Path) -> None:
+    def __init__(self, context: Context, plan: Plan, volume_plan: VolumePlan, se: Path) -> None:
         self.context = context
         self.plan = plan
-        self.volume = volume_plan
+        self.volume_plan = volume_plan
         self.se = se
         self.secrets = volumes.secrets_of(volume_plan.name)
         partitions = disk.find_disk().partitions
@@ -94,6 +94,10 @@ class Encryption:
         self.root_partition = partitions["root"].device
         self.key = bytes.fromhex(plan.record_key)
         self.progress_record = progress_record.load(se, self.key)
+
+    @property
+    def volume(self) -> str:
+        return self.volume_plan.name
 
     def run(self) -> None:
         self._close_leftovers()
@@ -104,19 +108,19 @@ class Encryption:
             Progress.COPIED: self.zero,
             Progress.ZEROED: self.grow,
         }
-        if self.volume.name == "root" and self.progress_record.root.is_complete:
+        if self.volume == "root" and self.progress_record.root.is_complete:
             self._settle_files(self._opened())
             self._close_leftovers()
-        while (progress := self.progress_record.of(self.volume.name).progress) in parts:
+        while (progress := self.progress_record.of(self.volume).progress) in parts:
             parts[progress]()
         self._opened()
 
     def save(self) -> None:
         """Copy the head of the source, and a hash tree that the target will reach, to the end of the disk."""
-        head, tree = self.volume.saved_head, self.volume.tree
+        head, tree = self.volume_plan.saved_head, self.volume_plan.tree
         pieces = [(self.partition, 0, head.offset, head.size)]
-        if self.volume.saved_tree != tree:
-            pieces.append((self.root_partition, tree.offset, self.volume.saved_tree.offset, tree.size))
+        if self.volume_plan.saved_tree != tree:
+            pieces.append((self.root_partition, tree.offset, self.volume_plan.saved_tree.offset, tree.size))
         total = sum(size for *_, size in pieces)
         with self.root_partition.open("r+b", buffering=0) as target:
             written = 0
@@ -124,13 +128,13 @@ class Encryption:
                 for at, content in _read(source, start, size):
                     os.pwrite(target.fileno(), content, offset + at)
                     written += len(content)
-                    self.context.progress(f"save the start of {self.volume.name}", written, total)
+                    self.context.progress(f"save the start of {self.volume}", written, total)
             os.fsync(target.fileno())
         self._note(Progress.SAVED)
 
     def place(self) -> None:
-        volume.place(self.secrets, self.partition)
-        self._note(Progress.PLACED, self.volume.source_size)
+        encrypted.place(self.secrets, self.partition)
+        self._note(Progress.PLACED, self.volume_plan.source_size)
 
     def copy(self) -> None:
         # The target first: libcryptsetup wants its device for itself, device-mapper's targets share.
@@ -138,10 +142,10 @@ class Encryption:
             copy_backwards(
                 source,
                 target,
-                self.volume.source_size,
-                start_from=self.progress_record.of(self.volume.name).copied_from,
+                self.volume_plan.source_size,
+                start_from=self.progress_record.of(self.volume).copied_from,
                 on_chunk_durable=lambda offset: self._note(Progress.PLACED, offset),
-                progress=self._progress(f"encrypt {self.volume.name}"),
+                progress=self._progress(f"encrypt {self.volume}"),
             )
         self._note(Progress.COPIED)
 
@@ -149,15 +153,15 @@ class Encryption:
         """Erase what is left of the image; then write zeros, through the volume, to its tail and to what the
         file system will grow into. In this order: something may be left where the zeros go.
         """
-        name, source_size = self.volume.name, self.volume.source_size
+        name, source_size = self.volume, self.volume_plan.source_size
         for offset, size in self._remains():
             erase.erase(self.partition, offset, size, self._progress(f"erase what is left of {name}"))
         with self._target() as device:
             size = size_of(device)
             grown = self._grown_size(size)
-            tail = max(source_size, size - volume.TAIL_SIZE)
+            tail = max(source_size, size - encrypted.TAIL_SIZE)
             for start, end in ((source_size, grown), (max(tail, grown), size)):
-                volume.write_zeros(device, start, end - start, self._progress(f"prepare room on {name}"))
+                encrypted.write_zeros(device, start, end - start, self._progress(f"prepare room on {name}"))
             sync(device)
         self._note(Progress.ZEROED)
 
@@ -165,14 +169,14 @@ class Encryption:
         """Mounted, by the kernel: its journal makes this whole or undone, and what it cannot read ends it."""
         device = self._opened()
         grown = self._grown_size(size_of(device))
-        if self.volume.file_system_size < grown:
-            with filesystem.mounted(device, places.ROOT_MOUNT, type=self.volume.file_system) as where:
+        if self.volume_plan.file_system_size < grown:
+            with filesystem.mounted(device, places.ROOT_MOUNT, type=self.volume_plan.file_system) as where:
                 mounted = Mounted.find(where, device)
                 if mounted.size() < grown:
                     mounted.grow(grown)
-        if self.volume.name == "root" and self.plan.replace_identity:
+        if self.volume == "root" and self.plan.replace_identity:
             # Before Ignition writes there: a config may bring a machine's own.
-            with filesystem.mounted(device, places.ROOT_MOUNT, type=self.volume.file_system) as root:
+            with filesystem.mounted(device, places.ROOT_MOUNT, type=self.volume_plan.file_system) as root:
                 identity.remove(root)
         sync(device)
         self._note(Progress.FINISHED)
@@ -181,11 +185,14 @@ class Encryption:
         """(offset, size) of what is not the new volume's on the partition, and may be the image's."""
         saved: list[tuple[int, int]] = []
         end = size_of(self.partition)
-        if self.volume.name == "root":
+        if self.volume == "root":
             end = self.plan.image_end
             saved = [(self.plan.saved.offset, self.plan.saved.size)]
-        around = volume.surroundings(
-            self.secrets, sector_size=self.volume.sector_size, written=self.volume.source_size, end=end
+        around = encrypted.surroundings(
+            self.secrets,
+            sector_size=self.volume_plan.sector_size,
+            written=self.volume_plan.source_size,
+            end=end,
         )
         return [*around, *saved]
 
@@ -195,7 +202,7 @@ class Encryption:
         Or the host has put back a record from before: then nothing that is left to do by that must be done to
         a root that has grown, or that Ignition has written to.
         """
-        with filesystem.mounted(root, places.ROOT_MOUNT, type=self.volume.file_system) as where:
+        with filesystem.mounted(root, places.ROOT_MOUNT, type=self.volume_plan.file_system) as where:
             refuse_sealed(where)
             self._refuse_older_record(where, Mounted.find(where, root).size())
             if overlay.settle(where):
@@ -206,8 +213,11 @@ class Encryption:
 
         That it has grown to ``size``, or that Ignition has begun to write.
         """
-        progress = self.progress_record.of(self.volume.name).progress
-        grown = size > self.volume.file_system_size and progress not in (Progress.ZEROED, Progress.FINISHED)
+        progress = self.progress_record.of(self.volume).progress
+        grown = size > self.volume_plan.file_system_size and progress not in (
+            Progress.ZEROED,
+            Progress.FINISHED,
+        )
         if grown or (exists(where / overlay.TOP) and progress is not Progress.FINISHED):
             raise FirstbootError(
                 "the progress record on partition se is older than what is on root",
@@ -219,34 +229,32 @@ class Encryption:
 
     def _opened(self) -> Path:
         """The volume under its final name, with its journal."""
-        if not volume.is_open(self.secrets.header, self.partition, self.volume.name):
-            volume.open_volume(self.secrets, self.partition, self.volume.name)
-        return devicemapper.MAPPER / self.volume.name
+        if not encrypted.is_open(self.secrets.header, self.partition, self.volume):
+            encrypted.open_volume(self.secrets, self.partition, self.volume)
+        return devicemapper.MAPPER / self.volume
 
     def _grown_size(self, volume_size: int) -> int:
         """Root's size with headroom; boot stays as it is."""
-        now = self.volume.file_system_size
-        if self.volume.name == "boot":
+        now = self.volume_plan.file_system_size
+        if self.volume == "boot":
             return now
-        wanted = min(now + self.plan.headroom, volume_size - volume.TAIL_SIZE) // _GROW_STEP * _GROW_STEP
+        wanted = min(now + self.plan.headroom, volume_size - encrypted.TAIL_SIZE) // _GROW_STEP * _GROW_STEP
         return max(now, wanted)
 
     @contextmanager
     def _target(self) -> Iterator[Path]:
         with (
-            _linear(
-                f"{self.volume.name}{TARGET}", [Piece(self.partition, 0, size_of(self.partition))]
-            ) as below,
-            volume.opened(self.secrets, below, f"{self.volume.name}{NEW}") as device,
+            _linear(f"{self.volume}{TARGET}", [Piece(self.partition, 0, size_of(self.partition))]) as below,
+            encrypted.opened(self.secrets, below, f"{self.volume}{NEW}") as device,
         ):
             yield device
 
     @contextmanager
     def _source(self) -> Iterator[Path]:
         """The source as it was, made of what is saved and what is still in place, through dm-verity."""
-        head, tree = self.volume.saved_head, self.volume.saved_tree
-        rest = self.volume.source_size - head.size
-        name = self.volume.name
+        head, tree = self.volume_plan.saved_head, self.volume_plan.saved_tree
+        rest = self.volume_plan.source_size - head.size
+        name = self.volume
         with (
             _linear(
                 f"{name}{OLD}",
@@ -258,12 +266,12 @@ class Encryption:
             ) as hashes,
         ):
             try:
-                yield verity.open_verified(data, hashes, f"{name}{VERITY}", self.volume.root_hash)
+                yield verity.open_verified(data, hashes, f"{name}{VERITY}", self.volume_plan.root_hash)
             finally:
                 cryptsetup.close(f"{name}{VERITY}")
 
     def _close_leftovers(self) -> None:
-        name = self.volume.name
+        name = self.volume
         cryptsetup.close(f"{name}{NEW}")
         cryptsetup.close(f"{name}{VERITY}")
         for leftover in (OLD, TREE, TARGET):
@@ -272,10 +280,10 @@ class Encryption:
             cryptsetup.close(name)
 
     def _note(self, progress: Progress, copied_from: int | None = None) -> None:
-        entry = self.progress_record.of(self.volume.name).model_copy(
+        entry = self.progress_record.of(self.volume).model_copy(
             update={"progress": progress, "copied_from": copied_from}
         )
-        self.progress_record = ProgressRecord(**{**dict(self.progress_record), self.volume.name: entry})
+        self.progress_record = ProgressRecord(**{**dict(self.progress_record), self.volume: entry})
         progress_record.save(self.se, self.key, self.progress_record)
 
 

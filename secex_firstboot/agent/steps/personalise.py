@@ -25,8 +25,8 @@ from secex_firstboot.roots import identity
 from secex_firstboot.sdboot import boot_entry, boot_record, image, options
 from secex_firstboot.sdboot.boot_entry import BootEntry
 from secex_firstboot.sdboot.initramfs import Directory, Entry, File
-from secex_firstboot.storage import disk, filesystem, growing, loop, progress_record, verity, volume
-from secex_firstboot.storage.plan import DEFAULT_HEADROOM, MIB, Plan, Source, Volume, lay_out
+from secex_firstboot.storage import disk, encrypted, filesystem, growing, loop, progress_record, verity
+from secex_firstboot.storage.plan import DEFAULT_HEADROOM, MIB, Plan, Source, VolumePlan, lay_out
 
 HEADROOM_ARGUMENT = "secex.headroom"  # MiB
 
@@ -81,7 +81,7 @@ class Personalise(Step):
 
 
 @contextmanager
-def _mounted(source: Volume, where: Path) -> Iterator[Path]:
+def _mounted(source: VolumePlan, where: Path) -> Iterator[Path]:
     """The image's volume, read-only, through dm-verity.
 
     Its device has blocks of 4096 bytes, and no file system with smaller ones can be mounted from that: from a
@@ -158,7 +158,7 @@ def _prepare_volumes(context: Context, plan: Plan, found: disk.Disk) -> None:
                 "the tags take 6.3 % of the volume instead of 0.8 %"
             )
         context.say(f"making keys and LUKS2 header of {each.name}")
-        volume.prepare(
+        encrypted.prepare(
             secrets_of(each.name),
             label=each.label,
             device_size=sizes[each.name],

@@ -16,9 +16,9 @@ from secex_firstboot.agent.step import Context
 from secex_firstboot.agent.steps.encrypt import Encryption
 from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.storage import filesystem, progress_record
-from secex_firstboot.storage.plan import Plan, Span, Volume
+from secex_firstboot.storage.encrypted import TAIL_SIZE
+from secex_firstboot.storage.plan import Plan, Span, VolumePlan
 from secex_firstboot.storage.progress_record import Progress, ProgressRecord
-from secex_firstboot.storage.volume import TAIL_SIZE
 
 MIB = 1 << 20
 HEADROOM = 32 * MIB
@@ -53,14 +53,14 @@ class Opened(Encryption):
     def __init__(self, type: str, device: Path, se: Path) -> None:
         self.context, self.device, self.se, self.key = Context(""), device, se, bytes(32)
         nowhere, size = Span(offset=0, size=0), MAKE[type][0]
-        self.volume = Volume.model_validate(
+        self.volume_plan = VolumePlan.model_validate(
             {
                 **{"name": "root", "root_hash": "00" * 32, "sector_size": 4096},
                 **{"tree": nowhere, "saved_head": nowhere, "saved_tree": nowhere},
                 **{"file_system": type, "file_system_size": size, "source_size": size},
             }
         )
-        self.plan = Plan.model_construct(root=self.volume, headroom=HEADROOM)
+        self.plan = Plan.model_construct(root=self.volume_plan, headroom=HEADROOM)
         self.progress_record = ProgressRecord()
 
     def _opened(self) -> Path:

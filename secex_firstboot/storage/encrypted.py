@@ -63,9 +63,9 @@ def prepare(files: Secrets, *, label: str, device_size: int, sector_size: int, s
     try:
         with open_private(image) as stream:
             stream.truncate(device_size)
-        with CryptSetup(image) as volume, memory.random_secret(KEY_SIZE) as key:
-            volume.format_luks2(label=label, sector_size=sector_size, key=key, journal_bytes=JOURNAL_SIZE)
-            volume.backup_header(files.header)
+        with CryptSetup(image) as handle, memory.random_secret(KEY_SIZE) as key:
+            handle.format_luks2(label=label, sector_size=sector_size, key=key, journal_bytes=JOURNAL_SIZE)
+            handle.backup_header(files.header)
             write_private(files.key, key)
         files.header.chmod(0o600)
         write_private(files.metadata, zlib.compress(_read_metadata(image, sector_size)))
@@ -120,9 +120,9 @@ def opened(files: Secrets, device: Path, name: str) -> Iterator[Path]:
     Nobody else looks at it: what a probe reads may not be written yet, and be an integrity error in the log.
     """
     try:
-        with CryptSetup(device, header=files.header) as volume, memory.secret_file(files.key) as key:
-            volume.load_luks2()
-            path = volume.activate(name, key, no_journal=True, private=True)
+        with CryptSetup(device, header=files.header) as handle, memory.secret_file(files.key) as key:
+            handle.load_luks2()
+            path = handle.activate(name, key, no_journal=True, private=True)
         yield path
     finally:
         cryptsetup.close(name)
@@ -130,9 +130,9 @@ def opened(files: Secrets, device: Path, name: str) -> Iterator[Path]:
 
 def open_volume(files: Secrets, device: Path, name: str) -> Path:
     """Open the volume for good, with the detached header and with its journal."""
-    with CryptSetup(device, header=files.header) as volume, memory.secret_file(files.key) as key:
-        volume.load_luks2()
-        return volume.activate(name, key)
+    with CryptSetup(device, header=files.header) as handle, memory.secret_file(files.key) as key:
+        handle.load_luks2()
+        return handle.activate(name, key)
 
 
 def is_open(header: Path, partition: Path, name: str) -> bool:
@@ -158,5 +158,5 @@ def is_open(header: Path, partition: Path, name: str) -> bool:
 def write_zeros(device: Path, offset: int, size: int, progress: Callable[[int, int], None]) -> None:
     """Write zeros through an open volume, so that its sectors can be read."""
     if size > 0:
-        with CryptSetup(device) as volume:
-            volume.wipe_zero(offset, size, progress)
+        with CryptSetup(device) as handle:
+            handle.wipe_zero(offset, size, progress)

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from secex_firstboot.basic.errors import FirstbootError
-from secex_firstboot.storage import cryptsetup, volume
+from secex_firstboot.storage import cryptsetup, encrypted
 from secex_firstboot.storage.backward_copy import copy_backwards
 from secex_firstboot.storage.cryptsetup import DATA_OFFSET
+from secex_firstboot.storage.encrypted import JOURNAL_SIZE, TAIL_SIZE, Secrets
 from secex_firstboot.storage.integrity import SUPERBLOCK_BYTES, Layout
-from secex_firstboot.storage.volume import JOURNAL_SIZE, TAIL_SIZE, Secrets
 
 MIB = 1 << 20
 SECTORS = pytest.mark.parametrize("sector_size", [512, 4096])
@@ -43,13 +43,13 @@ def files(tmp_path: Path) -> Secrets:
 @SECTORS
 def test_the_head_covers_header_superblock_and_journal_in_whole_mib(sector_size):
     written = layout(sector_size).areas_start
-    assert written <= volume.head_size(sector_size) < written + MIB
-    assert volume.head_size(sector_size) % MIB == 0
+    assert written <= encrypted.head_size(sector_size) < written + MIB
+    assert encrypted.head_size(sector_size) % MIB == 0
 
 
 @SECTORS
 def test_a_device_of_the_required_size_holds_source_and_tail(sector_size):
-    size = volume.required_device_size(300 * MIB, sector_size)
+    size = encrypted.required_device_size(300 * MIB, sector_size)
     assert layout(sector_size).data_address(300 * MIB + TAIL_SIZE - 1) == size - 1
 
 
@@ -67,7 +67,7 @@ def test_every_byte_is_the_volumes_or_of_its_surroundings(files, sector_size, wr
         for start, size in ((chosen.data_address(at), sector_size), (tag, 32)):
             size = max(0, min(size, end - start))
             whose[start : start + size] = b"V" * size
-    for offset, size in volume.surroundings(files, sector_size=sector_size, written=written, end=end):
+    for offset, size in encrypted.surroundings(files, sector_size=sector_size, written=written, end=end):
         assert offset + size <= end
         assert not any(whose[offset : offset + size])
         whose[offset : offset + size] = b"S" * size
@@ -84,7 +84,7 @@ def test_placing_writes_header_and_metadata_and_nothing_else(files, tmp_path):
     before = os.urandom(40 * MIB)
     partition.write_bytes(before)
     for _ in range(2):
-        volume.place(files, partition)
+        encrypted.place(files, partition)
         after = partition.read_bytes()
         assert after[:MIB] == files.header.read_bytes()
         assert after[MIB:DATA_OFFSET] == before[MIB:DATA_OFFSET]
@@ -94,7 +94,7 @@ def test_placing_writes_header_and_metadata_and_nothing_else(files, tmp_path):
 
 def test_placing_never_makes_a_partition_that_is_not_there(files, tmp_path):
     with pytest.raises(FileNotFoundError):
-        volume.place(files, tmp_path / "partition")
+        encrypted.place(files, tmp_path / "partition")
     assert not (tmp_path / "partition").exists()
 
 
@@ -116,7 +116,7 @@ def image(path: Path, content: bytes, sector_size: int) -> Path:
 @SECTORS
 def test_the_metadata_reaches_to_the_end_of_the_journal(tmp_path, sector_size):
     content = superblock(sector_size, layout(sector_size).journal_sections)
-    metadata = volume._read_metadata(image(tmp_path / "image", content, sector_size), sector_size)
+    metadata = encrypted._read_metadata(image(tmp_path / "image", content, sector_size), sector_size)
     assert metadata.startswith(content)
     assert (
         len(metadata) == layout(sector_size).areas_start - DATA_OFFSET > SUPERBLOCK_BYTES + JOURNAL_SIZE * 0.9
@@ -128,7 +128,7 @@ def test_a_layout_other_than_the_planned_one_is_refused(tmp_path, sector_size):
     sections = layout(sector_size).journal_sections
     for content in (superblock(sector_size, sections - 1), superblock(sector_size, sections, 14)):
         with pytest.raises(FirstbootError, match="dm-integrity chose the layout"):
-            volume._read_metadata(image(tmp_path / "image", content, sector_size), sector_size)
+            encrypted._read_metadata(image(tmp_path / "image", content, sector_size), sector_size)
 
 
 @without_device_mapper
@@ -137,7 +137,9 @@ def test_a_failed_format_leaves_no_key_and_no_image(tmp_path):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     with pytest.raises(FirstbootError):
-        volume.prepare(files, label="crypt_bootfs", device_size=64 * MIB, sector_size=4096, scratch=scratch)
+        encrypted.prepare(
+            files, label="crypt_bootfs", device_size=64 * MIB, sector_size=4096, scratch=scratch
+        )
     assert list(scratch.iterdir()) == []
     assert list((tmp_path / "secrets").iterdir()) == []
 
@@ -147,14 +149,14 @@ def test_writing_zeros_touches_only_the_range(tmp_path):
     before = os.urandom(4 * MIB)
     device.write_bytes(before)
     seen: list[tuple[int, int]] = []
-    volume.write_zeros(device, MIB, 2 * MIB, lambda *figures: seen.append(figures))
+    encrypted.write_zeros(device, MIB, 2 * MIB, lambda *figures: seen.append(figures))
     assert device.read_bytes() == before[:MIB] + bytes(2 * MIB) + before[3 * MIB :]
     assert seen[-1] == (2 * MIB, 2 * MIB)
 
 
 @pytest.mark.parametrize("size", [0, -4096])
 def test_an_empty_range_opens_nothing(tmp_path, size):
-    volume.write_zeros(tmp_path / "missing", 0, size, lambda *_: None)
+    encrypted.write_zeros(tmp_path / "missing", 0, size, lambda *_: None)
 
 
 def test_closing_a_volume_that_is_not_open_does_nothing():
