@@ -18,8 +18,8 @@ from secex_firstboot.sdboot.initramfs import Entry
 from secex_firstboot.storage.disk import Disk
 
 
-def se_mounted(found: Disk) -> AbstractContextManager[Path]:
-    return boot_record.mounted(found, places.SE_MOUNT)
+def se_mounted(system_disk: Disk) -> AbstractContextManager[Path]:
+    return boot_record.mounted(system_disk, places.SE_MOUNT)
 
 
 def login_units() -> list[Unit]:

@@ -18,24 +18,26 @@ class Partition(Step):
     def observe(self, context: Context) -> Status:
         if context.phase not in (Phase.COMMITTED, Phase.PROVISIONED):
             return waiting("the commit point comes first")
-        found = disk.find_disk()
-        root = found.partitions["root"]
+        system_disk = disk.find_disk()
+        root = system_disk.partitions["root"]
         if context.phase is Phase.PROVISIONED:
             return done(f"root has {root.size >> 20} MiB")
-        whole = partition_table.is_sound(found.device, found.block_size)
+        whole = partition_table.is_sound(system_disk.device, system_disk.block_size)
         if whole and root.size == Plan.load(places.PLAN).root_partition_size:
             return done(f"root has {root.size >> 20} MiB")
         return ready(f"remove boothash and roothash, grow root from {root.size >> 20} MiB")
 
     def perform(self, context: Context) -> None:
-        found = disk.find_disk()
+        system_disk = disk.find_disk()
         partition_table.change(
-            found.device,
-            found.block_size,
+            system_disk.device,
+            system_disk.block_size,
             delete=[
-                found.partitions[name].number for name in HASH_TREES.values() if name in found.partitions
+                system_disk.partitions[name].number
+                for name in HASH_TREES.values()
+                if name in system_disk.partitions
             ],
-            number=found.partitions["root"].number,
-            blocks=Plan.load(places.PLAN).root_partition_size // found.block_size,
+            number=system_disk.partitions["root"].number,
+            blocks=Plan.load(places.PLAN).root_partition_size // system_disk.block_size,
             scratch=places.RUNTIME,
         )

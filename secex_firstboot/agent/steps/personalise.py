@@ -48,23 +48,25 @@ class Personalise(Step):
     def perform(self, context: Context) -> None:
         shutil.rmtree(places.STATE / "volumes", ignore_errors=True)
         plan = _plan(context, record_key=secrets.token_hex(32))
-        found = disk.find_disk()
+        system_disk = disk.find_disk()
         with _mounted(plan.root, places.ROOT_MOUNT) as root:
             identity.check(context, root)
         with _mounted(plan.boot, places.BOOT_MOUNT) as boot:
             entry = boot_entry.find(boot)
             _check_options(context, entry.options)
             image.command_line_component(boot_image.system_command_line(entry.options), entry.linux)
-            with boot_image.se_mounted(found) as se:
-                boot_record.settle(se, found)
+            with boot_image.se_mounted(system_disk) as se:
+                boot_record.settle(se, system_disk)
                 _check_room(se, entry)
-                self._commit(context, plan, entry, se, found)
+                self._commit(context, plan, entry, se, system_disk)
         write_private(places.COMMITTED, b"")
         for name in verified.ARGUMENTS:
             verified.close(name)
 
-    def _commit(self, context: Context, plan: Plan, entry: BootEntry, se: Path, found: disk.Disk) -> None:
-        _prepare_volumes(context, plan, found)
+    def _commit(
+        self, context: Context, plan: Plan, entry: BootEntry, se: Path, system_disk: disk.Disk
+    ) -> None:
+        _prepare_volumes(context, plan, system_disk)
         write_private(places.PLAN, plan.model_dump_json().encode())
         # What a start after a crash goes on with: Ignition merged it once, and does not again.
         merged = places.IGNITION_MERGED_CONFIG.read_bytes()
@@ -77,7 +79,7 @@ class Personalise(Step):
             command_line=options.first_boot_command_line(entry.options),
             overlay=_state_files(),
         )
-        boot_record.install(se, found, places.RUNTIME)
+        boot_record.install(se, system_disk, places.RUNTIME)
 
 
 @contextmanager
@@ -98,9 +100,9 @@ def _mounted(source: VolumePlan, where: Path) -> Iterator[Path]:
 
 def _plan(context: Context, record_key: str) -> Plan:
     growing.setting(context, Path("/"))  # what makes no sense is refused now
-    found = disk.find_disk()
+    system_disk = disk.find_disk()
     boot, root = (_source(context, name) for name in VOLUMES)
-    plan = lay_out(found, boot, root, _headroom(context), record_key)
+    plan = lay_out(system_disk, boot, root, _headroom(context), record_key)
     return plan.model_copy(update={"replace_identity": identity.replace(context.argument(identity.ARGUMENT))})
 
 
@@ -149,8 +151,8 @@ def _check_room(se: Path, entry: BootEntry) -> None:
         )
 
 
-def _prepare_volumes(context: Context, plan: Plan, found: disk.Disk) -> None:
-    sizes = {"boot": found.partitions["boot"].size, "root": plan.root_partition_size}
+def _prepare_volumes(context: Context, plan: Plan, system_disk: disk.Disk) -> None:
+    sizes = {"boot": system_disk.partitions["boot"].size, "root": plan.root_partition_size}
     for each in plan.volumes:
         if each.sector_size == 512:
             context.warn(

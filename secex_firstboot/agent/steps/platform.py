@@ -22,13 +22,13 @@ class Platform(Step):
         if context.phase is Phase.FIRST:
             options.check(context.command_line)
             identity.replace(context.argument(identity.ARGUMENT))
-        found = disk.find_disk()
-        if context.phase is Phase.FIRST and not found.has_hash_trees:
+        system_disk = disk.find_disk()
+        if context.phase is Phase.FIRST and not system_disk.has_hash_trees:
             raise DeviceMissing(
-                f"{found.device} has no partitions boothash and roothash, so it was provisioned before",
+                f"{system_disk.device} has no partitions boothash and roothash, so it was provisioned before",
                 "start it with its own sdboot, or start again from an unchanged image",
             )
-        return done(f"Secure Execution guest, disk {found.device}, {found.size >> 20} MiB")
+        return done(f"Secure Execution guest, disk {system_disk.device}, {system_disk.size >> 20} MiB")
 
     def perform(self, context: Context) -> None:
         """Nothing: the ground is right, or it is refused."""

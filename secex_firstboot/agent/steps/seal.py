@@ -88,7 +88,7 @@ class Seal(Step):
         growing.at_first_boot(
             context, places.SYSROOT, devicemapper.MAPPER / "root", places.RUNTIME / "grow.lock"
         )
-        found = disk.find_disk()
+        system_disk = disk.find_disk()
         entry = boot_entry.find(places.SYSROOT / "boot")
         added: dict[str, Entry] = {str(paths.LUKS_KEYS): Directory(0o700)}
         added |= {str(path): File(content) for path, content in files.items()}
@@ -97,11 +97,11 @@ class Seal(Step):
             path = paths.NO_LOGIN_UNITS / name
             write_private(path, content)
             added[str(path)] = File(content)
-        with boot_image.se_mounted(found) as se:
-            boot_record.settle(se, found)
+        with boot_image.se_mounted(system_disk) as se:
+            boot_record.settle(se, system_disk)
             line = boot_image.system_command_line(entry.options)
             boot_image.build(context, entry, se, command_line=line, overlay=added)
-            boot_record.install(se, found, places.RUNTIME)
+            boot_record.install(se, system_disk, places.RUNTIME)
             remains.remove(se, places.SYSROOT)
         shutil.rmtree(places.STATE)
         places.IGNITION_USER_CONFIG.unlink(missing_ok=True)
