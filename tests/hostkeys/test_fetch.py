@@ -143,7 +143,9 @@ def test_gzip_is_decompressed(asked: Asked) -> None:
 
 
 @pytest.mark.parametrize(
-    "packed", [b"", DOCUMENT, gzip.compress(DOCUMENT)[:-1], gzip.compress(DOCUMENT)[:-8] + bytes(8)]
+    "packed",
+    [b"", DOCUMENT, gzip.compress(DOCUMENT)[:-1], gzip.compress(DOCUMENT)[:-8] + bytes(8)],
+    ids=["empty", "not packed", "cut", "wrong checksum"],
 )
 def test_broken_gzip_is_refused(asked: Asked, packed: bytes) -> None:
     if not packed:

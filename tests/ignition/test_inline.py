@@ -78,6 +78,7 @@ def test_gzip_is_unpacked_member_by_member() -> None:
         gzip.compress(PLAIN) + b"\0",
         gzip.compress(PLAIN) + b"junk",
     ],
+    ids=["empty", "not packed", "cut", "wrong checksum", "padded", "junk behind"],
 )
 def test_broken_gzip_is_refused(broken: bytes) -> None:
     with pytest.raises(inline.ContentError, match="no valid gzip"):
