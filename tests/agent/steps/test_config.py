@@ -1,4 +1,4 @@
-"""The step that decrypts the config: what the console says of it, and what it leaves in the kernel."""
+"""The step that decrypts the config: what it says, on the console too, and what it leaves in the kernel."""
 
 from __future__ import annotations
 
@@ -13,18 +13,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import elsewhere
+from support import REPOSITORY, elsewhere
+from support.machine import (
+    CONFIG,
+    FIRST_BOOT,
+    observe,
+    put,
+)
 from support.openpgp_messages import Gpg, confine, flipped
 
 from secex_firstboot.agent import places
-from secex_firstboot.agent.step import Context
+from secex_firstboot.agent.step import Context, State, Status
 from secex_firstboot.agent.steps.config import Config
 from secex_firstboot.basic import memory
-from secex_firstboot.basic.errors import Refusal
+from secex_firstboot.basic.errors import DeviceMissing, FirstbootError, Refusal
 from secex_firstboot.contract import paths
 from secex_firstboot.ignition import openpgp, specification
 from secex_firstboot.storage import disk
 
+NO_LOCAL_LOGIN = REPOSITORY / "dracut/no-local-login.ign"
 GOOD = {"ignition": {"version": "3.3.0"}}
 CONTEXT = Context("ignition.firstboot")
 
@@ -159,3 +166,91 @@ def test_key_and_config_are_mixed_into_the_kernels_random_numbers_before_any_key
     Config().perform(CONTEXT)
     assert pool.read_bytes() == hashlib.sha512(key).digest() + hashlib.sha512(text).digest()
     assert asked == [(0x5207, 128, False)]  # RNDRESEEDCRNG, when both are in, before anything else happens
+
+
+# --- what it says of what it sees ---
+
+
+def test_config_is_ready_with_a_private_key_and_a_config_disk(machine):
+    put(paths.PRIVATE_KEY)
+    machine.serials["ignition_crypted"] = Path("/dev/vdb")
+    assert observe(machine, Config()) == Status(State.READY, "decrypt the Ignition config on /dev/vdb")
+
+
+def test_config_without_a_disk_is_refused(machine):
+    put(paths.PRIVATE_KEY)
+    with pytest.raises(DeviceMissing, match=r"serial=ignition_crypted$"):
+        observe(machine, Config())
+
+
+def test_a_config_that_was_refused_is_refused_again_for_the_same_reason(machine, monkeypatch):
+    machine.serials["ignition_crypted"] = put(machine.root / "dev" / "vdb", "not OpenPGP")
+    put(paths.PRIVATE_KEY)
+    context = Context("ignition.firstboot")
+    with pytest.raises(Refusal) as first:
+        Config().perform(context)
+    assert not paths.PRIVATE_KEY.exists()
+    with pytest.raises(Refusal) as second:
+        observe(machine, Config())
+    assert str(second.value) == str(first.value)
+
+
+def test_config_without_a_private_key_is_refused(machine):
+    machine.serials["ignition_crypted"] = Path("/dev/vdb")
+    with pytest.raises(Refusal, match="no private key"):
+        observe(machine, Config())
+
+
+def test_config_is_done_only_when_the_private_key_is_gone(machine):
+    put(places.IGNITION_USER_CONFIG, "{}")
+    assert observe(machine, Config()).done
+    put(paths.PRIVATE_KEY)
+    machine.serials["ignition_crypted"] = Path("/dev/vdb")
+    assert observe(machine, Config()).state is State.READY
+
+
+def test_the_private_key_is_gone_also_after_a_config_that_cannot_be_read(machine):
+    put(paths.PRIVATE_KEY, "no key")
+    machine.serials["ignition_crypted"] = put(machine.root / "vdb", "no message")
+    with pytest.raises(FirstbootError):
+        Config().perform(Context(FIRST_BOOT))
+    assert not paths.PRIVATE_KEY.exists()
+    assert not places.IGNITION_USER_CONFIG.exists()
+
+
+@pytest.fixture
+def decrypted(machine, monkeypatch):
+    """Ground on which the config step can be performed; what Ignition would get in addition."""
+    monkeypatch.setattr(openpgp, "decrypt", lambda message, key, work: (CONFIG % "").encode())
+    machine.serials["ignition_crypted"] = put(machine.root / "vdb", "-----BEGIN PGP MESSAGE-----")
+    monkeypatch.setattr(openpgp, "read_message", lambda device: b"")
+    put(paths.PRIVATE_KEY)
+    put(paths.NO_LOCAL_LOGIN, NO_LOCAL_LOGIN.read_text())
+    return places.IGNITION_BASE_CONFIGS / "no-local-login.ign"
+
+
+def test_the_config_is_merged_into_one_that_masks_local_logins(decrypted):
+    Config().perform(Context(FIRST_BOOT))
+    units = json.loads(decrypted.read_text())["systemd"]["units"]
+    masked = {unit["name"] for unit in units if unit.get("mask")}
+    assert masked >= {"getty@.service", "serial-getty@.service", "console-getty.service", "autovt@.service"}
+
+
+def test_an_image_that_allows_logins_masks_none_and_says_so(decrypted):
+    said = []
+    Config().perform(Context(f"{FIRST_BOOT} secex.login=allowed", say=said.append))
+    assert not decrypted.exists()
+    assert [line for line in said if line.startswith("WARNING: secex.login=allowed")]
+
+
+def test_another_value_for_logins_is_refused(machine, decrypted):
+    assert observe(machine, Config()).state is State.READY
+    with pytest.raises(Refusal, match=r"secex\.login=yes is not secex\.login=allowed"):
+        Config().observe(Context(f"{FIRST_BOOT} secex.login=yes"))
+
+
+def test_without_its_own_config_against_logins_none_is_handed_over(decrypted):
+    paths.NO_LOCAL_LOGIN.unlink()
+    with pytest.raises(OSError):
+        Config().perform(Context(FIRST_BOOT))
+    assert not places.IGNITION_USER_CONFIG.exists()

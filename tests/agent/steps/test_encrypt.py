@@ -1,4 +1,4 @@
-"""The parts of the encrypt steps that run on real file systems and files, without device-mapper."""
+"""The steps that encrypt: on real file systems and files, and without device-mapper."""
 
 from __future__ import annotations
 
@@ -7,20 +7,27 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.machine import (
+    SOURCES,
+    Machine,
+    observe,
+    put,
+)
 
 from secex_firstboot.agent import places
-from secex_firstboot.agent.step import Context
-from secex_firstboot.agent.steps.encrypt import Encryption
+from secex_firstboot.agent.step import Context, State
+from secex_firstboot.agent.steps import encrypt
+from secex_firstboot.agent.steps.encrypt import EncryptBoot, Encryption, EncryptRoot
 from secex_firstboot.basic.errors import FirstbootError
-from secex_firstboot.storage import filesystem, progress_record
+from secex_firstboot.storage import devicemapper, filesystem, progress_record
 from secex_firstboot.storage.encrypted import TAIL_SIZE
-from secex_firstboot.storage.plan import Plan, Span, VolumePlan
+from secex_firstboot.storage.plan import MIB, Plan, Span, VolumePlan
 from secex_firstboot.storage.progress_record import Progress, ProgressRecord
 
-MIB = 1 << 20
 HEADROOM = 32 * MIB
 CAP_SYS_RESOURCE = 24  # without it ext4 does not grow while it is mounted (kernel: ext4_resize_begin)
 MAKE = {
@@ -180,3 +187,142 @@ def test_a_root_that_ignition_has_written_to_is_not_prepared_again(
         (where / ".secex-firstboot/upper").mkdir(parents=True)
     with pytest.raises(FirstbootError, match=OLDER) if refused else nullcontext():
         run._settle_files(run.device)
+
+
+# --- what it says of what it sees, and does with files ---
+
+
+@pytest.mark.parametrize("step", [EncryptBoot(), EncryptRoot()])
+def test_encrypting_waits_for_the_commit_point(machine, step):
+    assert observe(machine, step).state is State.WAITING
+    machine.commit()
+    status = observe(machine, step)
+    assert status.state is State.READY
+    assert f"encrypt {SOURCES[step.volume] >> 20} MiB of {step.volume}" in status.detail
+
+
+@pytest.mark.parametrize("step", [EncryptBoot(), EncryptRoot()])
+def test_encrypting_is_done_only_with_dm_crypt_on_dm_integrity_on_the_partition(machine, step):
+    machine.commit()
+    (machine.root / "dev" / "mapper" / step.volume).touch()
+    assert observe(machine, step).state is State.READY
+    machine.open_encrypted(step.volume)
+    assert observe(machine, step).done
+    machine.map(f"{step.volume}_dif", "linear 252:3 0")
+    assert observe(machine, step).state is State.READY
+    machine.map(f"{step.volume}_dif", "integrity 252:16 32768 32 J 7 journal_sectors:1")
+    assert observe(machine, step).state is State.READY
+
+
+@pytest.mark.parametrize("step", [EncryptBoot(), EncryptRoot()])
+@pytest.mark.parametrize(
+    ("table", "uuid"),
+    [
+        ("linear 252:16 0", "{uuid}"),
+        ("crypt cipher_null-ecb - 0 252:16 0", "{uuid}"),
+        ("{table}", "mpath-{name}"),
+        ("{table}", "{uuid}2"),
+        ("{table}", ""),
+    ],
+)
+def test_a_mapping_that_has_only_the_name_is_not_the_encrypted_volume(machine, step, table, uuid):
+    machine.commit()
+    machine.open_encrypted(step.volume)
+    (target,), found = machine.tables[step.volume], devicemapper.find(step.volume)
+    same = " ".join([target.type, *target.arguments])
+    machine.map(step.volume, table.format(table=same), uuid.format(uuid=found.uuid, name=step.volume))
+    assert observe(machine, step).state is State.READY
+
+
+@pytest.fixture
+def devices(machine: Machine) -> Machine:
+    """Files with random content as the partitions, root already grown."""
+    machine.commit()
+    grown = replace(machine.disk.partitions["root"], size=machine.plan().root_partition_size)
+    machine.disks[0] = replace(machine.disk, partitions=machine.disk.partitions | {"root": grown})
+    for name in ("boot", "root"):
+        partition = machine.disk.partitions[name]
+        partition.device.write_bytes(os.urandom(64 * MIB))
+        os.truncate(partition.device, partition.size)
+    (machine.root / "se").mkdir()
+    return machine
+
+
+def encryption(machine: Machine, name: str) -> Encryption:
+    plan = Plan.load(places.PLAN)
+    return Encryption(Context(""), plan, encrypt._volume(plan, name), machine.root / "se")
+
+
+def part(path: Path, offset: int, size: int) -> bytes:
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        return stream.read(size)
+
+
+@pytest.mark.parametrize("name", ["boot", "root"])
+def test_what_the_target_would_overwrite_is_saved_at_the_end_of_the_disk(devices, name):
+    run = encryption(devices, name)
+    source, root = (devices.disk.partitions[each].device for each in (name, "root"))
+    head, tree, saved_tree = run.volume_plan.saved_head, run.volume_plan.tree, run.volume_plan.saved_tree
+    before = part(source, 0, run.volume_plan.source_size), part(root, tree.offset, tree.size)
+    for _ in range(2):
+        run.save()
+        assert part(root, head.offset, head.size) == before[0][: head.size]
+        assert part(root, saved_tree.offset, saved_tree.size) == before[1]
+        assert part(source, 0, run.volume_plan.source_size) == before[0]
+    seen = progress_record.load(devices.root / "se", run.key)
+    assert seen.of(name).progress is Progress.SAVED
+    assert seen.of({"boot": "root", "root": "boot"}[name]).progress is Progress.UNTOUCHED
+
+
+@pytest.mark.parametrize(
+    ("progress", "left"),
+    [
+        (Progress.UNTOUCHED, ["save", "place", "copy", "zero", "grow"]),
+        (Progress.SAVED, ["place", "copy", "zero", "grow"]),
+        (Progress.PLACED, ["copy", "zero", "grow"]),
+        (Progress.COPIED, ["zero", "grow"]),
+        (Progress.ZEROED, ["grow"]),
+        (Progress.FINISHED, []),
+    ],
+)
+def test_encrypting_goes_on_with_the_part_after_the_recorded_one(devices, monkeypatch, progress, left):
+    encryption(devices, "root")._note(progress)
+    run = encryption(devices, "root")
+    done: list[str] = []
+
+    def part_that_records(name: str, reached: Progress) -> Callable[[], None]:
+        return lambda: (done.append(name), run._note(reached))[1]
+
+    monkeypatch.setattr(run, "_settle_files", lambda root: done.append("settle files"))
+    for name, reached in zip(("save", "place", "copy", "zero", "grow"), list(Progress)[1:], strict=True):
+        monkeypatch.setattr(run, name, part_that_records(name, reached))
+    monkeypatch.setattr(
+        encrypt.encrypted,
+        "open_volume",
+        lambda files, device, name: done.append(f"open {device.name} as {name}"),
+    )
+    run.run()
+    opened = "open vda4 as root"
+    assert done == [*([opened, "settle files"] if len(left) <= 2 else []), *left, opened]
+
+
+def test_a_root_on_which_first_boot_ended_is_not_set_up_again(tmp_path):
+    encrypt.refuse_sealed(tmp_path)
+    put(tmp_path / "etc/luks/sealed")
+    with pytest.raises(FirstbootError, match="an older boot image was put back"):
+        encrypt.refuse_sealed(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "headroom", "grown"),
+    [("boot", 64, 32), ("root", 0, 64), ("root", 15, 64), ("root", 16, 80), ("root", 900, 128)],
+)
+def test_only_root_grows_by_the_headroom_and_never_into_the_tail(devices, name, headroom, grown):
+    run = encryption(devices, name)
+    run.plan = run.plan.model_copy(update={"headroom": headroom * MIB})
+    assert run._grown_size(147 * MIB) == grown * MIB
+
+
+def test_a_volume_too_small_for_headroom_keeps_its_file_system(devices):
+    assert encryption(devices, "root")._grown_size(65 * MIB) == SOURCES["root"]

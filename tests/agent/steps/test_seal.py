@@ -1,4 +1,4 @@
-"""seal enables the system's units, as nothing after it does."""
+"""The step that makes the final boot image, after it enabled the system's units, as nothing after it does."""
 
 from __future__ import annotations
 
@@ -7,13 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import elsewhere
+from support.machine import (
+    Machine,
+    header,
+    observe,
+)
 
 from secex_firstboot.agent import places
-from secex_firstboot.agent.step import Context
+from secex_firstboot.agent.step import Context, State
 from secex_firstboot.agent.steps import seal
+from secex_firstboot.agent.steps.seal import Seal
 from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.basic.process import ToolError
+from secex_firstboot.contract import paths
+from secex_firstboot.storage import devicemapper
 
 SERVICE = "[Service]\nExecStart=/bin/true\n"
 WANTED = "[Install]\nWantedBy=multi-user.target\n"
@@ -23,8 +30,7 @@ NOT_READ = "unit files cannot be read, or not be enabled: look at the disk's hea
 
 
 @pytest.fixture(autouse=True)
-def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    elsewhere.move(monkeypatch, tmp_path)
+def files(machine: Machine) -> None:
     for directory in ("usr/lib/systemd/system", "etc/systemd/system", "etc/systemd/system-preset"):
         (places.SYSROOT / directory).mkdir(parents=True)
     config()
@@ -220,3 +226,37 @@ def test_a_unit_without_an_install_section_is_taken_as_it_is() -> None:
     config({"name": "static.service", "enabled": True})
     assert enable() == []
     assert enabled() == set()
+
+
+# --- when, and what the system gets of the volumes ---
+
+
+def test_seal_waits_for_commit_point_and_mounts(machine):
+    assert observe(machine, Seal()).detail == "the commit point comes first"
+    machine.commit()
+    assert observe(machine, Seal()).detail == "the encrypted volumes are mounted first"
+    machine.mounts[places.SYSROOT / "boot"] = "253:1"
+    assert observe(machine, Seal()).state is State.READY
+
+
+def test_the_provisioned_system_gets_keys_detached_headers_and_crypttab(machine, monkeypatch):
+    monkeypatch.setattr(paths, "LUKS_KEYS", Path("/etc/luks"))
+    monkeypatch.setattr(devicemapper, "crypt_mode", lambda name: f"aes-of-{name} integrity:32:aead")
+    machine.commit()
+    assert {str(path): content for path, content in seal.key_files().items()} == {
+        "/etc/luks/boot": b"key of boot",
+        "/etc/luks/boot.header": header("boot").encode(),
+        "/etc/luks/boot.mode": b"aes-of-boot integrity:32:aead\n",
+        "/etc/luks/root": b"key of root",
+        "/etc/luks/root.header": header("root").encode(),
+        "/etc/luks/root.mode": b"aes-of-root integrity:32:aead\n",
+    }
+    assert [line.split() for line in seal.crypttab_lines()] == [
+        [
+            name,
+            f"PARTUUID=00000000-0000-4000-8000-00000000000{number}",
+            f"/etc/luks/{name}",
+            f"luks,header=/etc/luks/{name}.header,x-initrd.attach,x-systemd.device-timeout=0,headless=yes",
+        ]
+        for name, number in (("boot", 3), ("root", 4))
+    ]

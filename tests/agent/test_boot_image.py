@@ -1,24 +1,26 @@
-"""What the final command line and initramfs keep from the host: logins, and a network in the initramfs."""
+"""What the boot images keep from the host: logins, a network in the initramfs, other hosts."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import REPOSITORY, elsewhere
+from support import REPOSITORY, TEST_VECTORS, elsewhere
 
 from secex_firstboot.agent import boot_image, places
 from secex_firstboot.agent.step import Context
-from secex_firstboot.agent.steps.platform import Platform
-from secex_firstboot.basic.errors import Refusal
+from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.contract import paths
 from secex_firstboot.ignition import local_login
 from secex_firstboot.sdboot import image
+from secex_firstboot.sdboot.boot_entry import BootEntry
 from secex_firstboot.sdboot.options import first_boot_command_line
 
+VECTORS = TEST_VECTORS / "se-image"
 NO_LOCAL_LOGIN = REPOSITORY / "dracut/no-local-login.ign"
 IMAGE = (
     "root=/dev/mapper/root init_on_free=1 systemd.gpt_auto=0 fsck.mode=skip console=ttysclp0 "
@@ -182,24 +184,34 @@ def test_a_config_that_wants_one_is_refused_unless_the_image_has_it(option: str)
     assert option in boot_image.system_command_line(f"{IMAGE} secex.network=always").split()
 
 
-@pytest.mark.parametrize("option", ["netroot=iscsi:10.0.0.1::::iqn.x", "nfsroot=10.0.0.1:/", "netroot"])
-def test_a_root_from_the_network_is_refused_and_in_no_boot_image(option: str) -> None:
-    command_line = f"{IMAGE} ignition.firstboot {option}"
-    places.SECURE_EXECUTION_GUEST.parent.mkdir(parents=True)
-    places.SECURE_EXECUTION_GUEST.write_text("1")
-    places.SWAPS.parent.mkdir(parents=True, exist_ok=True)
-    places.SWAPS.write_text("")
-    with pytest.raises(Refusal, match="a root from the network is the host's: build the image with"):
-        Platform().observe(Context(command_line))
-    for made in (first_boot_command_line, boot_image.system_command_line):
-        assert option not in made(f"{IMAGE} {option} secex.network=always").split()
+# --- hosts ---
 
 
-@pytest.mark.parametrize("option", ["secex.network=yes", "secex.network"])
-def test_another_value_for_the_network_is_refused(option: str) -> None:
-    places.SECURE_EXECUTION_GUEST.parent.mkdir(parents=True)
-    places.SECURE_EXECUTION_GUEST.write_text("1")
-    places.SWAPS.parent.mkdir(parents=True, exist_ok=True)
-    places.SWAPS.write_text("")
-    with pytest.raises(Refusal, match=rf"{option} is not secex\.network=always"):
-        Platform().observe(Context(f"{IMAGE} {option} ignition.firstboot"))
+def build(se: Path) -> bytes:
+    entry = BootEntry("", "", VECTORS / "kernel.bin", (VECTORS / "ramdisk.bin",), "")
+    boot_image.build(Context(""), entry, se, command_line="quiet", overlay={})
+    return (se / "sdboot.new").read_bytes()
+
+
+def test_an_image_that_a_builder_makes_for_other_hosts_never_becomes_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it is given, this pvimg makes the image for two hosts that IBM's genprotimg once made."""
+    image, tool = VECTORS / "two-keys.img", tmp_path / "bin" / "pvimg"
+    tool.parent.mkdir()
+    tool.write_text(
+        f"#!{sys.executable}\nimport shutil, sys\n"
+        f"shutil.copyfile('{image}', sys.argv[sys.argv.index('-o') + 1])\n"
+    )
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tool.parent))
+    se = tmp_path / "se"
+    se.mkdir()
+    places.HOST_KEYS.mkdir(parents=True)
+    places.RUNTIME.mkdir(parents=True)
+    shutil.copy(VECTORS / "host-a.crt", places.HOST_KEYS / "ibm-z-hostkey-a")
+    with pytest.raises(FirstbootError, match="the image that pvimg made is not for exactly the host keys"):
+        build(se)
+    assert not list(se.iterdir())
+    shutil.copy(VECTORS / "host-b.crt", places.HOST_KEYS / "ibm-z-hostkey-b")
+    assert build(se) == image.read_bytes()

@@ -1,10 +1,9 @@
-"""What the steps keep of a host-key document, and what they build with it."""
+"""The step that fetches the host-key documents: what it says, and what it keeps of them."""
 
 from __future__ import annotations
 
 import base64
 import json
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,21 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from harness import pki
 from support import TEST_VECTORS
+from support.machine import (
+    CONFIG,
+    FIRST_BOOT,
+    HOST_KEY,
+    Machine,
+    observe,
+    put,
+)
 
-from secex_firstboot.agent import boot_image, places
-from secex_firstboot.agent.step import Context
+from secex_firstboot.agent import places
+from secex_firstboot.agent.step import Context, State
 from secex_firstboot.agent.steps.hostkeys import HostKeys
-from secex_firstboot.basic.errors import FirstbootError, Refusal
+from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.contract import paths
 from secex_firstboot.ignition import ownership
-from secex_firstboot.sdboot.boot_entry import BootEntry
-from secex_firstboot.storage import disk
-from secex_firstboot.storage.disk import Disk
 
 VECTORS = TEST_VECTORS / "se-image"
 HOST_A, HOST_B = ((VECTORS / f"host-{name}.crt").read_bytes() for name in "ab")
@@ -31,13 +35,8 @@ DER_B = x509.load_pem_x509_certificate(HOST_B).public_bytes(Encoding.DER)
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("STATE", "RUNTIME", "IGNITION_MERGED_CONFIG", "THIS_HOSTS_KEYS"):
-        monkeypatch.setattr(places, name, tmp_path / name)
-    monkeypatch.setattr(places, "HOST_KEYS", places.STATE / "hostkeys")
-    places.RUNTIME.mkdir()
-    monkeypatch.setattr(disk, "find_disk", lambda: Disk(Path("/dev/vda"), 1 << 30, 512, {}))
-    monkeypatch.setattr(ownership, "device_numbers", lambda device: frozenset())
+def runtime(machine: Machine) -> None:
+    places.RUNTIME.mkdir(parents=True)
 
 
 def fetch(**documents: bytes) -> None:
@@ -56,7 +55,7 @@ def give(files: dict[str, bytes], *more: dict[str, Any]) -> None:
         for name, content in files.items()
     ]
     merged = {"ignition": {"version": "3.3.0"}, "storage": {"files": [*entries, *more]}}
-    places.IGNITION_MERGED_CONFIG.write_text(json.dumps(merged))
+    put(places.IGNITION_MERGED_CONFIG, json.dumps(merged))
 
 
 def test_a_document_is_kept_as_it_was_parsed_and_not_as_it_came() -> None:
@@ -106,29 +105,38 @@ def test_revocation_lists_that_are_given_do_where_none_can_be_fetched(
     assert (places.HOST_KEYS / "ibm-z-hostkey-a").read_bytes() == document
 
 
-def build(se: Path) -> bytes:
-    entry = BootEntry("", "", VECTORS / "kernel.bin", (VECTORS / "ramdisk.bin",), "")
-    boot_image.build(Context(""), entry, se, command_line="quiet", overlay={})
-    return (se / "sdboot.new").read_bytes()
+# --- what it says of what it sees ---
 
 
-def test_an_image_that_a_builder_makes_for_other_hosts_never_becomes_the_new_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whatever it is given, this pvimg makes the image for two hosts that IBM's genprotimg once made."""
-    image, tool = VECTORS / "two-keys.img", tmp_path / "bin" / "pvimg"
-    tool.parent.mkdir()
-    tool.write_text(
-        f"#!{sys.executable}\nimport shutil, sys\n"
-        f"shutil.copyfile('{image}', sys.argv[sys.argv.index('-o') + 1])\n"
-    )
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tool.parent))
-    se = tmp_path / "se"
-    se.mkdir()
-    fetch(a=HOST_A)
-    with pytest.raises(FirstbootError, match="the image that pvimg made is not for exactly the host keys"):
-        build(se)
-    assert not list(se.iterdir())
-    fetch(a=HOST_A, b=DER_B)
-    assert build(se) == image.read_bytes()
+def test_hostkeys_wait_for_the_merged_config(machine):
+    assert observe(machine, HostKeys()).state is State.WAITING
+
+
+def test_a_config_that_names_no_host_key_is_refused(machine):
+    put(places.IGNITION_MERGED_CONFIG, CONFIG % '{"path": "/etc/motd"}')
+    with pytest.raises(Refusal, match="names no host key"):
+        observe(machine, HostKeys())
+
+
+def test_hostkeys_are_done_when_every_document_is_there(machine):
+    put(places.IGNITION_MERGED_CONFIG, CONFIG % f"{HOST_KEY % 'a'}, {HOST_KEY % 'b'}")
+    assert observe(machine, HostKeys()).detail == "fetch ibm-z-hostkey-a, ibm-z-hostkey-b"
+    put(places.HOST_KEYS / "ibm-z-hostkey-a")
+    assert observe(machine, HostKeys()).state is State.READY
+    put(places.HOST_KEYS / "ibm-z-hostkey-b")
+    assert observe(machine, HostKeys()).done
+
+
+def test_no_document_is_kept_unless_all_are_good(machine, monkeypatch):
+    monkeypatch.setattr(ownership, "device_numbers", lambda disk: frozenset())
+    context = Context(f"{FIRST_BOOT} secex.hostkey_verify=no")
+    good = (VECTORS / "host-a.crt").read_text().replace("\n", "%0A").replace(" ", "%20")
+    entry = '{"path": "/etc/se-hostkeys/ibm-z-hostkey-%s", "contents": {"source": "data:,%s"}}'
+    put(places.IGNITION_MERGED_CONFIG, CONFIG % f"{entry % ('a', good)}, {entry % ('b', 'garbage')}")
+    with pytest.raises(Refusal, match="ibm-z-hostkey-b"):
+        HostKeys().perform(context)
+    assert not places.HOST_KEYS.exists()
+    put(places.IGNITION_MERGED_CONFIG, CONFIG % (entry % ("a", good)))
+    HostKeys().perform(context)
+    assert (places.HOST_KEYS / "ibm-z-hostkey-a").read_bytes() == (VECTORS / "host-a.crt").read_bytes()
+    assert observe(machine, HostKeys()).done
