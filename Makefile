@@ -8,6 +8,9 @@ UNITDIR    ?= $(PREFIX)/lib/systemd/system
 PRESETDIR  ?= $(PREFIX)/lib/systemd/system-preset
 SYSCTLDIR  ?= $(PREFIX)/lib/sysctl.d
 MANDIR     ?= $(PREFIX)/share/man
+BASHDIR    ?= $(PREFIX)/share/bash-completion/completions
+ZSHDIR     ?= $(PREFIX)/share/zsh/site-functions
+FISHDIR    ?= $(PREFIX)/share/fish/vendor_completions.d
 
 # The units outside of the initramfs.
 SYSTEM_UNITS := secex-firstboot-grow.service secex-firstboot-tidy.service
@@ -32,7 +35,7 @@ PACKAGED := Makefile $(shell find *.* LICENSE secex_firstboot dracut systemd doc
 SOURCE   := tar --exclude-vcs --exclude=./build --exclude=__pycache__ --exclude='*.egg-info' --exclude='.*_cache' -c .
 DEB_TOOLS := dpkg-dev debhelper dh-python (Debian 12: debhelper from bookworm-backports)
 
-.PHONY: help demo check check-long check-unit fuzz check-vm test-system soak lint lint-deb lint-rpm bench install deb rpm setup clean
+.PHONY: help demo check check-long check-unit fuzz check-vm test-system completions soak lint lint-deb lint-rpm bench install deb rpm setup clean
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
@@ -57,6 +60,9 @@ check-vm: setup ## The tests that boot guests
 
 test-system: setup ## Build the Debian system that the guests are made of, unless it is in the cache
 	$(VM) -m harness.debian
+
+completions: setup ## Make the shells' completions of the commands anew, into packaging/completions
+	$(PYTHON) packaging/completions.py
 
 soak: setup ## N power cuts at moments drawn from a seed (POWER_CUT_SEED finds them again)
 	POWER_CUTS=$(N) $(PYTHON) -m pytest -q $(GUESTS) vm-tests/test_power_cut.py
@@ -93,6 +99,10 @@ install: ## Install package, dracut module and units below DESTDIR
 	install -D -m 644 systemd/secex-firstboot.sysctl "$(DESTDIR)$(SYSCTLDIR)/90-secex-firstboot.conf"
 	for page in docs/*.[1-8]; do \
 	    install -D -m 644 -t "$(DESTDIR)$(MANDIR)/man$${page##*.}" "$$page" || exit 1; done
+	install -D -m 644 -t "$(DESTDIR)$(PREFIX)/share/secex-firstboot" docs/status.schema.json
+	install -D -m 644 -t "$(DESTDIR)$(BASHDIR)" packaging/completions/bash/*
+	install -D -m 644 -t "$(DESTDIR)$(ZSHDIR)" packaging/completions/zsh/*
+	install -D -m 644 -t "$(DESTDIR)$(FISHDIR)" packaging/completions/fish/*
 
 deb: $(DEB)/done ## Build the packages secex-firstboot and secex-tools for Debian, into build/deb
 

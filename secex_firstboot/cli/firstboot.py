@@ -39,14 +39,14 @@ examples:
 """
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(
         prog="secex-firstboot",
         description="First-boot provisioning of an IBM Secure Execution guest.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    what = parser.add_mutually_exclusive_group(required=True)
+    what = found.add_mutually_exclusive_group(required=True)
     what.add_argument(
         "--stage", type=Stage, choices=list(Stage), help="perform the steps of this stage (systemd units)"
     )
@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="after Ignition failed in the initramfs: say why, and what to do; nothing if it cannot be told",
     )
-    workstation = parser.add_argument_group("with --dry-run, on a workstation")
+    workstation = found.add_argument_group("with --dry-run, on a workstation")
     workstation.add_argument("--config", type=Path, metavar="FILE", help="the Ignition config, not encrypted")
     workstation.add_argument("--disk", type=Path, metavar="IMAGE", help="the SE-ready image, raw or qcow2")
     workstation.add_argument(
@@ -85,21 +85,21 @@ def _parser() -> argparse.ArgumentParser:
     workstation.add_argument(
         "--offline", action="store_true", help="fetch nothing; name what only a server has"
     )
-    parser.add_argument("--json", action="store_true", help="with --dry-run: print JSON for programs")
-    parser.add_argument("--debug", action="store_true", help="log every program that is run")
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    return parser
+    found.add_argument("--json", action="store_true", help="with --dry-run: print JSON for programs")
+    found.add_argument("--debug", action="store_true", help="log every program that is run")
+    found.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    return found
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    command = parser()
+    options = command.parse_args(arguments)
     if options.json and not options.dry_run:
-        parser.error("--json goes with --dry-run")
+        command.error("--json goes with --dry-run")
     if options.config and not options.dry_run:
-        parser.error("--config goes with --dry-run")
+        command.error("--config goes with --dry-run")
     if (options.disk or options.certificates or options.offline) and not options.config:
-        parser.error("--disk, --certificates and --offline go with --config")
+        command.error("--disk, --certificates and --offline go with --config")
     logging.basicConfig(level=logging.DEBUG if options.debug else logging.WARNING, format="%(message)s")
     if options.explain:
         return _explain()

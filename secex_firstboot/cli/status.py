@@ -19,7 +19,7 @@ EXAMPLES = """\
   secex status
       in the guest: a page of text
   secex status --json
-      the same for programs: docs/status.schema.json
+      the same for programs, as docs/status.schema.json describes it
   secex status --root /mnt
       of the root file system of a guest that is mounted there
 """

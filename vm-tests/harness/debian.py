@@ -102,7 +102,14 @@ def _distribution_key() -> str:
 
 def _agent_key() -> str:
     """Of everything that the second layer is made from; where the repository lies does not count."""
-    folders = ("secex_firstboot", "dracut", "systemd", "packaging/deb", "vm-tests/dracut")
+    folders = (
+        "secex_firstboot",
+        "dracut",
+        "systemd",
+        "packaging/deb",
+        "packaging/completions",
+        "vm-tests/dracut",
+    )
     files = [path for folder in folders for path in (REPOSITORY / folder).rglob("*") if path.is_file()]
     files += (REPOSITORY / "docs").glob("*.[1-8]")  # what of them is installed
     digest = hashlib.sha256(_DRACUT_CONF.encode())
