@@ -179,8 +179,9 @@ def restart(where: Site, network: Network, *, closely: bool) -> dict[str, Any]:
         }
         report["integrity errors, second boot"] = integrity_errors(guest, where)
         if closely:
-            report["owner's volume"] = owners_volume.look(guest, where.identity)
             report["traces"] = look_for_traces(guest, where)
+            report["status"] = look_at_status(guest, where)
+            report["owner's volume"] = owners_volume.look(guest, where.identity)  # which spoils it
             report["network in the initramfs"] = look_for_network(guest, where)
             report["console"] = look_for_logins(guest, where)
         else:
@@ -196,6 +197,18 @@ def look_for_traces(guest: Guest, where: Site) -> str:
         f"mount -o ro /dev/disk/by-partlabel/se /mnt && {look}; umount /mnt",
         where.identity,
     ).stdout.strip()
+
+
+def look_at_status(guest: Guest, where: Site) -> dict[str, Any]:
+    """What ``secex status`` prints, for programs and for people, and how a root that is none ends it."""
+    page = guest.ssh("secex status", where.identity)
+    programs = guest.ssh("secex status --json", where.identity)
+    return {
+        "json": json.loads(programs.stdout) if programs.returncode == 0 else programs.stderr,
+        "page": page.stdout.splitlines(),
+        "hosts": {name: ultravisor.host_key_hash(host.key).hex() for name, host in where.hosts.items()},
+        "without a first boot": guest.ssh("secex status --root /proc", where.identity).returncode,
+    }
 
 
 def look_at_growth(guest: Guest, where: Site) -> dict[str, str]:

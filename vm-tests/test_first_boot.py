@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import demo
+import jsonschema
 import pytest
 from harness import debian, owners_volume
 
@@ -128,6 +130,47 @@ def test_in_the_running_system_root_grows_to_the_end_of_its_volume(report: dict[
     assert "all that it can use" in growth["journal"]
     assert "nothing left to grow" in growth["noted"]
     assert int(growth["volume"]) * 0.9 < int(growth["file system"]) <= int(growth["volume"])
+
+
+def test_a_provisioned_guest_says_how_it_stands(report: dict[str, Any]) -> None:
+    status, hosts = report["status"]["json"], report["status"]["hosts"]
+    assert isinstance(status, dict), status
+    schema = json.loads((debian.REPOSITORY / "docs/status.schema.json").read_text())
+    jsonschema.validate(status, schema, jsonschema.Draft202012Validator)
+    assert status["untold"] == []
+    assert status["running"] and status["sealed"]
+    assert {row["state"] for row in status["dry_run"]["steps"]} == {"done"}
+    assert {host["name"]: host["sha256"] for host in status["hosts"]} == {
+        f"ibm-z-hostkey-{name}": hosts[name] for name in ("customer-1", "customer-2")
+    }
+    assert status["first_boot"] == report["agent"]
+    assert status["versions"]["kernel"] in status["versions"]["kernels"]
+    assert all(status["versions"].values())
+
+
+def test_the_status_of_volumes_is_that_of_mappings_and_detached_headers(report: dict[str, Any]) -> None:
+    status = report["status"]["json"]
+    volumes = {volume["name"]: volume for volume in status["volumes"]}
+    assert list(volumes) == ["boot", "root", owners_volume.NAME]
+    for name, volume in volumes.items():
+        assert volume["file"] == f"/etc/luks/{name}.header"
+        assert volume["mapping"]["path"] == f"/dev/mapper/{name}"
+        assert volume["mapping"]["as_recorded"] is True
+        assert volume["header"]["cipher"] == "aes-xts-plain64"
+        integrity = "none" if name == owners_volume.NAME else "hmac(sha256)"
+        assert volume["header"]["integrity"] == integrity
+        assert volume["header"]["sector_size"] in (512, 4096)
+    growth = status["growth"]
+    assert (growth["setting"], growth["grown"]) == ("background", True)
+    assert growth["volume_size"] == volumes["root"]["mapping"]["size"] == int(report["growth"]["volume"])
+    assert growth["volume_size"] * 0.9 < growth["file_system_size"] <= growth["volume_size"]
+
+
+def test_the_status_for_people_fits_a_terminal(report: dict[str, Any]) -> None:
+    page = report["status"]["page"]
+    assert page and all(len(line) <= 100 for line in page)
+    assert report["status"]["hosts"]["customer-1"] in "\n".join(page)
+    assert report["status"]["without a first boot"] == 3
 
 
 def test_the_module_stays_small(report: dict[str, int]) -> None:
