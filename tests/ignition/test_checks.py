@@ -11,7 +11,7 @@ import pytest
 from secex_firstboot.agent import places
 from secex_firstboot.agent.step import Context
 from secex_firstboot.agent.steps import personalise
-from secex_firstboot.agent.steps.config import Config
+from secex_firstboot.agent.steps.config import DecryptConfig
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.contract import paths
 from secex_firstboot.ignition import checks, ownership
@@ -87,17 +87,17 @@ def committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
 
 def test_a_start_after_a_crash_looks_at_the_config_before_ignition_does(committed: Context) -> None:
     places.IGNITION_USER_CONFIG.write_bytes(without_references(merged(REFERENCES)))
-    assert Config().observe(committed).done
+    assert DecryptConfig().observe(committed).done
     for text in (merged(REFERENCES), *(merged(**sections) for sections, _ in BAD)):
         places.IGNITION_USER_CONFIG.write_bytes(text)
         with pytest.raises(Refusal):
-            Config().observe(committed)
+            DecryptConfig().observe(committed)
 
 
 def test_before_the_commit_point_the_users_config_may_refer_to_others(committed: Context) -> None:
     places.COMMITTED.unlink()
     places.IGNITION_USER_CONFIG.write_bytes(merged(REFERENCES))
-    assert Config().observe(committed).done
+    assert DecryptConfig().observe(committed).done
 
 
 def test_the_personalised_image_brings_the_config_without_its_references(

@@ -344,7 +344,7 @@ def check_se_disk(serial, facts, headroom):
     with partitions_of(disk.find_by_serial(serial)) as found, checks(serial) as answer:
         answer("wrong root hash", open_with_wrong_hash, found, facts["root hashes"]["root"])
         made = lay_out(found, facts["root hashes"], headroom)
-        partition.Partition().perform(Context(""))
+        partition.GrowPartition().perform(Context(""))
         cuts = cuts_of(made.root) if facts["interrupted"] else [(Progress.FINISHED, None)]
         answer("sector sizes", lambda: [each.sector_size for each in made.volumes])
         if facts["interrupted"]:

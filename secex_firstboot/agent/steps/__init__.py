@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from secex_firstboot.agent.step import Step
-from secex_firstboot.agent.steps.config import Config
+from secex_firstboot.agent.steps.config import DecryptConfig
 from secex_firstboot.agent.steps.encrypt import EncryptBoot, EncryptRoot
 from secex_firstboot.agent.steps.files import Files
 from secex_firstboot.agent.steps.hostkeys import HostKeys
 from secex_firstboot.agent.steps.mount import Mount
-from secex_firstboot.agent.steps.partition import Partition
+from secex_firstboot.agent.steps.partition import GrowPartition
 from secex_firstboot.agent.steps.personalise import Personalise
 from secex_firstboot.agent.steps.platform import Platform
 from secex_firstboot.agent.steps.seal import Seal
@@ -17,11 +17,11 @@ from secex_firstboot.agent.steps.volumes import Volumes
 
 STEPS: tuple[Step, ...] = (
     Platform(),
-    Config(),
+    DecryptConfig(),
     HostKeys(),
     Verity(),
     Personalise(),
-    Partition(),
+    GrowPartition(),
     EncryptBoot(),
     EncryptRoot(),
     Mount(),

@@ -17,7 +17,7 @@ from secex_firstboot.storage import disk
 _LOGIN = "secex.login"
 
 
-class Config(Step):
+class DecryptConfig(Step):
     name = "config"
     summary = "decrypt the Ignition config and hand it to Ignition"
     stage = Stage.CONFIG

@@ -9,7 +9,7 @@ from secex_firstboot.storage import disk, partition_table
 from secex_firstboot.storage.plan import Plan
 
 
-class Partition(Step):
+class GrowPartition(Step):
     name = "partition"
     summary = "grow the root partition to the end of the disk"
     stage = Stage.PROVISION

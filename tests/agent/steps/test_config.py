@@ -24,7 +24,7 @@ from support.openpgp_messages import Gpg, confine, flipped
 
 from secex_firstboot.agent import places
 from secex_firstboot.agent.step import Context, State, Status
-from secex_firstboot.agent.steps.config import Config
+from secex_firstboot.agent.steps.config import DecryptConfig
 from secex_firstboot.basic import memory
 from secex_firstboot.basic.errors import DeviceMissing, FirstbootError, Refusal
 from secex_firstboot.contract import paths
@@ -66,12 +66,12 @@ def config_disk(key: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def refusal(config_disk: Path, message: bytes) -> str:
     config_disk.write_bytes(message + bytes(512))
     with pytest.raises(Refusal) as refused:
-        Config().perform(CONTEXT)
+        DecryptConfig().perform(CONTEXT)
     assert refused.value.__suppress_context__ or not refused.value.__context__
     assert not places.IGNITION_USER_CONFIG.exists()
     assert not paths.PRIVATE_KEY.exists()
     with pytest.raises(Refusal) as again:
-        Config().observe(CONTEXT)
+        DecryptConfig().observe(CONTEXT)
     assert str(again.value) == str(refused.value)
     return str(refused.value)
 
@@ -79,7 +79,7 @@ def refusal(config_disk: Path, message: bytes) -> str:
 def test_a_good_config_is_handed_to_ignition_as_it_is(gpg: Gpg, config_disk: Path) -> None:
     text = json.dumps(GOOD).encode()
     config_disk.write_bytes(gpg.encrypt(text) + bytes(512))
-    Config().perform(CONTEXT)
+    DecryptConfig().perform(CONTEXT)
     assert places.IGNITION_USER_CONFIG.read_bytes() == text
     assert not paths.PRIVATE_KEY.exists()
 
@@ -109,7 +109,7 @@ def test_a_config_that_the_host_can_put_in_the_place_of_the_users_is_refused(
     protected = {**changeable, "verification": {"hash": f"sha256-{'0' * 64}"}}
     text = referring(merge=[{"source": "https://a.example/"}, inline(referring(replace=protected))])
     config_disk.write_bytes(gpg.encrypt(text) + bytes(512))
-    Config().perform(CONTEXT)
+    DecryptConfig().perform(CONTEXT)
     assert places.IGNITION_USER_CONFIG.read_bytes() == text
 
 
@@ -163,7 +163,7 @@ def test_key_and_config_are_mixed_into_the_kernels_random_numbers_before_any_key
     monkeypatch.setattr(fcntl, "ioctl", ioctl)
     text = json.dumps(GOOD).encode()
     config_disk.write_bytes(gpg.encrypt(text))
-    Config().perform(CONTEXT)
+    DecryptConfig().perform(CONTEXT)
     assert pool.read_bytes() == hashlib.sha512(key).digest() + hashlib.sha512(text).digest()
     assert asked == [(0x5207, 128, False)]  # RNDRESEEDCRNG, when both are in, before anything else happens
 
@@ -174,13 +174,13 @@ def test_key_and_config_are_mixed_into_the_kernels_random_numbers_before_any_key
 def test_config_is_ready_with_a_private_key_and_a_config_disk(machine):
     put(paths.PRIVATE_KEY)
     machine.serials["ignition_crypted"] = Path("/dev/vdb")
-    assert observe(machine, Config()) == Status(State.READY, "decrypt the Ignition config on /dev/vdb")
+    assert observe(machine, DecryptConfig()) == Status(State.READY, "decrypt the Ignition config on /dev/vdb")
 
 
 def test_config_without_a_disk_is_refused(machine):
     put(paths.PRIVATE_KEY)
     with pytest.raises(DeviceMissing, match=r"serial=ignition_crypted$"):
-        observe(machine, Config())
+        observe(machine, DecryptConfig())
 
 
 def test_a_config_that_was_refused_is_refused_again_for_the_same_reason(machine, monkeypatch):
@@ -188,32 +188,32 @@ def test_a_config_that_was_refused_is_refused_again_for_the_same_reason(machine,
     put(paths.PRIVATE_KEY)
     context = Context("ignition.firstboot")
     with pytest.raises(Refusal) as first:
-        Config().perform(context)
+        DecryptConfig().perform(context)
     assert not paths.PRIVATE_KEY.exists()
     with pytest.raises(Refusal) as second:
-        observe(machine, Config())
+        observe(machine, DecryptConfig())
     assert str(second.value) == str(first.value)
 
 
 def test_config_without_a_private_key_is_refused(machine):
     machine.serials["ignition_crypted"] = Path("/dev/vdb")
     with pytest.raises(Refusal, match="no private key"):
-        observe(machine, Config())
+        observe(machine, DecryptConfig())
 
 
 def test_config_is_done_only_when_the_private_key_is_gone(machine):
     put(places.IGNITION_USER_CONFIG, "{}")
-    assert observe(machine, Config()).done
+    assert observe(machine, DecryptConfig()).done
     put(paths.PRIVATE_KEY)
     machine.serials["ignition_crypted"] = Path("/dev/vdb")
-    assert observe(machine, Config()).state is State.READY
+    assert observe(machine, DecryptConfig()).state is State.READY
 
 
 def test_the_private_key_is_gone_also_after_a_config_that_cannot_be_read(machine):
     put(paths.PRIVATE_KEY, "no key")
     machine.serials["ignition_crypted"] = put(machine.root / "vdb", "no message")
     with pytest.raises(FirstbootError):
-        Config().perform(Context(FIRST_BOOT))
+        DecryptConfig().perform(Context(FIRST_BOOT))
     assert not paths.PRIVATE_KEY.exists()
     assert not places.IGNITION_USER_CONFIG.exists()
 
@@ -230,7 +230,7 @@ def decrypted(machine, monkeypatch):
 
 
 def test_the_config_is_merged_into_one_that_masks_local_logins(decrypted):
-    Config().perform(Context(FIRST_BOOT))
+    DecryptConfig().perform(Context(FIRST_BOOT))
     units = json.loads(decrypted.read_text())["systemd"]["units"]
     masked = {unit["name"] for unit in units if unit.get("mask")}
     assert masked >= {"getty@.service", "serial-getty@.service", "console-getty.service", "autovt@.service"}
@@ -238,19 +238,19 @@ def test_the_config_is_merged_into_one_that_masks_local_logins(decrypted):
 
 def test_an_image_that_allows_logins_masks_none_and_says_so(decrypted):
     said = []
-    Config().perform(Context(f"{FIRST_BOOT} secex.login=allowed", say=said.append))
+    DecryptConfig().perform(Context(f"{FIRST_BOOT} secex.login=allowed", say=said.append))
     assert not decrypted.exists()
     assert [line for line in said if line.startswith("WARNING: secex.login=allowed")]
 
 
 def test_another_value_for_logins_is_refused(machine, decrypted):
-    assert observe(machine, Config()).state is State.READY
+    assert observe(machine, DecryptConfig()).state is State.READY
     with pytest.raises(Refusal, match=r"secex\.login=yes is not secex\.login=allowed"):
-        Config().observe(Context(f"{FIRST_BOOT} secex.login=yes"))
+        DecryptConfig().observe(Context(f"{FIRST_BOOT} secex.login=yes"))
 
 
 def test_without_its_own_config_against_logins_none_is_handed_over(decrypted):
     paths.NO_LOCAL_LOGIN.unlink()
     with pytest.raises(OSError):
-        Config().perform(Context(FIRST_BOOT))
+        DecryptConfig().perform(Context(FIRST_BOOT))
     assert not places.IGNITION_USER_CONFIG.exists()
