@@ -56,7 +56,7 @@ fuzz: setup ## Throw damaged configs and documents at the readers, FUZZ_SECONDS 
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTHON) -m pytest -q $(FUZZ)
 
 check-vm: setup ## The tests that boot guests
-	$(PYTHON) -m pytest --verbose --instafail --durations=20 $(GUESTS) $(CHECKED) vm-tests
+	PYTHONUNBUFFERED=1 $(PYTHON) -m pytest --verbose --instafail --durations=20 $(GUESTS) $(CHECKED) vm-tests
 
 test-system: setup ## Build the Debian system that the guests are made of, unless it is in the cache
 	$(VM) -m harness.debian

@@ -173,9 +173,5 @@ def test_the_status_for_people_fits_a_terminal(report: dict[str, Any]) -> None:
     assert report["status"]["without a first boot"] == 3
 
 
-def test_the_module_stays_small(report: dict[str, int]) -> None:
-    assert 0 < report["bytes added to the initramfs"] <= 20 << 20
-
-
 def test_the_work_directory_of_a_demo_is_what_the_readme_says(report: object) -> None:
     assert Path(demo.OUTPUT).parts[-2:] == ("build", "demo")
