@@ -15,6 +15,7 @@ import argparse
 import importlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Collection
 from typing import cast
@@ -59,6 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
         return Exit.FAILED
     except OSError as error:
         return _end(Exit.FAILED, str(error))
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT  # as shells count it
     return code
 
 

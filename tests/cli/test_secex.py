@@ -49,6 +49,13 @@ def test_ways_to_fail_have_codes_of_their_own_and_one_line(
     assert line.startswith("secex: ") and "it" in line
 
 
+def test_an_interrupt_is_no_story(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ending(monkeypatch, KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err == ""
+
+
 def test_whoever_may_not_look_is_told_to_be_root(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
