@@ -35,7 +35,7 @@ PACKAGED := Makefile $(shell find *.* LICENSE secex_firstboot dracut systemd doc
 SOURCE   := tar --exclude-vcs --exclude=./build --exclude=__pycache__ --exclude='*.egg-info' --exclude='.*_cache' -c .
 DEB_TOOLS := dpkg-dev debhelper dh-python (Debian 12: debhelper from bookworm-backports)
 
-.PHONY: help demo check check-long check-unit fuzz check-vm test-system completions soak lint lint-deb lint-rpm bench install deb rpm setup clean
+.PHONY: help demo check check-long check-unit fuzz check-vm test-system completions soak lint lint-deb lint-rpm bench manual install deb rpm setup clean
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
@@ -82,6 +82,9 @@ lint-deb:
 lint-rpm:
 	command -v rpmlint > /dev/null || { echo "make lint: rpmlint is not installed, nothing looks at the rpm"; exit 0; }; \
 	$(MAKE) rpm && rpmlint --config=packaging/rpm/rpmlint.toml packaging/rpm/*.spec $(RPM)/*.rpm > $(RPM)/rpmlint || { cat $(RPM)/rpmlint; exit 1; }
+
+manual: setup ## Write the kernel parameters into the manual page
+	$(PYTHON) docs/manual.py
 
 bench: setup ## Measure, in a guest, copying and building sdboot
 	$(VM) vm-tests/bench.py

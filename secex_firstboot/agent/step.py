@@ -9,7 +9,7 @@ from enum import StrEnum
 from secex_firstboot.agent import places
 from secex_firstboot.basic import context
 from secex_firstboot.basic.files import exists
-from secex_firstboot.contract import paths
+from secex_firstboot.contract import parameters, paths
 from secex_firstboot.contract.dry_run import Described, State
 
 
@@ -67,7 +67,7 @@ class Context(context.Context):
             return Phase.COMMITTED
         if exists(paths.LUKS_KEYS / "root") or exists(places.SYSROOT / "etc/luks/root"):
             return Phase.PROVISIONED
-        if paths.CMDLINE_FIRSTBOOT in (word.split("=")[0] for word in self.command_line.split()):
+        if parameters.is_there(self.command_line, parameters.FIRSTBOOT):
             return Phase.FIRST
         return Phase.ELSEWHERE
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from secex_firstboot.agent.step import Context
-from secex_firstboot.basic.errors import Refusal
+from secex_firstboot.contract import parameters
 from secex_firstboot.contract.partitions import HASH_TREES, VERITY
 from secex_firstboot.storage import cryptsetup, devicemapper, disk, verity
-
-ARGUMENTS = {"boot": "bootfs.roothash", "root": "rootfs.roothash"}
 
 
 def mapping(volume: str) -> str:
@@ -18,12 +16,7 @@ def mapping(volume: str) -> str:
 
 def root_hash(context: Context, volume: str) -> str:
     """The volume's root hash from the kernel command line, 64 hexadecimal digits. Raises Refusal."""
-    value = context.argument(ARGUMENTS[volume]) or ""
-    if len(value) != 64 or set(value) - set("0123456789abcdef"):
-        raise Refusal(
-            f"the command line has no {ARGUMENTS[volume]}=SHA256", "build the SE-ready image again with it"
-        )
-    return value
+    return parameters.value(context.command_line, parameters.ROOT_HASHES[volume])
 
 
 def is_open(context: Context, volume: str) -> bool:

@@ -20,14 +20,7 @@ class Context:
     warn: Callable[[str], None] = field(default=lambda line: None)
     progress: Callable[[str, int, int], None] = field(default=lambda label, done, total: None)
 
-    def argument(self, name: str) -> str | None:
-        """The value of ``name=value`` on the kernel command line, or None."""
-        for word in self.command_line.split():
-            key, equals, value = word.partition("=")
-            if key == name and equals:
-                return value
-        return None
-
 
 def kernel_command_line() -> str:
-    return Path("/proc/cmdline").read_text(encoding="utf-8").strip()
+    """What is not ASCII is replaced; contract.command_line refuses that."""
+    return Path("/proc/cmdline").read_text(encoding="ascii", errors="replace").strip()

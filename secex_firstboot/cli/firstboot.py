@@ -19,6 +19,7 @@ from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.cli import table
 from secex_firstboot.contract import dry_run, paths
 from secex_firstboot.contract.dry_run import Observation, State
+from secex_firstboot.contract.parameters import HOSTKEY_VERIFY
 
 _JOURNAL_INTERVAL = 60.0  # seconds between two lines of progress that may take hours
 _COLUMNS = 100  # of the table on a workstation
@@ -78,9 +79,9 @@ def parser() -> argparse.ArgumentParser:
     )
     workstation.add_argument(
         "--hostkey-verify",
-        choices=["strict", "no"],
-        default="strict",
-        help="as secex.hostkey_verify= of the image (default: %(default)s)",
+        choices=HOSTKEY_VERIFY.values,
+        default=HOSTKEY_VERIFY.default,
+        help=f"as {HOSTKEY_VERIFY.name}= of the image (default: %(default)s)",
     )
     workstation.add_argument(
         "--offline", action="store_true", help="fetch nothing; name what only a server has"

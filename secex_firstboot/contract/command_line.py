@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from secex_firstboot.basic.errors import Refusal
 
+_QUOTING = str.maketrans("", "", "\"'\\")
 _PARAMETER = re.compile(r'(?:[^ \t\n\v\f\r"]|"[^"]*")+')
 
 
@@ -25,8 +26,25 @@ def parameters(options: str) -> list[str]:
     return _PARAMETER.findall(options)
 
 
+def before_init(options: str) -> list[str]:
+    """Those that are not for init. Raises Refusal as ``parameters`` does."""
+    found = parameters(options)
+    return found[: found.index("--")] if "--" in found else found
+
+
+def loosely(options: str) -> list[str]:
+    """As they read it who heed no quotes (dracut, Ignition), or others too (systemd), nor the ``--``."""
+    return options.translate(_QUOTING).split()
+
+
 def name(parameter: str) -> str:
     return comparable(parameter.lstrip('"').partition("=")[0].rstrip('"'))
+
+
+def value_of(parameter: str) -> str | None:
+    """Behind the first equals sign, without quotes; None if there is no such sign."""
+    _, equals, value = parameter.replace('"', "").partition("=")
+    return value if equals else None
 
 
 def comparable(name: str) -> str:

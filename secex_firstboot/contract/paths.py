@@ -10,7 +10,6 @@ from pathlib import Path, PurePath, PurePosixPath
 # Fixed by the SE-ready image's format.
 PRIVATE_KEY = Path("/usr/lib/coreos/ignition.asc")
 CONFIG_DISK_SERIAL = "ignition_crypted"
-CMDLINE_FIRSTBOOT = "ignition.firstboot"
 
 # Root certificates, and what else the image's builder knows of IBM's certificates and revocation lists.
 CERTIFICATES = Path("/usr/lib/secex-firstboot/certs")

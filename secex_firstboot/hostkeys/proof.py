@@ -10,6 +10,7 @@ from typing import Literal
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import Refusal
+from secex_firstboot.contract.parameters import HOSTKEY_VERIFY
 from secex_firstboot.hostkeys import certificates, document, verify
 from secex_firstboot.hostkeys.document import Document
 from secex_firstboot.hostkeys.download import Network
@@ -17,7 +18,6 @@ from secex_firstboot.hostkeys.fetch import DOCUMENT_LIMIT, Fetcher
 from secex_firstboot.ignition import config
 from secex_firstboot.ignition.config import Config, FileEntry
 
-VERIFY_ARGUMENT = "secex.hostkey_verify"
 # A distribution point that does not answer is no reason to wait, least of all where a CRL is given.
 _CRL_ATTEMPTS = 3
 _NEWER_CRL_SECONDS = 10.0
@@ -32,18 +32,6 @@ def named(merged: Config) -> list[FileEntry]:
             "add a storage.files entry with a path /etc/se-hostkeys/ibm-z-hostkey-NAME",
         )
     return entries
-
-
-def verification(value: str | None) -> Literal["strict", "no"]:
-    """What the kernel parameter of that name says. Raises Refusal."""
-    match value:
-        case None | "strict":
-            return "strict"
-        case "no":
-            return "no"
-    raise Refusal(
-        f"{VERIFY_ARGUMENT} is neither strict nor no", "build the image with one of them, or without it"
-    )
 
 
 @dataclass(frozen=True)
@@ -72,7 +60,9 @@ class Proof:
 
     def _verify(self, documents: Sequence[Document]) -> None:
         if self.verification == "no":
-            self.context.warn(f"{VERIFY_ARGUMENT}=no: nothing proves that the host keys are those of IBM Z")
+            self.context.warn(
+                f"{HOSTKEY_VERIFY.name}=no: nothing proves that the host keys are those of IBM Z"
+            )
             return
         files = [
             (entry.name, self._fetcher(Network()).file(entry, "file", certificates.FILE_LIMIT))

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from secex_firstboot.basic.errors import Refusal
-from secex_firstboot.contract.command_line import comparable, join, matches, parameters
+from secex_firstboot.contract.command_line import comparable, join, loosely, matches, parameters
 from secex_firstboot.ignition.config import KernelArguments
 
 
@@ -123,7 +123,7 @@ def apply(options: str, arguments: KernelArguments) -> str:
 
 def _refuse(place: str, text: str, families: Iterable[Family]) -> None:
     # Not all readers heed quotes: dracut takes each word in them for an argument of its own.
-    for word in text.replace('"', "").split():
+    for word in loosely(text):
         for family in families:
             if family.has(word.partition("=")[0]):
                 raise Refusal(

@@ -16,8 +16,7 @@ from pathlib import Path
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.basic.files import sync
-
-ARGUMENT = "secex.identity"
+from secex_firstboot.contract.parameters import IDENTITY, value
 
 # A system that does not find these makes them. (Directory, names in it.)
 _MADE_ANEW = (
@@ -39,15 +38,6 @@ _SIZE_LIMIT = 1 << 20  # bytes; no file with a key is larger
 _SHOWN = 3
 
 
-def replace(value: str | None) -> bool:
-    """Whether the kernel parameter asks first boot to remove what the system makes anew. Raises Refusal."""
-    if value not in (None, "replace"):
-        raise Refusal(
-            f"{ARGUMENT}={value} is not {ARGUMENT}=replace", "build the image with that, or without it"
-        )
-    return value is not None
-
-
 def check(context: Context, root: Path) -> None:
     """Raise Refusal if the image, whose root file system is mounted on ``root``, is like one machine."""
     found = list(_made_anew(root))
@@ -57,13 +47,13 @@ def check(context: Context, root: Path) -> None:
             f"the image holds private keys that all its guests would share: {_names(root, keys)}",
             "build it without, and give each guest its own in its Ignition config",
         )
-    if found and not replace(context.argument(ARGUMENT)):
+    if found and not value(context.command_line, IDENTITY):
         raise Refusal(
             f"the image holds what identifies one machine: {_names(root, found)}",
-            f"build it without, or with {ARGUMENT}=replace",
+            f"build it without, or with {IDENTITY}",
         )
     if found:
-        context.say(f"{ARGUMENT}=replace: the image's own are removed: {_names(root, found)}")
+        context.say(f"{IDENTITY}: the image's own are removed: {_names(root, found)}")
 
 
 def remove(root: Path) -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from secex_firstboot.basic.context import Context
+from secex_firstboot.contract.parameters import Grow
 from secex_firstboot.running import system
 from secex_firstboot.storage import devicemapper, growing
-from secex_firstboot.storage.growing import Setting
 
 
 def in_background(context: Context, root: Path) -> None:
     """Raises Refusal if first boot did not set up the system on ``root``."""
     system.check_provisioned(root, "there is nothing to grow here")
-    if growing.setting(context, root) is Setting.OFF:
+    if growing.setting(context, root) is Grow.OFF:
         context.say("the root file system keeps its size: growing is off")
         return
     growing.grow_all(context, root, devicemapper.MAPPER / "root", root / system.RUNTIME / "grow.lock")

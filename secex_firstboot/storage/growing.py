@@ -15,62 +15,51 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.basic.files import size_of, sync, write_private
-from secex_firstboot.contract import paths
+from secex_firstboot.contract import parameters, paths
+from secex_firstboot.contract.parameters import GROW, Grow
 from secex_firstboot.storage import encrypted
 from secex_firstboot.storage.mounted import Mounted
 
-ARGUMENT = "secex.grow"  # on the kernel command line
 _STEP = 1 << 30  # zeroed again at most, after a crash; and a TiB is a thousand times growing
 _KEY = "grow"  # in paths.SETTINGS
 _SETTINGS_LIMIT = 4096  # bytes
 _DONE = b"The root file system reaches the end of its volume; there is nothing left to grow.\n"
 
 
-class Setting(StrEnum):
-    """When the root file system grows beyond the headroom."""
-
-    BACKGROUND = "background"  # in the running system
-    FIRSTBOOT = "firstboot"  # before it starts for the first time
-    OFF = "off"
-
-
-def setting(context: Context, root: Path) -> Setting:
+def setting(context: Context, root: Path) -> Grow:
     """What the command line says, or else /etc/secex-firstboot.conf below ``root``. Raises Refusal."""
-    if (word := context.argument(ARGUMENT)) is not None:
-        return _parsed(word, f"{ARGUMENT} on the kernel command line")
+    if parameters.is_there(context.command_line, GROW):
+        return parameters.value(context.command_line, GROW)
     return _from_file(paths.below(root, paths.SETTINGS))
 
 
-def _from_file(path: Path) -> Setting:
+def _from_file(path: Path) -> Grow:
     """Lines of KEY=VALUE, as in os-release(5) without quotes; a line that begins with # is a comment."""
     try:
         with path.open("rb") as stream:
             content = stream.read(_SETTINGS_LIMIT + 1)
     except FileNotFoundError:
-        return Setting.BACKGROUND
+        return Grow.BACKGROUND
     if len(content) > _SETTINGS_LIMIT:
         raise Refusal(f"{path} is larger than {_SETTINGS_LIMIT} bytes", "shorten it")
-    found = Setting.BACKGROUND
+    found = Grow.BACKGROUND
     for number, line in enumerate(content.decode(errors="replace").splitlines(), start=1):
         if not (text := line.strip()) or text.startswith("#"):
             continue
         key, _, word = text.partition("=")
         if key != _KEY:
             raise Refusal(f"{path}, line {number}: only {_KEY}=VALUE can be set here", "correct the line")
-        found = _parsed(word, f"{path}, line {number}: {_KEY}")
+        if word not in list(Grow):
+            raise Refusal(
+                f"{path}, line {number}: {_KEY} has an unknown value", f"use one of {', '.join(Grow)}"
+            )
+        found = Grow(word)
     return found
-
-
-def _parsed(word: str, where: str) -> Setting:
-    if word not in list(Setting):
-        raise Refusal(f"{where} has an unknown value", f"use one of {', '.join(Setting)}")
-    return Setting(word)
 
 
 def at_first_boot(context: Context, mount_point: Path, device: Path, lock: Path) -> None:
@@ -84,7 +73,7 @@ def at_first_boot(context: Context, mount_point: Path, device: Path, lock: Path)
     except Refusal as refusal:
         context.say(f"root does not grow now: {refusal}")
         return
-    if chosen is Setting.FIRSTBOOT:
+    if chosen is Grow.FIRSTBOOT:
         grow_all(context, mount_point, device, lock)
 
 

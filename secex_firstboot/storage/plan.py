@@ -25,7 +25,6 @@ from secex_firstboot.storage.filesystem import FileSystem
 from secex_firstboot.storage.gpt import ENTRIES_SIZE
 
 MIB = 1 << 20
-DEFAULT_HEADROOM = 256 * MIB  # what root's file system grows by, before it starts for the first time
 
 
 class Span(BaseModel):

@@ -39,8 +39,3 @@ def test_a_plan_that_is_still_there_is_not_done_with(machine):
     put(places.SYSROOT / "etc/luks/root")
     put(places.COMMITTED)
     assert Context(FIRST_BOOT).phase is Phase.COMMITTED
-
-
-def test_an_argument_has_the_value_after_its_first_equals_sign():
-    context = Context("a=1 b c= d=x=y aa=2")
-    assert [context.argument(name) for name in ("a", "b", "c", "d", "e")] == ["1", None, "", "x=y", None]

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from support import REPOSITORY
 
+from secex_firstboot.contract import parameters
 from secex_firstboot.ignition.failure import STAGES
 
 SCRIPT = REPOSITORY / "dracut/emergency.sh"
@@ -137,6 +138,17 @@ def test_a_shell_may_follow_if_the_boot_entry_asks_for_it(initramfs: Initramfs) 
 def test_nothing_else_on_the_command_line_gets_a_shell(initramfs: Initramfs, word: str) -> None:
     assert initramfs.run(f"ignition.firstboot {word}").returncode == 1
     assert initramfs.powered_off
+
+
+@pytest.mark.parametrize(
+    "word", ["", "secex.emergency=shell", "secex.grow=off secex.emergency=shell", "x=secex.emergency=shell"]
+)
+def test_what_the_agent_takes_for_a_shell_gets_one_here(initramfs: Initramfs, word: str) -> None:
+    """This script has a reading of its own; what it would read otherwise, the agent refuses."""
+    line = " ".join(["ignition.firstboot", *map(str, parameters.NEEDED), word])
+    parameters.check(line, [*parameters.NEEDED, *parameters.OURS])
+    asked = parameters.value(line, parameters.EMERGENCY)
+    assert initramfs.run(line).returncode == (0 if asked else 1)
 
 
 def test_what_is_mounted_is_unmounted_before_anything_is_removed_and_mappings_go_afterwards(

@@ -25,6 +25,8 @@ from support import TEST_VECTORS, fuzzing, gpt_disks
 
 from secex_firstboot.basic import process
 from secex_firstboot.basic.errors import FirstbootError
+from secex_firstboot.contract import parameters
+from secex_firstboot.contract.command_line import loosely, name, value_of
 from secex_firstboot.hostkeys import document
 from secex_firstboot.hostkeys.key import key_hash
 from secex_firstboot.ignition import config, kernel_arguments, merge, openpgp, ownership, transport, validity
@@ -173,6 +175,28 @@ def edit_command_line(lists: tuple[str, list[str], list[str]]) -> None:
     added = set(result.replace('"', "").split()) - set(options.replace('"', "").split())
     names = {word.partition("=")[0] for word in added}
     assert not any(family.has(name) for family in kernel_arguments.FAMILIES for name in names)
+
+
+# kernel parameters
+
+OF_AN_IMAGE = [f"{row.name}={word}" for row in parameters.ALL for word in row.values]
+OF_AN_IMAGE += ["secex.headroom=64", "secex.headroom=", "secex.grow", "ignition.firstboot"]
+parameter_lines = st.tuples(
+    st.lists(st.sampled_from([*OF_AN_IMAGE, *WORDS]) | st.text(max_size=4), max_size=6),
+    st.sampled_from(["", " "]),
+).map(lambda line: " ".join(map(str, parameters.NEEDED)) + " " + line[1].join(line[0]))
+
+
+def read_parameters(line: str) -> None:
+    """What is taken, all who read it find: systemd and the scripts of the initramfs, too."""
+    rows = [*parameters.NEEDED, *parameters.OURS]
+    parameters.check(line, rows)
+    words = loosely(line)
+    for row in rows:
+        written = {value_of(word) for word in words if name(word) == row.name}
+        assert len(written) <= 1
+        assert parameters.value(line, row) == (row.read(*written) if written else row.default)
+    assert parameters.value(line, parameters.EMERGENCY) == ("secex.emergency=shell" in line.split())
 
 
 # message
@@ -345,6 +369,7 @@ READERS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], None]]] = {
         st.tuples(command_lines, st.lists(command_lines), st.lists(command_lines)),
         edit_command_line,
     ),
+    "kernel parameters": (parameter_lines, read_parameters),
     "message": (st.binary() | mutated([MESSAGE, ARMORED]), read_message),
     "crypttab": (st.binary() | crypttab_lines.map(b"".join), merge_crypttab),
     "document": (st.binary() | mutated([*PEM, *DER, HYBRID]) | several_faces, read_document),

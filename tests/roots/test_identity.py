@@ -173,11 +173,3 @@ def test_more_files_than_can_be_looked_through_are_refused(
     make(root, {"etc/one-more": b""})
     with pytest.raises(Refusal, match="more than 5 files below /etc"):
         identity.check(Context(""), root)
-
-
-@pytest.mark.parametrize("word", ["keep", ""])
-def test_another_value_is_refused(word: str) -> None:
-    assert identity.replace("replace")
-    assert not identity.replace(None)
-    with pytest.raises(Refusal, match=r"is not secex\.identity=replace"):
-        identity.replace(word)

@@ -9,8 +9,9 @@ from support import REPOSITORY
 
 from secex_firstboot.agent.steps import encrypt
 from secex_firstboot.basic.errors import FirstbootError
+from secex_firstboot.contract.parameters import ROOT
 from secex_firstboot.roots import overlay, remains
-from secex_firstboot.sdboot.options import ROOT_DEVICE, first_boot_command_line
+from secex_firstboot.sdboot.options import first_boot_command_line
 from secex_firstboot.storage import progress_record
 
 TIDY_UNIT = REPOSITORY / "systemd/secex-firstboot-tidy.service"
@@ -87,5 +88,5 @@ def test_no_file_that_the_host_makes_unreadable_keeps_it_from_tidying() -> None:
     files = [line.partition("=")[2] for line in lines if line.startswith("ConditionPath")]
     assert [path for path in files if not path.startswith("|")] == ["!/etc/initrd-release"]
     assert files[-2:] == ["|!/etc/luks/sealed", f"|/{overlay.TOP}"]
-    assert f"ConditionKernelCommandLine=root={ROOT_DEVICE}" in lines
-    assert f"root={ROOT_DEVICE}" in first_boot_command_line("root=LABEL=root quiet").split()
+    assert f"ConditionKernelCommandLine={ROOT}" in lines
+    assert str(ROOT) in first_boot_command_line("root=LABEL=root quiet").split()

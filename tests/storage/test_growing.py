@@ -14,8 +14,8 @@ import pytest
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError, Refusal
+from secex_firstboot.contract.parameters import Grow
 from secex_firstboot.storage import growing
-from secex_firstboot.storage.growing import Setting
 from secex_firstboot.storage.mounted import Mounted
 
 MIB = 1 << 20
@@ -274,10 +274,10 @@ def settings(root: Path, content: bytes) -> Path:
 
 
 def test_without_a_setting_it_grows_in_the_background(tmp_path):
-    assert growing.setting(Context("quiet root=/dev/mapper/root"), tmp_path) is Setting.BACKGROUND
+    assert growing.setting(Context("quiet root=/dev/mapper/root"), tmp_path) is Grow.BACKGROUND
 
 
-@pytest.mark.parametrize("chosen", Setting)
+@pytest.mark.parametrize("chosen", Grow)
 def test_the_file_has_the_setting(tmp_path, chosen):
     root = settings(tmp_path, f"# The user's choice\n\n  grow={chosen}\n".encode())
     assert growing.setting(Context("quiet"), root) is chosen
@@ -285,7 +285,7 @@ def test_the_file_has_the_setting(tmp_path, chosen):
 
 def test_the_command_line_wins(tmp_path):
     root = settings(tmp_path, b"grow=firstboot\n")
-    assert growing.setting(Context("quiet secex.grow=off"), root) is Setting.OFF
+    assert growing.setting(Context("quiet secex.grow=off"), root) is Grow.OFF
 
 
 @pytest.mark.parametrize(
@@ -309,12 +309,12 @@ def test_a_file_that_makes_no_sense_is_refused_in_one_line_without_its_content(t
 
 def test_a_file_of_the_largest_size_is_read(tmp_path):
     root = settings(tmp_path, b"grow=off\n".ljust(4096, b"#"))
-    assert growing.setting(Context(""), root) is Setting.OFF
+    assert growing.setting(Context(""), root) is Grow.OFF
 
 
 @pytest.mark.parametrize("word", ["", "yes", "OFF"])
 def test_an_unknown_word_on_the_command_line_is_refused(tmp_path, word):
-    with pytest.raises(Refusal, match=r"secex\.grow on the kernel command line has an unknown value"):
+    with pytest.raises(Refusal, match=r"is not secex\.grow=background, secex\.grow=firstboot or"):
         growing.setting(Context(f"secex.grow={word}"), tmp_path)
 
 

@@ -11,10 +11,9 @@ from secex_firstboot.basic import memory
 from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.basic.files import exists, write_private
 from secex_firstboot.contract import paths
+from secex_firstboot.contract.parameters import LOGIN, value
 from secex_firstboot.ignition import checks, config, merge, openpgp, ownership, specification, transport
 from secex_firstboot.storage import disk
-
-_LOGIN = "secex.login"
 
 
 class DecryptConfig(Step):
@@ -37,7 +36,7 @@ class DecryptConfig(Step):
                 f"the initramfs has no private key {paths.PRIVATE_KEY}",
                 "build the SE-ready image with the key that configs are encrypted to",
             )
-        _login_allowed(context)
+        value(context.command_line, LOGIN)
         return ready(f"decrypt the Ignition config on {disk.find_by_serial(paths.CONFIG_DISK_SERIAL)}")
 
     def perform(self, context: Context) -> None:
@@ -72,16 +71,9 @@ def _check(plain: bytes) -> None:
 
 def _forbid_local_login(context: Context) -> None:
     """Give Ignition a base config that masks the logins on consoles; the user's config is merged into it."""
-    if _login_allowed(context):
-        context.say(f"WARNING: {_LOGIN}=allowed: a login on the console, which is the host's, is not masked")
+    if value(context.command_line, LOGIN):
+        context.say(f"WARNING: {LOGIN}: a login on the console, which is the host's, is not masked")
     else:
         write_private(
             places.IGNITION_BASE_CONFIGS / paths.NO_LOCAL_LOGIN.name, paths.NO_LOCAL_LOGIN.read_bytes()
         )
-
-
-def _login_allowed(context: Context) -> bool:
-    value = context.argument(_LOGIN)
-    if value not in (None, "allowed"):
-        raise Refusal(f"{_LOGIN}={value} is not {_LOGIN}=allowed", "build the image with that, or without it")
-    return value is not None

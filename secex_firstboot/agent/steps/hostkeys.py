@@ -8,7 +8,7 @@ from __future__ import annotations
 from secex_firstboot.agent import places
 from secex_firstboot.agent.step import Context, Phase, Stage, Status, Step, done, ready, waiting
 from secex_firstboot.basic.files import exists, write_private
-from secex_firstboot.contract import paths
+from secex_firstboot.contract import parameters, paths
 from secex_firstboot.hostkeys import document, proof
 from secex_firstboot.ignition import checks, config, ownership
 from secex_firstboot.storage import disk
@@ -26,7 +26,7 @@ class HostKeys(Step):
             return done(f"{len(list(places.HOST_KEYS.iterdir()))} documents in the plan")
         if not exists(places.IGNITION_MERGED_CONFIG):
             return waiting("Ignition merges the config first")
-        proof.verification(context.argument(proof.VERIFY_ARGUMENT))
+        parameters.value(context.command_line, parameters.HOSTKEY_VERIFY)
         merged = config.parse(places.IGNITION_MERGED_CONFIG.read_bytes())
         names = [entry.name for entry in proof.named(merged)]
         if all(exists(places.HOST_KEYS / name) for name in names):
@@ -36,7 +36,7 @@ class HostKeys(Step):
     def perform(self, context: Context) -> None:
         devices = ownership.device_numbers(disk.find_disk().device)
         merged = checks.merged(places.IGNITION_MERGED_CONFIG.read_bytes(), devices, context.warn)
-        how = proof.verification(context.argument(proof.VERIFY_ARGUMENT))
+        how = parameters.value(context.command_line, parameters.HOSTKEY_VERIFY)
         documents = proof.Proof(merged, paths.CERTIFICATES, how, places.RUNTIME, context).documents()
         document.check_this_host(documents, document.this_host_key_hashes(places.THIS_HOSTS_KEYS))
         for each in documents:

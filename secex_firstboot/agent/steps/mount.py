@@ -10,7 +10,7 @@ from secex_firstboot.agent import places, volumes
 from secex_firstboot.agent.step import Context, Phase, Stage, Status, Step, done, waiting
 from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.basic.files import exists
-from secex_firstboot.sdboot.options import ROOT_DEVICE
+from secex_firstboot.contract.parameters import ROOT
 from secex_firstboot.storage import devicemapper, filesystem
 
 
@@ -33,7 +33,7 @@ class Mount(Step):
             if not mapping or mapping.number != numbers[0] or not volumes.is_open(context, name):
                 raise FirstbootError(
                     f"what is mounted on {where} is not the encrypted volume {name}",
-                    f"start with root={ROOT_DEVICE}, and build the image without what maps disks by itself",
+                    f"start with {ROOT}, and build the image without what maps disks by itself",
                 )
         written = exists(places.FILES_FINISHED)
         if not written and filesystem.mount_sources(places.SYSROOT)[-1] != "overlay":

@@ -17,8 +17,7 @@ from secex_firstboot.agent.step import Context, Phase, Stage, Status, Step, done
 from secex_firstboot.agent.volumes import secrets_of
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.basic.files import exists, is_directory, write_private
-from secex_firstboot.contract import paths
-from secex_firstboot.contract.command_line import parameters
+from secex_firstboot.contract import parameters, paths
 from secex_firstboot.contract.partitions import VOLUMES
 from secex_firstboot.ignition import config
 from secex_firstboot.roots import identity
@@ -26,9 +25,7 @@ from secex_firstboot.sdboot import boot_entry, boot_record, image, options
 from secex_firstboot.sdboot.boot_entry import BootEntry
 from secex_firstboot.sdboot.initramfs import Directory, Entry, File
 from secex_firstboot.storage import disk, encrypted, filesystem, growing, loop, progress_record, verity
-from secex_firstboot.storage.plan import DEFAULT_HEADROOM, MIB, Plan, Source, VolumePlan, lay_out
-
-HEADROOM_ARGUMENT = "secex.headroom"  # MiB
+from secex_firstboot.storage.plan import MIB, Plan, Source, VolumePlan, lay_out
 
 
 class Personalise(Step):
@@ -40,7 +37,7 @@ class Personalise(Step):
     def observe(self, context: Context) -> Status:
         if context.phase in (Phase.COMMITTED, Phase.PROVISIONED):
             return done("the boot record starts an image made here")
-        if not all(verified.is_open(context, name) for name in verified.ARGUMENTS):
+        if not all(verified.is_open(context, name) for name in VOLUMES):
             return waiting("boot and root are opened first")
         _plan(context, record_key="0" * 64)
         return ready("make keys and plan, build sdboot for your hosts and make it bootable")
@@ -60,7 +57,7 @@ class Personalise(Step):
                 _check_room(se, entry)
                 self._commit(context, plan, entry, se, system_disk)
         write_private(places.COMMITTED, b"")
-        for name in verified.ARGUMENTS:
+        for name in VOLUMES:
             verified.close(name)
 
     def _commit(
@@ -102,8 +99,10 @@ def _plan(context: Context, record_key: str) -> Plan:
     growing.setting(context, Path("/"))  # what makes no sense is refused now
     system_disk = disk.find_disk()
     boot, root = (_source(context, name) for name in VOLUMES)
-    plan = lay_out(system_disk, boot, root, _headroom(context), record_key)
-    return plan.model_copy(update={"replace_identity": identity.replace(context.argument(identity.ARGUMENT))})
+    headroom = parameters.value(context.command_line, parameters.HEADROOM) * MIB
+    plan = lay_out(system_disk, boot, root, headroom, record_key)
+    replace = parameters.value(context.command_line, parameters.IDENTITY)
+    return plan.model_copy(update={"replace_identity": replace})
 
 
 def _source(context: Context, name: str) -> Source:
@@ -120,24 +119,11 @@ def _source(context: Context, name: str) -> Source:
 def _check_options(context: Context, of_entry: str) -> None:
     """What this boot's command line was judged by must be true of the one that first boot goes on with."""
     options.check(options.first_boot_command_line(of_entry))
-    if _ours(of_entry) != _ours(context.command_line):
+    if parameters.of_ours(of_entry) != parameters.of_ours(context.command_line):
         raise Refusal(
             "the boot entry of the image has other secex arguments than its boot image",
             "build the image with the same ones in both",
         )
-
-
-def _ours(command_line: str) -> set[str]:
-    return {word for word in parameters(command_line) if word.lstrip('"').startswith("secex.")}
-
-
-def _headroom(context: Context) -> int:
-    text = context.argument(HEADROOM_ARGUMENT)
-    if text is None:
-        return DEFAULT_HEADROOM
-    if not text.isdecimal() or len(text) > 9:
-        raise Refusal(f"{HEADROOM_ARGUMENT}={text} is not a number of MiB", "build the image with a number")
-    return int(text) * MIB
 
 
 def _check_room(se: Path, entry: BootEntry) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from secex_firstboot.agent import places
 from secex_firstboot.agent.step import Context, Phase, Stage, Status, Step, done
 from secex_firstboot.basic.errors import DeviceMissing, Refusal
-from secex_firstboot.roots import identity
+from secex_firstboot.contract import parameters
 from secex_firstboot.sdboot import options
 from secex_firstboot.storage import disk
 
@@ -21,7 +21,7 @@ class Platform(Step):
             _check_no_swap()
         if context.phase is Phase.FIRST:
             options.check(context.command_line)
-            identity.replace(context.argument(identity.ARGUMENT))
+            parameters.check(context.command_line, parameters.ROOT_HASHES.values())
         system_disk = disk.find_disk()
         if context.phase is Phase.FIRST and not system_disk.has_hash_trees:
             raise DeviceMissing(

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from secex_firstboot.basic import process
 from secex_firstboot.basic.errors import Refusal
+from secex_firstboot.contract.parameters import HEADROOM, value
 from secex_firstboot.contract.partitions import HASH_TREES, NUMBERS, VOLUMES
 from secex_firstboot.owner.check.look import Look
 from secex_firstboot.storage import disk_image, filesystem, verity_superblock
 from secex_firstboot.storage.disk import Disk
 from secex_firstboot.storage.gpt import UnsoundTable
-from secex_firstboot.storage.plan import DEFAULT_HEADROOM, Source, lay_out
+from secex_firstboot.storage.plan import MIB, Source, lay_out
 
 _QCOW2 = b"QFI\xfb"  # QEMU: docs/interop/qcow2.txt
 _CURE = "--disk=IMAGE names the SE-ready image, raw or qcow2, as large as root shall be"
@@ -25,7 +26,7 @@ def look(image: Path) -> Look:
     with _raw(image) as raw:
         disk = _disk(raw, shown_as=image)
         boot, root = (_source(raw, disk, name) for name in VOLUMES)
-        plan = lay_out(disk, boot, root, DEFAULT_HEADROOM, record_key="0" * 64)
+        plan = lay_out(disk, boot, root, value("", HEADROOM) * MIB, record_key="0" * 64)
     volumes = (f"{each.name} {each.source_size >> 20} MiB ({each.file_system})" for each in plan.volumes)
     return Look(f"encrypt boot and root in place, on a disk of {disk.size >> 20} MiB: {', '.join(volumes)}")
 

@@ -48,11 +48,16 @@ def test_swap_is_refused_as_long_as_secrets_are_in_memory(machine):
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        (FIRST_BOOT.replace("/dev/mapper/root", "LABEL=root"), "is not /dev/mapper/root"),
-        (f"root=LABEL=root {FIRST_BOOT}", "is not /dev/mapper/root"),
-        (FIRST_BOOT.replace("init_on_free=1", "init_on_free=0"), "no init_on_free=1"),
+        (FIRST_BOOT.replace("/dev/mapper/root", "LABEL=root"), "is not root=/dev/mapper/root"),
+        (f"root=LABEL=root {FIRST_BOOT}", "is not root=/dev/mapper/root"),
+        (FIRST_BOOT.replace("init_on_free=1", "init_on_free=0"), "=0 is not init_on_free=1, so the image's"),
+        (f"{FIRST_BOOT} init_on_free=0", "init_on_free=0 is not init_on_free=1"),
+        (f"{FIRST_BOOT} secex.hedroom=64", "has no kernel parameter secex.hedroom"),
+        (FIRST_BOOT.replace("rootfs.", "x"), "no rootfs.roothash=SHA256"),
         (FIRST_BOOT.replace("systemd.gpt_auto=0", ""), "no systemd.gpt_auto=0"),
-        (FIRST_BOOT.replace("fsck.mode=skip", "fsck.mode=auto"), "no fsck.mode=skip"),
+        (FIRST_BOOT.replace("fsck.mode=skip", "fsck.mode=auto"), "=auto is not fsck.mode=skip, so a file"),
+        (FIRST_BOOT.replace("init_on_free", "x"), "no init_on_free=1, so the image's private key"),
+        (FIRST_BOOT.replace("root=", "x=", 1), "no root=/dev/mapper/root, so a disk"),
     ],
 )
 def test_an_image_that_would_let_the_host_in_is_refused(machine, wrong, says):
