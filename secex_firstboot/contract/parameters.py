@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any, Generic, Literal, TypeVar
 
 from secex_firstboot.basic.errors import Refusal
-from secex_firstboot.contract.command_line import before_init, comparable, loosely, name, value_of
+from secex_firstboot.contract.command_line import before_init, loosely, name, value_of
 
 T = TypeVar("T")
 S = TypeVar("S", bound=str)
@@ -38,6 +38,7 @@ class Parameter(Generic[T]):
     ``meaning``: for the manual page, with `parameter`, [SECTION] and <file>.
     ``is_not``: what a wrong value is not, where ``values`` do not tell.
     ``danger``: what comes of a command line without it; there may be several then, each of them right.
+    ``alias``: another name, which alone is not enough, but has to have the right value, too.
     """
 
     name: str
@@ -47,6 +48,12 @@ class Parameter(Generic[T]):
     default: T | None = None
     is_not: str = ""
     danger: str = ""
+    alias: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """As command_line.name has them."""
+        return (self.name, self.alias) if self.alias else (self.name,)
 
     def __str__(self) -> str:
         """As the refusals have it: ``secex.network=always``."""
@@ -82,8 +89,8 @@ def _switch(name: str, word: str, meaning: str) -> Parameter[bool]:
     return Parameter(name, (word,), lambda text: bool(only(text)), meaning, default=False)
 
 
-def _needed(name: str, word: str, meaning: str, danger: str) -> Parameter[str]:
-    return Parameter(name, (word,), _one_of([word]), meaning, danger=danger)
+def _needed(name: str, word: str, meaning: str, danger: str, alias: str = "") -> Parameter[str]:
+    return Parameter(name, (word,), _one_of([word]), meaning, danger=danger, alias=alias)
 
 
 def _root_hash(volume: str) -> Parameter[str]:
@@ -134,6 +141,7 @@ NO_GPT_AUTO = _needed(
     "0",
     "No partition is mounted or swapped to because the host adds it.",
     "systemd would use partitions that the host adds",
+    alias="rd.systemd.gpt_auto",
 )
 NO_FSCK = _needed(
     "fsck.mode",
@@ -191,13 +199,13 @@ LOGIN = _switch(
 OURS: tuple[Parameter[Any], ...] = (HEADROOM, HOSTKEY_VERIFY, GROW, NETWORK, IDENTITY, EMERGENCY, LOGIN)
 
 ALL: tuple[Parameter[Any], ...] = (FIRSTBOOT, *ROOT_HASHES.values(), PLATFORM, *NEEDED, *OURS)
-_NAMES = frozenset(comparable(row.name) for row in ALL)
+_NAMES = frozenset(each for row in ALL for each in row.names)
 
 
 def value(command_line: str, row: Parameter[T]) -> T:
     """What the command line says. Raises Refusal."""
-    words = [word for word in before_init(command_line) if name(word) == comparable(row.name)]
-    if not words:
+    words = [word for word in before_init(command_line) if name(word) in row.names]
+    if not any(name(word) == row.name for word in words):
         if row.default is not None:
             return row.default
         raise Refusal(f"the kernel command line has no {row}{_so(row)}", "build the image with it")
@@ -234,7 +242,7 @@ def check(command_line: str, rows: Iterable[Parameter[Any]]) -> None:
 
 def is_there(command_line: str, row: Parameter[Any]) -> bool:
     """Whether systemd would say so: ConditionKernelCommandLine= with the name alone. Refuses nothing."""
-    return any(name(word) == comparable(row.name) for word in loosely(command_line))
+    return any(name(word) == row.name for word in loosely(command_line))
 
 
 def of_ours(command_line: str) -> set[tuple[str, str | None]]:

@@ -69,5 +69,10 @@ def _from_our_volumes(options: str) -> str:
     return boot_entry.command_line(
         options,
         add=[str(row) for row in needed],
-        remove={*(row.name for row in needed), *ROOT_FROM_NETWORK, *_FSCK, parameters.FIRSTBOOT.name},
+        remove={
+            *(each for row in needed for each in row.names),
+            *ROOT_FROM_NETWORK,
+            *_FSCK,
+            parameters.FIRSTBOOT.name,
+        },
     )

@@ -181,6 +181,16 @@ def test_a_line_that_cannot_be_told_apart_is_refused(line: str) -> None:
         check(f"{NEEDED} {line}", [])
 
 
+def test_systemds_other_name_does_not_take_it_back() -> None:
+    row = parameters.NO_GPT_AUTO
+    assert value(f"{row} rd.{row}", row) == "0"
+    for wrong in (f"{row} rd.systemd.gpt_auto=1", f"rd.systemd.gpt-auto {row}"):
+        with pytest.raises(Refusal, match=f"rd.systemd.gpt.auto.* is not {row}"):
+            value(wrong, row)
+    with pytest.raises(Refusal, match=f"has no {row}"):
+        value(f"rd.{row}", row)
+
+
 def test_dashes_are_underscores_in_names() -> None:
     assert value("secex.hostkey-verify=no", parameters.HOSTKEY_VERIFY) == "no"
     assert of_ours("secex.hostkey-verify=no quiet") == of_ours('rw secex.hostkey_verify="no"')

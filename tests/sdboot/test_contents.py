@@ -53,6 +53,7 @@ def test_a_host_with_two_documents_gets_one_key_slot(tmp_path: Path, monkeypatch
     "line",
     [
         "root=LABEL=root systemd.gpt_auto=1 quiet ignition.firstboot",
+        "rd.systemd.gpt_auto=1 quiet rd.systemd.gpt-auto",
         "quiet fsck.mode=force fsck.repair=yes forcefsck fastboot",
         "quiet",
     ],
