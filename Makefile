@@ -32,7 +32,7 @@ VERSION  := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
 DEB      ?= build/deb
 RPM      ?= build/rpm
 PACKAGED := Makefile $(shell find *.* LICENSE secex_firstboot dracut systemd docs packaging -type f -not -path '*/__pycache__/*')
-SOURCE   := tar --exclude-vcs --exclude=./build --exclude=__pycache__ --exclude='*.egg-info' --exclude='.*_cache' -c .
+SOURCE   := tar --exclude-vcs --exclude=./build --exclude=__pycache__ --exclude='*.egg-info' --exclude='.*_cache' --exclude=.hypothesis -c .
 DEB_TOOLS := dpkg-dev debhelper dh-python (Debian 12: debhelper from bookworm-backports)
 
 .PHONY: help demo check check-long check-unit fuzz check-vm test-system completions soak lint lint-deb lint-rpm bench manual install deb rpm setup clean
