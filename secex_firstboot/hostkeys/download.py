@@ -10,6 +10,7 @@ import logging
 import random
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import closing
@@ -23,6 +24,9 @@ from secex_firstboot.ignition.config import Proxy, Timeouts
 if TYPE_CHECKING:
     import requests
     from requests.adapters import HTTPAdapter
+
+# The initramfs has none (dracut/trace-imports.py), and nothing here asks what encoding a text may have.
+warnings.filterwarnings("ignore", "Unable to find acceptable character detection")
 
 _REDIRECTS = 5
 _CHUNK = 8192  # bytes
