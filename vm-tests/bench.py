@@ -60,7 +60,7 @@ def main() -> int:
     (OUTPUT / "report.json").write_text(json.dumps(result, indent=2) + "\n")
     print_disks(rows)
     print_speed(speed)
-    print(f"secex-firstboot adds {added / MIB:.1f} MiB to the initramfs")
+    print(f"secex-firstboot adds {added / MIB:.1f} MiB to the initramfs, compressed")
     return 0
 
 

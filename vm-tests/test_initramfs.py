@@ -73,4 +73,12 @@ def test_ignition_finds_what_it_makes_volumes_with(archive: bytes, program: str)
 @pytest.mark.long
 def test_the_module_stays_small() -> None:
     """To compare, an initramfs without it is made, which takes minutes."""
-    assert 0 < debian.added_to_initramfs() <= 20 << 20
+    assert 0 < debian.added_to_initramfs() <= 13 << 20
+
+
+def test_of_python_the_agent_is_in_it_and_as_byte_code(archive: bytes) -> None:
+    """Which modules those are: tests/dracut/test_trace_imports.py."""
+    listing = cpio(archive, "--list")
+    assert re.search(r"/secex_firstboot/agent/machine\.pyc$", listing, re.MULTILINE)
+    assert not re.search(r"/secex_firstboot/(owner|running|builder)/", listing)
+    assert not re.search(r"/python3[^\n]*\.py$", listing, re.MULTILINE)
