@@ -114,6 +114,8 @@ def test_everything_listed_is_a_file_and_the_tracer_is_not(traced: list[Path]) -
         ("hostkeys/fetch.py", "import json, requests.sessions", False),
         ("hostkeys/fetch.py", "import charset_normalizer", False),
         ("owner/check/image.py", "import pytest", False),
+        ("cli/firstboot.py", "import pytest", True),
+        ("cli/firstboot.py", "import secex_firstboot.running.grow", False),
     ],
 )
 def test_an_import_of_what_is_not_listed_is_noticed_also_if_it_is_loaded_already(
