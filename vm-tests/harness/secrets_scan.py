@@ -47,9 +47,15 @@ class Scanner:
 
     def found(self, content: bytes | mmap.mmap, start: int = 0, end: int | None = None) -> list[str]:
         """The names of the secrets in ``content``."""
-        stop = len(content) if end is None else end
+        stop = len(content) if end is None else min(end, len(content))
+        # Python before 3.11.4 looks at the byte behind the end (gh-105235); a mapping may have none there.
+        last = content[max(start, stop - _LONGEST) : stop]
         return sorted(
-            {name for needle, name in self._needles.items() if content.find(needle, start, stop) >= 0}
+            {
+                name
+                for needle, name in self._needles.items()
+                if needle in last or content.find(needle, start, stop - 1) >= 0
+            }
         )
 
     def found_in_file(self, path: Path) -> list[str]:
