@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness import debian, firstboot, inside, raw_disk, ultravisor
+from harness import console, debian, firstboot, inside, raw_disk, ultravisor
 from harness.firstboot import Site
 from harness.guest import Disk, Network
 from harness.se_image import MIB, SECTOR, Recipe
@@ -23,8 +23,6 @@ OUTPUT = debian.REPOSITORY / "build" / "bench"
 COPIED = 96 * MIB
 DISKS = (4, 16, 64, 256, 4)  # GiB; the first again at the end, for the machine's noise
 LARGE_ROOT = replace(Recipe(), root_at_least=2048)
-_COMPLETE = r"first boot is complete: .*peak memory (\d+) of \d+ MiB"
-_STEP = r"\] {}: done in ([\d.]+) s"
 
 
 @dataclass(frozen=True)
@@ -85,13 +83,13 @@ def first_boot(where: Site, network: Network, gib: int, note: str = "") -> Row:
     with firstboot.start(
         where, network, host_keys=[where.hosts["universal"].key], log=OUTPUT / f"console-{gib}.log"
     ) as guest:
-        found = guest.wait_for(rf"{_COMPLETE}|{firstboot.FAILED}", firstboot.FIRST_BOOT_TIMEOUT)
+        found = guest.wait_for(rf"{console.PEAK_MEMORY}|{console.GAVE_UP}", firstboot.FIRST_BOOT_TIMEOUT)
         if not found[1]:
             raise guest.error("gave up")
         seconds = time.monotonic() - started
         written = guest.written()[0]
         guest.kill()
-    root = re.search(_STEP.format("encrypt root"), guest.console)
+    root = re.search(console.step_done("encrypt root"), guest.console)
     assert root
     return said(
         Row(f"{gib} GiB{note}", seconds, float(root[1]), written, real_size(where.disk), int(found[1]))

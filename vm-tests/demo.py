@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from harness import debian, firstboot, null_header, owners_volume, remains, ultravisor
+from harness import console, debian, firstboot, null_header, owners_volume, remains, ultravisor
 from harness.firstboot import Site, System
 from harness.guest import Guest, Network
 from harness.se_image import OPTIONS, Recipe
@@ -256,10 +256,10 @@ def look_for_logins(guest: Guest, where: Site) -> dict[str, Any]:
         "running": shell("systemctl list-units --no-legend --plain '*getty@*.service'"),
         "sysrq": shell("cat /proc/sys/kernel/sysrq"),
         "console log level": shell("cut -f 1 /proc/sys/kernel/printk"),
-        "prompt": "login: " in guest.console,
+        "prompt": console.LOGIN in guest.console,
     }
     guest.ssh("sync; systemctl --no-block isolate emergency.target", where.identity)
-    guest.wait_for("emergency mode without local login", firstboot.BOOT_TIMEOUT)
+    guest.wait_for(console.NO_SHELL, firstboot.BOOT_TIMEOUT)
     return found | {"emergency mode ends in": guest.wait(firstboot.BOOT_TIMEOUT)}
 
 

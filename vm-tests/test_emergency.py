@@ -9,16 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from harness import debian
+from harness import console, debian
 from harness.guest import Direct, Guest
 from harness.se_image import OPTIONS
 
 from secex_firstboot.sdboot.initramfs import Entry, File, write_archive
 
 TIMEOUT = 900.0
-CLEAN = "Keys, config, plan and journal are removed from memory, volumes are closed"
 SHELL = "secex.emergency=shell"
-SHELL_OPENS = "Press Enter for system maintenance"  # sulogin(8)
 SECRET = File(b"secex-test-secret")
 PLANTED: dict[str, Entry] = {
     name: SECRET
@@ -65,19 +63,19 @@ def initramfs_with(tmp_path: Path, files: dict[str, Entry], command_line: str) -
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_to_a_shell_passes_the_clean_up(way: str, tmp_path: Path) -> None:
     with initramfs_with(tmp_path, {}, f"{WAYS[way]} {SHELL}") as guest:
-        guest.wait_for(CLEAN, TIMEOUT)
-        guest.wait_for("secex-test: 0 left", TIMEOUT)
-        guest.wait_for(SHELL_OPENS, TIMEOUT)
+        guest.wait_for(console.CLEAN, TIMEOUT)
+        guest.wait_for(console.secrets_left("0"), TIMEOUT)
+        guest.wait_for(console.SHELL_OPENS, TIMEOUT)
 
 
 def test_a_secret_elsewhere_would_have_been_found(tmp_path: Path) -> None:
     """That is, the look for what is left can fail. Nothing else is left in the emergency target either."""
     command_line = f"rd.systemd.unit=emergency.target {SHELL}"
     with initramfs_with(tmp_path, {"/var/stray": SECRET}, command_line) as guest:
-        guest.wait_for(CLEAN, TIMEOUT)
-        guest.wait_for("secex-test: left: /var/stray", TIMEOUT)
-        guest.wait_for("secex-test: 1 left", TIMEOUT)
-        guest.wait_for(SHELL_OPENS, TIMEOUT)
+        guest.wait_for(console.CLEAN, TIMEOUT)
+        guest.wait_for(console.left_at("/var/stray"), TIMEOUT)
+        guest.wait_for(console.secrets_left("1"), TIMEOUT)
+        guest.wait_for(console.SHELL_OPENS, TIMEOUT)
 
 
 def test_if_the_users_config_is_not_decrypted_ignition_does_not_run(tmp_path: Path) -> None:
@@ -88,7 +86,7 @@ def test_if_the_users_config_is_not_decrypted_ignition_does_not_run(tmp_path: Pa
     )
     failing: dict[str, Entry] = {"/etc/systemd/system/secex-firstboot-config.service": File(unit)}
     with initramfs_with(tmp_path, failing, "ignition.firstboot") as guest:
-        guest.wait_for("this guest cannot start", TIMEOUT)
+        guest.wait_for(console.CANNOT_START, TIMEOUT)
         assert guest.wait(TIMEOUT) == "guest-shutdown"
         assert "Starting ignition-" not in re.sub(r"\x1b\[[0-9;]*m", "", guest.console)
 
@@ -98,7 +96,7 @@ def test_if_the_users_config_is_not_decrypted_ignition_does_not_run(tmp_path: Pa
 def test_by_default_the_power_goes_off(way: str, tmp_path: Path) -> None:
     """Also with the words that let dracut open a shell without a password."""
     with initramfs_with(tmp_path, {}, f"{WAYS[way]} rd.shell=1 SYSTEMD_SULOGIN_FORCE=1") as guest:
-        guest.wait_for("this guest cannot start", TIMEOUT)
+        guest.wait_for(console.CANNOT_START, TIMEOUT)
         assert guest.wait(TIMEOUT) == "guest-shutdown"
-        assert "Powering off." in guest.console
-        assert "secex-test:" not in guest.console
+        assert console.POWERING_OFF in guest.console
+        assert console.TESTS not in guest.console

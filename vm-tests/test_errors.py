@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import firstboot, pki, raw_disk, sample, site, started, ultravisor
+from harness import console, firstboot, pki, raw_disk, sample, site, started, ultravisor
 from harness.firstboot import Owner, Served, Site
 from harness.guest import SERVICES_ADDRESS, Disk, Guest, Network, Saved
 from harness.se_image import MIB, SMALL
@@ -33,7 +33,6 @@ RECIPE = replace(
 ROOT = SMALL.root_content or ()
 TIMEOUT = 900.0
 SECTOR = 512
-SHELL_OPENS = "Press Enter for system maintenance"  # sulogin(8)
 HOSTS = ("universal", "customer-1")
 URL = f"http://{SERVICES_ADDRESS}"
 SECURE_URL = f"https://{SERVICES_ADDRESS}"
@@ -309,11 +308,11 @@ def test_every_step_meets_trouble() -> None:
 @pytest.mark.parametrize("trouble", CASES)
 def test_trouble_is_named_and_leaves_no_secret(trouble: Trouble, machine: Machine) -> None:
     with machine.start(trouble) as guest:
-        guest.wait_for(f"why: +.*(?:{trouble.says})", TIMEOUT)
-        found = guest.wait_for(r"secex-test: (\d+) left, of (\d+) secrets", TIMEOUT)
+        guest.wait_for(console.why(f".*(?:{trouble.says})"), TIMEOUT)
+        found = guest.wait_for(console.secrets_left(), TIMEOUT)
         assert found[1] == "0"
         assert int(found[2]) > 0
-        guest.wait_for(SHELL_OPENS, TIMEOUT)
+        guest.wait_for(console.SHELL_OPENS, TIMEOUT)
     if trouble.step in WRITING_NOTHING:
         assert digest(machine.disk) == machine.untouched
 

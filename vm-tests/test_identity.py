@@ -6,7 +6,7 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
-from harness import firstboot, raw_disk, se_image
+from harness import console, firstboot, raw_disk, se_image
 from harness.se_image import SMALL, Recipe
 
 from secex_firstboot.agent.step import Context
@@ -42,7 +42,7 @@ def test_an_image_with_host_keys_is_refused_and_nothing_is_touched(tmp_path: Pat
         keys, log = [where.hosts["universal"].key], tmp_path / "console.log"
         with firstboot.start(where, network, host_keys=keys, log=log) as guest:
             names = f"/{HOST_KEY}, /etc/machine-id: build it without, or with secex.identity=replace"
-            guest.wait_for(f"why: +the image holds what identifies one machine: {names}", TIMEOUT)
+            guest.wait_for(console.why(f"the image holds what identifies one machine: {names}"), TIMEOUT)
             assert guest.wait(TIMEOUT) == "guest-shutdown"
         subprocess.run(["qemu-img", "compare", "-q", before, where.disk], check=True)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import debian, firstboot, raw_disk, se_image, site, started
+from harness import console, debian, firstboot, raw_disk, se_image, site, started
 from harness.firstboot import Owner, Served, Site
 from harness.guest import SERVICES_ADDRESS, Disk, Guest, Network
 from harness.se_image import MIB, SMALL
@@ -192,9 +192,11 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 )
 def test_a_stage_that_fails_is_explained_without_a_byte_of_the_config(case: Case, machine: Machine) -> None:
     with machine.start(case) as guest:
-        guest.wait_for(rf"what failed: .*ignition-{case.stage}\.service", firstboot.FIRST_BOOT_TIMEOUT)
-        guest.wait_for(f"why: +Ignition's {case.stage} stage: {case.says}", TIMEOUT)
-        guest.wait_for(f"what to do: +{case.advice}", TIMEOUT)
+        guest.wait_for(
+            console.what_failed(rf".*ignition-{case.stage}\.service"), firstboot.FIRST_BOOT_TIMEOUT
+        )
+        guest.wait_for(console.why(f"Ignition's {case.stage} stage: {case.says}"), TIMEOUT)
+        guest.wait_for(console.what_to_do(case.advice), TIMEOUT)
         assert guest.wait(TIMEOUT) == "guest-shutdown"
         assert WORD not in guest.console
         assert "Full config" not in guest.console

@@ -18,7 +18,7 @@ from random import Random
 from typing import Literal
 
 import pytest
-from harness import firstboot, powercut, raw_disk, sample
+from harness import console, firstboot, powercut, raw_disk, sample
 from harness.guest import Network
 from harness.powercut import Loss
 from harness.recorded import PARTS, ROOT, FirstBoot
@@ -74,12 +74,12 @@ class Case:
 
 # What the agent says in the middle of a step, or where it has no middle, at its beginning.
 AMIDST = {
-    "partition": r"\] partition: ",
-    "encrypt boot": r": encrypt boot: \d+ of",
-    "encrypt root": r": encrypt root: \d+ of",
-    "mount": r"\] mount: ",
-    "files": r"\] files: ",
-    "seal": r": build sdboot: \d+ of",
+    "partition": console.step_begins("partition"),
+    "encrypt boot": console.step_goes_on("encrypt boot"),
+    "encrypt root": console.step_goes_on("encrypt root"),
+    "mount": console.step_begins("mount"),
+    "files": console.step_begins("files"),
+    "seal": console.step_goes_on("build sdboot"),
 }
 
 # Every step that writes, and every moment between two. Most of a guest's time goes into its start and into
@@ -88,14 +88,14 @@ CHOSEN = [
     Case(
         Cut("personalise", 0.5, Loss.SOME),
         (
-            Again("partition", r"\] partition: remove", Loss.EVERYTHING),
+            Again("partition", console.step_begins("partition") + "remove", Loss.EVERYTHING),
             Again("encrypt boot", AMIDST["encrypt boot"], Loss.SOME),
         ),
     ),
     Case(
         Cut("personalise", "switch", Loss.EARLIER),
         (
-            Again("encrypt root", r"\] encrypt root: ", Loss.NOTHING),
+            Again("encrypt root", console.step_begins("encrypt root"), Loss.NOTHING),
             Again("mount", AMIDST["mount"], Loss.EVERYTHING),
         ),
     ),
@@ -171,7 +171,9 @@ def test_a_start_after_the_cut_ends_fully_provisioned(
     with first_boot.start(disk, tmp_path / "goes-on.log", network) as guest:
         found = firstboot.wait_for_manifest(guest)
         guest.kill()
-    goes_on = "] encrypt root: " in guest.console  # otherwise it started from the final sdboot
+    goes_on = re.search(
+        console.step_begins("encrypt root"), guest.console
+    )  # otherwise it started from the final sdboot
     differences = firstboot.differences(first_boot.provisioned, found, only=PARTS if goes_on else ROOT)
     assert differences["unexplained"] == []
     assert set(differences["Ignition"]) <= {firstboot.HAS_THE_TIME}
@@ -180,8 +182,8 @@ def test_a_start_after_the_cut_ends_fully_provisioned(
     if goes_on:
         assert left_on_se(disk) == {"sdboot", "bootmap", "lost+found"}
         with first_boot.start(disk, tmp_path / "starts.log", network) as guest:
-            guest.wait_for(r"Linux version", 300)
-            assert "ignition.firstboot" not in guest.wait_for(r"Kernel command line: (.*)", 60)[1]
+            guest.wait_for(console.LINUX, 300)
+            assert "ignition.firstboot" not in guest.wait_for(console.COMMAND_LINE, 60)[1]
             guest.kill()
     disk.unlink()
 
@@ -203,7 +205,7 @@ def cut_again(again: Again, first_boot: FirstBoot, network: Network, disk: Path,
     with powercut.recorded(disk) as (served, recording):
         log = disk.with_name(f"{disk.stem}.console.log")
         with first_boot.start(disk, log, network, served) as guest:
-            found = guest.wait_for(rf"{again.line}|{firstboot.FAILED}", firstboot.FIRST_BOOT_TIMEOUT)
+            found = guest.wait_for(rf"{again.line}|{console.GAVE_UP}", firstboot.FIRST_BOOT_TIMEOUT)
             assert re.match(again.line, found[0])
             time.sleep(random.uniform(0, MOST_SECONDS_LATER))
             guest.kill()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import firstboot, se_image
+from harness import console, firstboot, se_image
 from harness.firstboot import Site
 from harness.guest import Network
 from harness.se_image import OPTIONS, SMALL, Recipe
@@ -123,9 +123,9 @@ def test_wrong_ground_is_refused_with_the_cure_and_nothing_is_touched(
         log=tmp_path / "console.log",
         with_config=case.with_config,
     ) as guest:
-        guest.wait_for(f"secex-firstboot: .*{case.says}", TIMEOUT)
-        guest.wait_for(f"why: +.*{case.says}", TIMEOUT)
-        guest.wait_for("The image is unchanged", TIMEOUT)
+        guest.wait_for(console.agent_says(f".*{case.says}"), TIMEOUT)
+        guest.wait_for(console.why(f".*{case.says}"), TIMEOUT)
+        guest.wait_for(console.UNCHANGED, TIMEOUT)
         assert guest.wait(TIMEOUT) == "guest-shutdown"
         assert "personalise: done" not in guest.console
     subprocess.run(["qemu-img", "compare", "-q", "-f", "raw", "-F", "qcow2", before, disk], check=True)

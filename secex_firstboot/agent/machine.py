@@ -36,7 +36,7 @@ def run(stage: Stage, context: Context) -> None:
         with memory:
             for number, step in enumerate(STEPS, start=1):
                 if step.stage is stage:
-                    report.steps.append(_run(step, f"[{number}/{len(STEPS)}] {step.name}", context))
+                    report.steps.append(take(step, f"[{number}/{len(STEPS)}] {step.name}", context))
     finally:
         report.peak_memory_mib = max(report.peak_memory_mib, memory.peak_mib)
         report.total_memory_mib = memory.total_mib
@@ -55,7 +55,10 @@ def _warner(context: Context, report: Report) -> Callable[[str], None]:
     return warn
 
 
-def _run(step: Step, title: str, context: Context) -> StepReport:
+def take(step: Step, title: str, context: Context) -> StepReport:
+    """Take one step to its end. ``run`` looks it up for each: who puts another function in its place, as
+    vm-tests/dracut/failing.py does, is there before and after every step.
+    """
     start = time.monotonic()
     status = disk.wait_for_device(lambda: step.observe(context))
     if status.done:

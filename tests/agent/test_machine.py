@@ -11,6 +11,7 @@ from secex_firstboot.agent.report import Report
 from secex_firstboot.agent.step import Context, Stage, Status, Step, done, ready, waiting
 from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.contract import paths
+from secex_firstboot.contract.report import StepReport
 
 
 class Fake(Step):
@@ -70,7 +71,7 @@ def with_steps(monkeypatch: pytest.MonkeyPatch, *steps: Fake) -> tuple[Fake, ...
     return steps
 
 
-def test_only_the_steps_of_the_stage_are_performed(monkeypatch, context):
+def test_only_the_steps_of_the_stage_are_performed(monkeypatch: pytest.MonkeyPatch, context: Context) -> None:
     steps = with_steps(
         monkeypatch, Fake("a", Stage.CONFIG), Fake("b"), Fake("c"), Fake("d", Stage.SEAL, refuses=True)
     )
@@ -78,7 +79,9 @@ def test_only_the_steps_of_the_stage_are_performed(monkeypatch, context):
     assert [step.performed for step in steps] == [0, 1, 1, 0]
 
 
-def test_a_step_that_is_done_is_not_performed(monkeypatch, context, said):
+def test_a_step_that_is_done_is_not_performed(
+    monkeypatch: pytest.MonkeyPatch, context: Context, said: list[str]
+) -> None:
     first, second = with_steps(monkeypatch, Fake("first", status=done("was there")), Fake("second"))
     machine.run(Stage.PROVISION, context)
     assert (first.performed, second.performed) == (0, 1)
@@ -87,14 +90,35 @@ def test_a_step_that_is_done_is_not_performed(monkeypatch, context, said):
     assert said[2].startswith("[2/2] second: done in ")
 
 
-def test_running_again_performs_nothing(monkeypatch, context):
+def test_running_again_performs_nothing(monkeypatch: pytest.MonkeyPatch, context: Context) -> None:
     steps = with_steps(monkeypatch, Fake("a"), Fake("b"))
     machine.run(Stage.PROVISION, context)
     machine.run(Stage.PROVISION, context)
     assert [step.performed for step in steps] == [1, 1]
 
 
-def test_a_refusal_stops_before_the_later_steps(monkeypatch, context):
+def test_what_stands_in_for_take_is_there_around_every_step_of_the_stage(
+    monkeypatch: pytest.MonkeyPatch, context: Context
+) -> None:
+    """As vm-tests/dracut/failing.py does it in guests."""
+    steps = with_steps(monkeypatch, Fake("a", Stage.CONFIG), Fake("b"), Fake("c"))
+    seen: list[tuple[str, int, int]] = []
+    take = machine.take
+
+    def look(step: Step, title: str, context: Context) -> StepReport:
+        assert isinstance(step, Fake)
+        before = step.performed
+        report = take(step, title, context)
+        seen.append((step.name, before, step.performed))
+        return report
+
+    monkeypatch.setattr(machine, "take", look)
+    machine.run(Stage.PROVISION, context)
+    assert seen == [("b", 0, 1), ("c", 0, 1)]
+    assert steps[0].performed == 0
+
+
+def test_a_refusal_stops_before_the_later_steps(monkeypatch: pytest.MonkeyPatch, context: Context) -> None:
     first, refusing, later = with_steps(
         monkeypatch, Fake("first"), Fake("second", refuses=True), Fake("third")
     )
@@ -103,7 +127,9 @@ def test_a_refusal_stops_before_the_later_steps(monkeypatch, context):
     assert (first.performed, refusing.performed, later.performed) == (1, 0, 0)
 
 
-def test_a_step_that_breaks_stops_before_the_later_steps(monkeypatch, context):
+def test_a_step_that_breaks_stops_before_the_later_steps(
+    monkeypatch: pytest.MonkeyPatch, context: Context
+) -> None:
     _, later = with_steps(monkeypatch, Fake("first", breaks=True), Fake("second"))
     with pytest.raises(FirstbootError, match="first broke"):
         machine.run(Stage.PROVISION, context)
@@ -127,21 +153,27 @@ def test_a_step_that_breaks_stops_before_the_later_steps(monkeypatch, context):
     ],
     ids=["full", "disk", "other", "memory"],
 )
-def test_what_the_system_refuses_gets_the_step_and_a_cure(monkeypatch, context, error, line):
+def test_what_the_system_refuses_gets_the_step_and_a_cure(
+    monkeypatch: pytest.MonkeyPatch, context: Context, error: BaseException, line: str
+) -> None:
     with_steps(monkeypatch, Fake("first", error=error))
     with pytest.raises(FirstbootError) as raised:
         machine.run(Stage.PROVISION, context)
     assert str(raised.value) == line
 
 
-def test_a_report_that_cannot_be_written_does_not_hide_the_error(monkeypatch, context, runtime):
+def test_a_report_that_cannot_be_written_does_not_hide_the_error(
+    monkeypatch: pytest.MonkeyPatch, context: Context, runtime: Path
+) -> None:
     with_steps(monkeypatch, Fake("first", breaks=True))
     places.REPORT.with_name("report.json.new").mkdir(parents=True)
     with pytest.raises(FirstbootError, match="first broke"):
         machine.run(Stage.PROVISION, context)
 
 
-def test_a_step_whose_turn_has_not_come_is_an_error(monkeypatch, context):
+def test_a_step_whose_turn_has_not_come_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, context: Context
+) -> None:
     (step,) = with_steps(monkeypatch, Fake("second", status=waiting("first comes first")))
     with pytest.raises(FirstbootError, match="second cannot start: first comes first"):
         machine.run(Stage.PROVISION, context)
@@ -149,7 +181,9 @@ def test_a_step_whose_turn_has_not_come_is_an_error(monkeypatch, context):
 
 
 @pytest.mark.parametrize("status", [ready("still to do"), waiting("not yet")])
-def test_a_performed_step_that_is_still_not_done_is_an_error(monkeypatch, context, status):
+def test_a_performed_step_that_is_still_not_done_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, context: Context, status: Status
+) -> None:
     step, later = with_steps(monkeypatch, Fake("first", works=False), Fake("second"))
     step.perform = lambda context: setattr(step, "status", status)  # type: ignore[method-assign]
     with pytest.raises(FirstbootError, match=f"first was performed and is still not done: {status.detail}"):
@@ -157,7 +191,9 @@ def test_a_performed_step_that_is_still_not_done_is_an_error(monkeypatch, contex
     assert later.performed == 0
 
 
-def test_the_report_gathers_the_steps_of_all_stages(monkeypatch, context):
+def test_the_report_gathers_the_steps_of_all_stages(
+    monkeypatch: pytest.MonkeyPatch, context: Context
+) -> None:
     with_steps(
         monkeypatch, Fake("a", Stage.CONFIG), Fake("b", status=done("")), Fake("c"), Fake("d", Stage.SEAL)
     )
@@ -172,14 +208,18 @@ def test_the_report_gathers_the_steps_of_all_stages(monkeypatch, context):
     assert 0 < report.peak_memory_mib <= report.total_memory_mib
 
 
-def test_the_report_is_written_also_when_a_step_fails(monkeypatch, context):
+def test_the_report_is_written_also_when_a_step_fails(
+    monkeypatch: pytest.MonkeyPatch, context: Context
+) -> None:
     with_steps(monkeypatch, Fake("a"), Fake("b", breaks=True))
     with pytest.raises(FirstbootError):
         machine.run(Stage.PROVISION, context)
     assert [step.name for step in Report.load().steps] == ["a"]
 
 
-def test_a_sealed_system_keeps_the_report_and_says_its_summary(monkeypatch, context, runtime, said):
+def test_a_sealed_system_keeps_the_report_and_says_its_summary(
+    monkeypatch: pytest.MonkeyPatch, context: Context, runtime: Path, said: list[str]
+) -> None:
     with_steps(monkeypatch, Fake("a"), Fake("b", Stage.SEAL))
     kept = runtime.parent / "sysroot" / paths.SYSTEM_REPORT.relative_to("/")
     machine.run(Stage.PROVISION, context)
@@ -192,13 +232,15 @@ def test_a_sealed_system_keeps_the_report_and_says_its_summary(monkeypatch, cont
     assert [step.name for step in Report.load().steps] == ["a", "b"]
 
 
-def test_the_directory_of_the_report_is_private(monkeypatch, context, runtime):
+def test_the_directory_of_the_report_is_private(
+    monkeypatch: pytest.MonkeyPatch, context: Context, runtime: Path
+) -> None:
     with_steps(monkeypatch, Fake("a"))
     machine.run(Stage.PROVISION, context)
     assert runtime.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_dry_run_asks_every_step_and_performs_none(context, runtime):
+def test_a_dry_run_asks_every_step_and_performs_none(context: Context, runtime: Path) -> None:
     steps = [
         Fake("a", status=done("yes")),
         Fake("b", refuses=True),

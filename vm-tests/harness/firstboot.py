@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harness import debian, pki, raw_disk, se_image, site, ultravisor
+from harness import console, debian, pki, raw_disk, se_image, site, ultravisor
 from harness.guest import SERVICES_ADDRESS, Disk, Guest, Network
 from harness.pki import Chain
 from harness.se_image import Builder, Recipe
@@ -26,7 +26,6 @@ from harness.site import Host
 MIB = 1 << 20
 FIRST_BOOT_TIMEOUT = 2400.0  # seconds; bounds a guest that hangs, measures nothing
 BOOT_TIMEOUT = 900.0
-FAILED = r"this guest cannot start|emergency mode"
 
 
 @dataclass(frozen=True)
@@ -172,8 +171,8 @@ def wait_for_system(guest: Guest, timeout: float) -> None:
     Either line may be missing: under load the login prompt's device comes too late, and once a login prompt
     has the console, systemd says no more there.
     """
-    found = guest.wait_for(rf"Reached target .*multi-user\.target|login: |{FAILED}", timeout)
-    if re.fullmatch(FAILED, found[0]):
+    found = guest.wait_for(f"{console.SYSTEM_IS_UP}|{console.GAVE_UP}", timeout)
+    if re.fullmatch(console.GAVE_UP, found[0]):
         raise guest.error("gave up")
 
 
@@ -267,10 +266,10 @@ def overlay_files(ramdisk: bytes, initramfs: Path, work: Path) -> dict[str, byte
 
 def wait_for_manifest(guest: Guest) -> dict[str, dict[str, Any]]:
     """What the guest lists on its console at the end of first boot (secex-test.print-manifest)."""
-    found = guest.wait_for(rf"MANIFEST BEGIN\n|{FAILED}", FIRST_BOOT_TIMEOUT)
-    if not found[0].startswith("MANIFEST"):
+    found = guest.wait_for(f"{console.MANIFEST_BEGINS}|{console.GAVE_UP}", FIRST_BOOT_TIMEOUT)
+    if not re.fullmatch(console.MANIFEST_BEGINS, found[0]):
         raise guest.error("gave up")
-    text = guest.wait_for(r"([A-Za-z0-9+/=\n]+)MANIFEST END", BOOT_TIMEOUT)[1]
+    text = guest.wait_for(console.MANIFEST, BOOT_TIMEOUT)[1]
     return load_manifest(zlib.decompress(b64decode(text)).decode())
 
 

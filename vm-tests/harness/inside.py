@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import debian
+from harness import console, debian
 from harness.guest import Direct, Disk, Guest
 from secex_firstboot.sdboot.initramfs import File, joined, write_archive
 
@@ -58,7 +58,7 @@ def run(script: Path, *, disks: Sequence[Disk] = (), log: Path, memory_mib: int 
             kernel, initrd, "console=ttysclp0 quiet rd.systemd.unit=secex-test-script.service root=none"
         )
         with Guest(disks=disks, direct=direct, memory_mib=memory_mib, console_log=log) as guest:
-            result = guest.wait_for(r"RESULT (\{.*\})\r?\n", _TIMEOUT)[1]
+            result = guest.wait_for(console.RESULT, _TIMEOUT)[1]
             written = guest.written()
             guest.wait(120)
     answer = json.loads(result)

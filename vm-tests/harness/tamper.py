@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness import debian, firstboot, raw_disk, se_image, started, ultravisor
+from harness import console, debian, firstboot, raw_disk, se_image, started, ultravisor
 from harness.guest import Disk, Guest, GuestError, Network, Saved
 from harness.powercut import Loss
 from harness.raw_disk import BLOCK
@@ -180,11 +180,6 @@ class Ending:
         return f"{self.end}: {self.detail}" if self.detail else self.end
 
 
-_REFUSED = (
-    r"secex-firstboot: (?P<agent>.+)|OSError: (?P<read>.+)|(?P<switch>Failed to switch root.*)"
-    r"|(?P<unit>Failed to (?:start|mount) .*(?:print-manifest|sysroot).*)"
-)
-_MANIFEST = r"MANIFEST BEGIN\n"
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -192,19 +187,19 @@ def watch(target: Target, guest: Guest, *, linux: bool) -> Ending:
     """Wait until it is known how this ends; unless ``linux``, a kernel that starts is an end, too."""
     try:
         if not guest.saved:
-            guest.wait_for("Linux version", BOUND if linux else START_BOUND)
+            guest.wait_for(console.LINUX, BOUND if linux else START_BOUND)
             if not linux:
                 return Ending(End.LINUX)
-        found = guest.wait_for(f"{_MANIFEST}|{_REFUSED}", BOUND)
+        found = guest.wait_for(f"{console.MANIFEST_BEGINS}|{console.NAMES_ITS_REFUSAL}", BOUND)
     except GuestError:
         return _ended(guest)
-    if found[0].startswith("MANIFEST"):
+    if re.fullmatch(console.MANIFEST_BEGINS, found[0]):
         return _compare(target, guest)
     return Ending(End.REFUSED, _why(guest, next(filter(None, found.groupdict().values()))))
 
 
 def _compare(target: Target, guest: Guest) -> Ending:
-    text = guest.wait_for(r"([A-Za-z0-9+/=\n]+)MANIFEST END", BOUND)[1]
+    text = guest.wait_for(console.MANIFEST, BOUND)[1]
     wrong = what_differs(
         target.first_boot, firstboot.load_manifest(zlib.decompress(b64decode(text)).decode())
     )
@@ -213,9 +208,9 @@ def _compare(target: Target, guest: Guest) -> Ending:
 
 def _why(guest: Guest, words: str) -> str:
     """The agent's line, or what the emergency's explanation says."""
-    if not words.startswith("this guest cannot start"):
+    if not words.startswith(console.CANNOT_START):
         return _COLOURS.sub("", words).strip()
-    found = guest.wait_for(r"what failed: +(.*)\n(?:why: +(.*)\n)?", BOUND)
+    found = guest.wait_for(console.WHAT_AND_WHY, BOUND)
     return "; ".join(filter(None, found.groups()))
 
 
@@ -223,7 +218,7 @@ def _ended(guest: Guest) -> Ending:
     if refusal := guest.refusal:
         detail = f"{refusal.reason.name} {refusal.rc:#06x}/{refusal.rrc:#06x}"
         return Ending(End.ULTRAVISOR, detail, refusal.reason)
-    if guest.saved or "Linux version" in guest.console:
+    if guest.saved or console.LINUX in guest.console:
         if guest.end is None:
             raise guest.error("neither started nor gave up")
         return Ending(End.REFUSED, guest.end)
