@@ -1,18 +1,20 @@
-"""No example of a property is too slow: how long it takes says more of the machine than of the code.
-
-And no test makes the agent import what is not in the initramfs.
-"""
+"""What holds of all tests here; also that none makes the agent import what is not in the initramfs."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
 from support import initramfs
 
+# No example of a property is too slow: how long it takes says more of the machine than of the code.
 settings.register_profile("without deadline", deadline=None)
 settings.load_profile("without deadline")
+
+# Where mkfs, sfdisk and cryptsetup are; not all distributions have it in the PATH of everybody.
+os.environ["PATH"] += ":/usr/sbin:/sbin"
 
 _WATCH = initramfs.Watch()
 _WATCH.install()

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import ast
 import errno
 import os
@@ -54,7 +56,7 @@ def mode(path: Path) -> int:
 
 
 @pytest.mark.usefixtures("careless_umask")
-def test_only_the_owner_can_open_a_private_file(tmp_path):
+def test_only_the_owner_can_open_a_private_file(tmp_path: Path) -> None:
     path = tmp_path / "state" / "key"
     write_private(path, b"secret")
     assert path.read_bytes() == b"secret"
@@ -62,7 +64,7 @@ def test_only_the_owner_can_open_a_private_file(tmp_path):
 
 
 @pytest.mark.usefixtures("careless_umask")
-def test_replacing_a_readable_file_makes_it_private(tmp_path):
+def test_replacing_a_readable_file_makes_it_private(tmp_path: Path) -> None:
     path = tmp_path / "key"
     path.write_text("old")
     path.chmod(0o644)
@@ -70,19 +72,19 @@ def test_replacing_a_readable_file_makes_it_private(tmp_path):
     assert (path.read_bytes(), mode(path)) == (b"new", 0o600)
 
 
-def test_a_directory_that_exists_keeps_its_mode(tmp_path):
+def test_a_directory_that_exists_keeps_its_mode(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     write_private(tmp_path / "key", b"")
     assert mode(tmp_path) == 0o755
 
 
-def test_nothing_but_the_file_is_left(tmp_path):
+def test_nothing_but_the_file_is_left(tmp_path: Path) -> None:
     (tmp_path / "key.new").write_bytes(b"left by a crash")
     write_private(tmp_path / "key", b"secret")
     assert [path.name for path in tmp_path.iterdir()] == ["key"]
 
 
-def test_a_full_disk_leaves_the_old_content(tmp_path):
+def test_a_full_disk_leaves_the_old_content(tmp_path: Path) -> None:
     path = tmp_path / "key"
     write_private(path, b"old")
     with little_room():
@@ -93,7 +95,7 @@ def test_a_full_disk_leaves_the_old_content(tmp_path):
     assert path.read_bytes() == b"n" * 100
 
 
-def test_a_link_is_replaced_and_not_followed(tmp_path):
+def test_a_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.write_text("untouched")
     for name in ("key", "key.new"):
@@ -105,7 +107,7 @@ def test_a_link_is_replaced_and_not_followed(tmp_path):
     assert not (tmp_path / "key").is_symlink()
 
 
-def test_files_and_directories_can_be_synced(tmp_path):
+def test_files_and_directories_can_be_synced(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     sync(tmp_path / "file")
     sync(tmp_path)
@@ -116,7 +118,7 @@ def test_files_and_directories_can_be_synced(tmp_path):
 # --- absence ---
 
 
-def test_what_is_there_is_told_apart(tmp_path):
+def test_what_is_there_is_told_apart(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(".")
     (tmp_path / "dangling").symlink_to("nowhere")
@@ -128,7 +130,7 @@ def test_what_is_there_is_told_apart(tmp_path):
 
 
 @pytest.mark.parametrize("error", [errno.EIO, errno.EBADMSG, errno.EACCES, errno.ELOOP, errno.ENOTDIR])
-def test_only_enoent_is_absence(tmp_path, monkeypatch, error):
+def test_only_enoent_is_absence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
     """The host makes blocks unreadable: pathlib is a stand-in for such a disk."""
 
     def fails(*_: object, **__: object) -> None:
@@ -140,7 +142,7 @@ def test_only_enoent_is_absence(tmp_path, monkeypatch, error):
             ask(tmp_path / "sealed")
 
 
-def test_the_package_asks_for_absence_in_one_way_only():
+def test_the_package_asks_for_absence_in_one_way_only() -> None:
     asked = [
         f"{path.relative_to(PACKAGE)}:{node.lineno}"
         for path in sorted(PACKAGE.rglob("*.py"))

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from support import REPOSITORY, elsewhere
 
+from secex_firstboot import __version__
 from secex_firstboot.agent import machine
-from secex_firstboot.agent.machine import Observation
-from secex_firstboot.agent.step import Context, Stage, State
+from secex_firstboot.agent.step import Context, Stage
 from secex_firstboot.agent.steps import STEPS
 from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.cli import firstboot as cli
+from secex_firstboot.contract.dry_run import Observation, State
 
 STATES = {"done", "ready", "waiting", "refused"}
 
@@ -33,7 +34,7 @@ def all_steps_are(monkeypatch: pytest.MonkeyPatch, state: State) -> None:
     monkeypatch.setattr(machine, "dry_run", lambda context: seen)
 
 
-def test_a_dry_run_prints_one_line_a_step(capsys):
+def test_a_dry_run_prints_one_line_a_step(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--dry-run"]) == 1
     first, *rows = capsys.readouterr().out.splitlines()
     assert first == "started from: another machine"
@@ -48,7 +49,7 @@ def test_a_dry_run_prints_one_line_a_step(capsys):
     ]
 
 
-def test_a_dry_run_for_programs_has_a_fixed_shape(capsys):
+def test_a_dry_run_for_programs_has_a_fixed_shape(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--dry-run", "--json"]) == 1
     seen = json.loads(capsys.readouterr().out)
     assert seen.keys() == {"phase", "steps"}
@@ -61,13 +62,15 @@ def test_a_dry_run_for_programs_has_a_fixed_shape(capsys):
         assert row["detail"]
 
 
-def test_a_dry_run_changes_nothing(workstation):
+def test_a_dry_run_changes_nothing(workstation: Path) -> None:
     cli.main(["--dry-run"])
     assert list(workstation.iterdir()) == []
 
 
 @pytest.mark.parametrize("state", sorted(set(State) - {State.REFUSED}))
-def test_a_dry_run_without_a_refusal_succeeds(monkeypatch, capsys, state):
+def test_a_dry_run_without_a_refusal_succeeds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], state: State
+) -> None:
     all_steps_are(monkeypatch, state)
     assert cli.main(["--dry-run"]) == 0
     assert cli.main(["--dry-run", "--json"]) == 0
@@ -76,14 +79,16 @@ def test_a_dry_run_without_a_refusal_succeeds(monkeypatch, capsys, state):
     assert cli.main(["--dry-run", "--json"]) == 1
 
 
-def test_a_refusal_is_one_line_on_standard_error(capsys):
+def test_a_refusal_is_one_line_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--stage", "config"]) == 1
     output = capsys.readouterr()
     (line,) = output.err.splitlines()
     assert line.startswith("secex-firstboot: this machine is not an IBM Secure Execution guest: start ")
 
 
-def test_an_error_of_several_lines_is_printed_as_one(monkeypatch, capsys):
+def test_an_error_of_several_lines_is_printed_as_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def fail(stage: Stage, context: Context) -> None:
         raise FirstbootError("first\nsecond", "third\r\n\tfourth")
 
@@ -92,7 +97,9 @@ def test_an_error_of_several_lines_is_printed_as_one(monkeypatch, capsys):
     assert capsys.readouterr().err == "secex-firstboot: first second: third fourth\n"
 
 
-def test_a_stage_that_gets_to_its_end_succeeds(monkeypatch, capsys):
+def test_a_stage_that_gets_to_its_end_succeeds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     asked: list[Stage] = []
     monkeypatch.setattr(machine, "run", lambda stage, context: asked.append(stage))
     for stage in Stage:
@@ -101,7 +108,9 @@ def test_a_stage_that_gets_to_its_end_succeeds(monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_stage_prints_its_progress_on_standard_output(monkeypatch, capsys):
+def test_a_stage_prints_its_progress_on_standard_output(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def run(stage: Stage, context: Context) -> None:
         context.say("line")
         raise Refusal("no")
@@ -122,7 +131,9 @@ def test_a_stage_prints_its_progress_on_standard_output(monkeypatch, capsys):
         ["--dry-run", "config"],
     ],
 )
-def test_a_command_line_that_makes_no_sense_changes_nothing(capsys, workstation, arguments):
+def test_a_command_line_that_makes_no_sense_changes_nothing(
+    capsys: pytest.CaptureFixture[str], workstation: Path, arguments: list[str]
+) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main(arguments)
     assert stopped.value.code == 2
@@ -130,7 +141,7 @@ def test_a_command_line_that_makes_no_sense_changes_nothing(capsys, workstation,
     assert list(workstation.iterdir()) == []
 
 
-def test_help_shows_an_example_and_the_exit_status():
+def test_help_shows_an_example_and_the_exit_status() -> None:
     argv = [sys.executable, "-m", "secex_firstboot", "--help"]  # of this tree, whatever is installed
     done = subprocess.run(argv, capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert "example" in done.stdout
@@ -140,7 +151,7 @@ def test_help_shows_an_example_and_the_exit_status():
         assert stage in done.stdout
 
 
-def test_the_entry_alone_loads_nothing_but_what_the_parser_needs():
+def test_the_entry_alone_loads_nothing_but_what_the_parser_needs() -> None:
     """The initramfs has the agent alone; and --help is not to wait for libraries."""
     script = "import sys, secex_firstboot.cli.firstboot; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=REPOSITORY)
@@ -151,7 +162,7 @@ def test_the_entry_alone_loads_nothing_but_what_the_parser_needs():
     assert not loaded & (libraries | layers)
 
 
-def test_the_agent_loads_neither_the_owner_s_tool_nor_what_is_for_the_running_system():
+def test_the_agent_loads_neither_the_owner_s_tool_nor_what_is_for_the_running_system() -> None:
     script = (
         "import sys; from secex_firstboot.cli import firstboot\n"
         "firstboot.main(['--dry-run']); firstboot.main(['--explain']); firstboot.main(['--stage=config'])\n"
@@ -163,8 +174,8 @@ def test_the_agent_loads_neither_the_owner_s_tool_nor_what_is_for_the_running_sy
     assert not loaded & {f"secex_firstboot.{name}" for name in ("owner", "running", "builder")}
 
 
-def test_the_version_is_the_package_s(capsys):
+def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main(["--version"])
     assert stopped.value.code == 0
-    assert capsys.readouterr().out == f"secex-firstboot {cli.__version__}\n"
+    assert capsys.readouterr().out == f"secex-firstboot {__version__}\n"

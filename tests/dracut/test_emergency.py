@@ -6,14 +6,13 @@ call: nothing of the machine the tests run on can be unmounted or powered off.
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support import REPOSITORY
+from support import REPOSITORY, needs
 
 from secex_firstboot.contract import parameters
 from secex_firstboot.ignition.failure import STAGES
@@ -37,7 +36,7 @@ SECRETS = (
     "tmp/something",
 )
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="chroot needs root")
+pytestmark = needs.root
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import strategies as st
-from support import fuzzing
+from support import fuzzing, needs
 from support.openpgp_messages import (
     Gpg,
     Host,
@@ -103,6 +103,7 @@ def altered(message: bytes, place: int, bit: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
+    needs.require("gpg", "gpgconf")
     home = Path(tempfile.mkdtemp(prefix="pgp-", dir="/tmp"))
     gpg = Gpg(home)
     key = home / "ignition.asc"

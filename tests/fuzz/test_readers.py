@@ -19,9 +19,10 @@ from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_public_key
 from hypothesis import strategies as st
-from support import TEST_VECTORS, fuzzing, gpt_disks
+from support import TEST_VECTORS, fuzzing, gpt_disks, needs
 
 from secex_firstboot.basic import process
 from secex_firstboot.basic.errors import FirstbootError
@@ -262,7 +263,9 @@ def read_document(content: bytes) -> None:
     assert content == der or b"".join(content.split()) == b"".join(parsed.pem.split())
     assert x509.load_pem_x509_certificates(parsed.pem) == [parsed.certificate]
     shown = process.run(["openssl", "x509", "-pubkey", "-noout"], stdin=parsed.pem.decode())
-    assert key_hash(load_pem_public_key(shown.encode())) == document.key_hash(parsed)
+    key = load_pem_public_key(shown.encode())
+    assert isinstance(key, EllipticCurvePublicKey)
+    assert key_hash(key) == document.key_hash(parsed)
 
 
 # key slots of an image
@@ -381,6 +384,8 @@ READERS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], None]]] = {
 
 @pytest.mark.parametrize("name", READERS)
 def test_nothing_but_a_refusal_comes_of_hostile_input(name: str) -> None:
+    if name == "document":
+        needs.require("openssl")
     strategy, read = READERS[name]
 
     def survives(value: Any) -> None:

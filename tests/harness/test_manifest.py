@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import REPOSITORY
+from support import REPOSITORY, needs
 
 MANIFEST = REPOSITORY / "vm-tests" / "dracut" / "manifest.py"
 
@@ -33,7 +33,7 @@ def make(tree: Path) -> Path:
     return tree
 
 
-def test_two_identical_trees_have_identical_manifests(tmp_path):
+def test_two_identical_trees_have_identical_manifests(tmp_path: Path) -> None:
     trees = [make(tmp_path / name) for name in ("first", "second")]
     first, second = (manifest(tree, tmp_path / "out") for tree in trees)
     assert first == second
@@ -79,15 +79,15 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-def test_a_change_shows(tmp_path, change):
+def test_a_change_shows(tmp_path: Path, change: Callable[[Path], object]) -> None:
     tree = make(tmp_path / "tree")
     before = manifest(tree, tmp_path / "out")
     change(tree)
     assert manifest(tree, tmp_path / "out") != before
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a file away")
-def test_another_owner_shows(tmp_path):
+@needs.root
+def test_another_owner_shows(tmp_path: Path) -> None:
     tree = make(tmp_path / "tree")
     before = manifest(tree, tmp_path / "out")
     os.chown(tree / "etc" / "motd", 1000, 1000)

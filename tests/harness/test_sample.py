@@ -1,5 +1,7 @@
 """Which of the tests in guests run in `make check`."""
 
+from __future__ import annotations
+
 import os
 import re
 import subprocess
@@ -13,7 +15,7 @@ from support import REPOSITORY
 
 @pytest.mark.parametrize("number", [1, 2, 4, 6, 7, 9])
 @pytest.mark.parametrize("size", [1, 2, 3, 17, 37])
-def test_every_case_comes_round(size, number):
+def test_every_case_comes_round(size: int, number: int) -> None:
     items = list(range(size))
     for first in (0, 5, 2**32 - 1):
         turns = [sample.in_turn(items, number, first + run) for run in range(-(-size // number))]
@@ -21,7 +23,7 @@ def test_every_case_comes_round(size, number):
         assert {len(turn) for turn in turns} == {min(size, number)}
 
 
-def test_the_sample_keeps_the_order():
+def test_the_sample_keeps_the_order() -> None:
     assert sample.in_turn("abcdef", 3, 5) == ["b", "d", "f"]
 
 
@@ -59,7 +61,7 @@ def test_kinds(case): pass
 
 
 @pytest.fixture
-def marked(tmp_path):
+def marked(tmp_path: Path) -> Path:
     """Tests with the markers, under the rules of those in guests."""
     (tmp_path / "conftest.py").symlink_to(REPOSITORY / "vm-tests/conftest.py")
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n early\n long\n sampled\n")
@@ -67,24 +69,24 @@ def marked(tmp_path):
     return tmp_path
 
 
-def test_check_runs_of_each_kind_as_many_as_the_marker_says(marked):
+def test_check_runs_of_each_kind_as_many_as_the_marker_says(marked: Path) -> None:
     assert collected(marked, 1) == [
         *("test_whole[1]", "test_whole[4]"),
         *("test_kinds[b]", "test_kinds[d]", "test_kinds[e]", "test_kinds[always]"),
     ]
 
 
-def test_check_long_runs_everything(marked):
+def test_check_long_runs_everything(marked: Path) -> None:
     whole = [f"test_whole[{case}]" for case in range(6)]
     kinds = [f"test_kinds[{case}]" for case in (*"abcde", "always")]
     assert collected(marked, 1, "--long") == ["test_long", *whole, *kinds]
 
 
-def test_another_seed_is_another_sample_and_the_same_is_the_same(marked):
+def test_another_seed_is_another_sample_and_the_same_is_the_same(marked: Path) -> None:
     assert collected(marked, 1) == collected(marked, 1) != collected(marked, 2)
 
 
-def test_at_the_end_it_says_what_each_file_cost(marked):
+def test_at_the_end_it_says_what_each_file_cost(marked: Path) -> None:
     for name, seconds in (("cheap", "10.0"), ("dear", "40.0, 30.0")):
         (marked / f"test_{name}.py").write_text(
             f"from harness.guest import Guest\ndef test_it():\n    Guest.ran += [{seconds}]\n"

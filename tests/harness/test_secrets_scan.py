@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from harness import se_image, secrets_scan
 from harness.secrets_scan import Scanner
+from support import needs
 
 SECRET = os.urandom(64)
 AROUND = b"\0 some text around it, long enough \xff"
@@ -80,6 +81,7 @@ def test_nothing_is_found_in_an_empty_file(tmp_path: Path) -> None:
     assert Scanner({"key": SECRET}).found_in_file(tmp_path / "log") == []
 
 
+@needs.programs("gpg")
 def test_a_gpg_keys_secret_numbers_are_known_and_its_public_ones_are_not(tmp_path: Path) -> None:
     private, public = (path.read_text() for path in se_image.make_key_pair(tmp_path))
     numbers = secrets_scan.private_numbers(private, public)

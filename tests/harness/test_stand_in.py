@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 
-import pytest
-from support import REPOSITORY
+from support import REPOSITORY, needs
 
 SCRIPT = REPOSITORY / "vm-tests/dracut/prot-virt-guest.sh"
 # As systemd has it: what is mounted somewhere is mounted wherever that is bound, too.
@@ -17,7 +15,7 @@ RUN = """
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mount needs root")
+@needs.root
 def test_it_shows_a_secure_guest_and_is_one_mount_deep() -> None:
     """Two deep, systemd did not always get to the end of a shutdown."""
     done = subprocess.run(

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import TEST_VECTORS
+from support import TEST_VECTORS, needs
 
 from secex_firstboot.basic import process
 from secex_firstboot.basic.errors import Refusal
@@ -123,6 +123,7 @@ def test_a_file_in_which_another_reader_could_find_something_else_is_refused(
     assert refused.value.cure
 
 
+@needs.programs("openssl")
 def test_what_is_handed_on_is_the_certificate_encoded_anew(tmp_path: Path) -> None:
     for content in (HOST_A, der(HOST_A), b"\n" + HOST_A + b" \n"):
         document = parse("a", content)

@@ -10,6 +10,7 @@ hides what another one revokes.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -25,6 +26,7 @@ from harness import pki, site
 from harness.pki import Chain, ec_key, host_key, make_chain, make_root, pem, rsa_key, signing_key_name
 from hypothesis import given as drawn
 from hypothesis import settings, strategies
+from support import needs
 
 from secex_firstboot.basic import process
 from secex_firstboot.basic.errors import FirstbootError, Refusal
@@ -33,6 +35,8 @@ from secex_firstboot.hostkeys.crl import FetchCrl
 from secex_firstboot.hostkeys.download import Client, Network, Request
 from secex_firstboot.hostkeys.verify import verify
 from secex_firstboot.ignition.config import Proxy, Timeouts
+
+pytestmark = needs.programs("openssl")
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SECOND = 1 / 86400  # in days
@@ -92,7 +96,11 @@ def authority(issuer: x509.Name, serial: int, key: bytes | None = None) -> x509.
     return x509.AuthorityKeyIdentifier(key, [x509.DirectoryName(issuer)], serial)
 
 
-def chain(**options: dict[str, object]) -> Given:
+def signed_as(**attributes: str) -> Given:
+    return chain(signing_key={"subject": signing_key_name(**attributes)})
+
+
+def chain(**options: dict[str, Any]) -> Given:
     return Given.of(make_chain(NOW, **options))
 
 
@@ -287,6 +295,13 @@ CRL_OF = {
     "signing-key": "CRL of IBM's host-key signing key",
 }
 
+SCOPES: dict[str, dict[str, Any]] = {
+    "CAs alone": {"ca_certs": True},
+    "attributes alone": {"attribute_certs": True},
+    "some reasons alone": {"only_some_reasons": frozenset([x509.ReasonFlags.key_compromise])},
+    "other issuers": {"indirect_crl": True},
+    "another distribution point": {"full_name": uri("http://b.example")},
+}
 REFUSED: dict[str, tuple[Callable[[], Given], str]] = {
     # The document. (Its curve: test_hostkeys_document.py.)
     "a document that expires now": (lambda: hkd(end=0), f"hkd-1 {EXPIRED}"),
@@ -383,14 +398,14 @@ REFUSED: dict[str, tuple[Callable[[], Given], str]] = {
     },
     **{
         f"the CRL of the {whose} with an unknown critical extension": (
-            lambda whose=whose: extended(critical=True, whose=whose), f"{CRL_OF[whose]} {reason}")
+            functools.partial(extended, critical=True, whose=whose), f"{CRL_OF[whose]} {reason}")
         for whose, reason in (
             ("root", "is of no use"), ("intermediate", "is of no use"),
             ("signing-key", r"has a critical extension that is not known here \(1\.3"))
     },
     **{
         f"a delta CRL of the {whose}": (
-            lambda whose=whose, critical=critical: extended(critical=critical, whose=whose, kind=DELTA),
+            functools.partial(extended, critical=critical, whose=whose, kind=DELTA),
             rf"{whose}\.crl: .* is a delta CRL")
         for whose, critical in (("root", True), ("intermediate", False), ("signing-key", True))
     },
@@ -398,14 +413,8 @@ REFUSED: dict[str, tuple[Callable[[], Given], str]] = {
         lambda: with_an_entry_extension(critical=True), "has a critical extension that is not known here"),
     **{
         f"a CRL of the signing key for {part}": (
-            lambda fields=fields: partial("http://a.example", **fields), "does not cover the document hkd-1")
-        for part, fields in {
-            "CAs alone": {"ca_certs": True},
-            "attributes alone": {"attribute_certs": True},
-            "some reasons alone": {"only_some_reasons": frozenset([x509.ReasonFlags.key_compromise])},
-            "other issuers": {"indirect_crl": True},
-            "another distribution point": {"full_name": uri("http://b.example")},
-        }.items()
+            functools.partial(partial, "http://a.example", **fields), "does not cover the document hkd-1")
+        for part, fields in SCOPES.items()
     },
     "a CRL of the signing key with another authority key id": (
         lambda: crl("signing-key", authority_key=b"x" * 20),
@@ -423,7 +432,7 @@ REFUSED: dict[str, tuple[Callable[[], Given], str]] = {
     # Who is IBM's signing key.
     **{
         f"a signing key with {attribute}={value}": (
-            lambda change={attribute: value}: chain(signing_key={"subject": signing_key_name(**change)}),
+            functools.partial(signed_as, **{attribute: value}),
             f"0 {NOT_ONE}")
         for attribute, value in (
             ("C", "DE"), ("ST", "Vermont"), ("L", "Boeblingen"), ("O", "IBM"), ("CN", "IBM"),
@@ -670,13 +679,17 @@ def test_the_client_for_documents_fetches_crls_too(tmp_path: Path) -> None:
 # Reading the files.
 
 
+def replaced(at: int, new: bytes, fields: list[bytes]) -> list[bytes]:
+    return [*fields[:at], new, *fields[at + 1 :]]
+
+
 def test_a_certificate_that_is_not_as_rfc_5280_wants_it_is_refused_by_its_file() -> None:
     signer = CHAIN.intermediate.key
     for field, new, reason in ((1, b"\2\1\x80", "negative serial"), (2, SHA_512_WITH_RSA, "two signature")):
         der = pki.resigned(
             SIGNER.public_bytes(Encoding.DER),
             signer,
-            lambda fields, field=field, new=new: [*fields[:field], new, *fields[field + 1 :]],
+            functools.partial(replaced, field, new),
         )
         with pytest.raises(Refusal, match=rf"a\.crt: a certificate or CRL (has a|names) {reason}"):
             certificates.parse("a.crt", der)

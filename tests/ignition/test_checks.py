@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from secex_firstboot.agent import places
+from secex_firstboot.agent import boot_image, places
 from secex_firstboot.agent.step import Context
 from secex_firstboot.agent.steps import personalise
 from secex_firstboot.agent.steps.config import DecryptConfig
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.contract import paths
 from secex_firstboot.ignition import checks, ownership
-from secex_firstboot.ignition.config import without_references
-from secex_firstboot.sdboot.initramfs import File
-from secex_firstboot.storage import disk
+from secex_firstboot.ignition.config import Config, without_references
+from secex_firstboot.sdboot import boot_record, options
+from secex_firstboot.sdboot.boot_entry import BootEntry
+from secex_firstboot.sdboot.initramfs import Entry, File
+from secex_firstboot.storage import disk, progress_record
 from secex_firstboot.storage.disk import Disk
 from secex_firstboot.storage.plan import Plan
 
@@ -59,7 +62,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
 def test_what_a_config_may_not_is_refused_in_a_merged_and_in_a_stored_one(
     sections: dict[str, Any], reason: str
 ) -> None:
-    for check in (lambda text: checks.merged(text, (), print), lambda text: checks.stored(text, ())):
+    looks: list[Callable[[bytes], Config]]
+    looks = [lambda text: checks.merged(text, (), print), lambda text: checks.stored(text, ())]
+    for check in looks:
         assert check(merged()).storage.files == []
         with pytest.raises(Refusal, match=reason):
             check(merged(**sections))
@@ -103,17 +108,15 @@ def test_before_the_commit_point_the_users_config_may_refer_to_others(committed:
 def test_the_personalised_image_brings_the_config_without_its_references(
     committed: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    built = {}
+    built: dict[str, Entry] = {}
     monkeypatch.setattr(personalise, "_prepare_volumes", lambda *arguments: None)
-    monkeypatch.setattr(personalise.progress_record, "remove", lambda se: None)
-    monkeypatch.setattr(personalise.options, "first_boot_command_line", lambda options: options)
-    monkeypatch.setattr(
-        personalise.boot_image, "build", lambda *arguments, overlay, **more: built.update(overlay)
-    )
-    monkeypatch.setattr(personalise.boot_record, "install", lambda *arguments: None)
+    monkeypatch.setattr(progress_record, "remove", lambda se: None)
+    monkeypatch.setattr(options, "first_boot_command_line", lambda options: options)
+    monkeypatch.setattr(boot_image, "build", lambda *arguments, overlay, **more: built.update(overlay))
+    monkeypatch.setattr(boot_record, "install", lambda *arguments: None)
     places.IGNITION_USER_CONFIG.write_text("the user's own")
     places.IGNITION_MERGED_CONFIG.write_bytes(merged(REFERENCES, storage=FILES))
-    plan, entry = Plan.model_construct(), personalise.BootEntry.__new__(personalise.BootEntry)
+    plan, entry = Plan.model_construct(), BootEntry.__new__(BootEntry)
     object.__setattr__(entry, "options", "")
     personalise.Personalise()._commit(committed, plan, entry, Path("/se"), disk.find_disk())
     entry_in_image = built[str(places.IGNITION_USER_CONFIG)]

@@ -6,7 +6,6 @@ import io
 import logging
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from typing import BinaryIO, cast
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import TEST_VECTORS
+from support import TEST_VECTORS, needs
 from support.openpgp_messages import (
     Gpg,
     Host,
@@ -32,6 +31,7 @@ from support.openpgp_messages import (
     literal,
     packet,
     session_keys,
+    with_a_home,
 )
 
 from secex_firstboot.basic.errors import FirstbootError, Refusal
@@ -48,10 +48,7 @@ def confined(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def gpg() -> Iterator[Gpg]:
-    home = Path(tempfile.mkdtemp(prefix="pgp-", dir="/tmp"))
-    yield Gpg(home)
-    subprocess.run(["gpgconf", "--homedir", home, "--kill", "all"], check=True)
-    shutil.rmtree(home, ignore_errors=True)
+    yield from with_a_home()
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +280,7 @@ def test_each_byte_of_the_disk_is_read_once(
 ) -> None:
     """The host answers differently the second time."""
     message = gpg.encrypt(os.urandom(300_000), *armor, "--compress-algo=none")
-    path, opened, places = disk(work, message), [], []
+    path, opened, places = disk(work, message), list[io.FileIO](), list[int]()
 
     class Disk(io.FileIO):
         def read(self, size: int | None = -1) -> bytes:
@@ -564,9 +561,14 @@ def test_a_bomb_is_given_up_at_the_limit(
     gpg: Gpg, image_key: bytes, work: Path, algorithm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A hundred million bytes in a few thousand: no more is ever written than the limit, and a little."""
-    written = []
+    written: list[int] = []
     write = packets.write
-    monkeypatch.setattr(packets, "write", lambda file, text: (written.append(len(text)), write(file, text)))
+
+    def counted(file: BinaryIO, text: bytes) -> None:
+        written.append(len(text))
+        write(file, text)
+
+    monkeypatch.setattr(packets, "write", counted)
     monkeypatch.setattr(openpgp, "CONFIG_LIMIT", 1_000_000)
     message = gpg.encrypt(bytes(100_000_000), f"--compress-algo={algorithm}")
     assert len(message) < 200_000
@@ -834,7 +836,7 @@ exit 2
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can take privileges away from gpg")
+@needs.root
 @pytest.mark.skipif(not can_unshare(), reason="needs namespaces, which this container may not make")
 def test_gpg_has_no_privilege_no_network_and_leaves_no_process(
     work: Path, monkeypatch: pytest.MonkeyPatch

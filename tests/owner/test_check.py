@@ -8,13 +8,14 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from harness import pki, site
+from support import needs
 
 from secex_firstboot.cli.firstboot import main
 from secex_firstboot.contract import paths
@@ -24,6 +25,9 @@ from secex_firstboot.ignition import config
 from secex_firstboot.owner.check import config_file, hostkeys
 
 MIB = 1 << 20
+Rows = dict[str, dict[str, Any]]
+Look = Callable[..., tuple[int, Rows]]
+Validator = Callable[[str], None]
 CHAIN = pki.make_chain(datetime.now(UTC))
 DOCUMENT = pki.pem(CHAIN.document(pki.host_key("a").public_key()))
 
@@ -42,12 +46,13 @@ def proof() -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def look(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+def look(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Look:
+    needs.require("openssl")
     certificates = tmp_path / "certs"
     certificates.mkdir()
     (certificates / "root.crt").write_bytes(CHAIN.certificates()["root.crt"])
 
-    def look(config: dict[str, Any], *options: str) -> tuple[int, dict[str, dict[str, str]]]:
+    def look(config: dict[str, Any], *options: str) -> tuple[int, Rows]:
         path = tmp_path / "config.ign"
         path.write_text(json.dumps({"ignition": {"version": "3.3.0"}} | config))
         arguments = ["--dry-run", "--json", f"--config={path}", f"--certificates={certificates}", *options]
@@ -58,7 +63,7 @@ def look(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
     return look
 
 
-def test_a_good_config_passes_and_what_cannot_be_told_is_said(look):
+def test_a_good_config_passes_and_what_cannot_be_told_is_said(look: Look) -> None:
     code, rows = look({"storage": {"files": [host_key(), *proof()]}})
     assert code == 0
     assert rows["config"]["detail"] == "a config of specification 3.3.0"
@@ -66,7 +71,7 @@ def test_a_good_config_passes_and_what_cannot_be_told_is_said(look):
     assert rows["seal"] == rows["seal"] | {"state": "waiting", "detail": "can only be told at first boot"}
 
 
-def test_a_document_that_is_not_proven_is_refused_in_the_words_of_first_boot(look):
+def test_a_document_that_is_not_proven_is_refused_in_the_words_of_first_boot(look: Look) -> None:
     other = pki.make_chain(datetime.now(UTC), signing_key={"key": pki.rsa_key("another")})
     forged = pki.pem(other.document(pki.host_key("a").public_key()))
     code, rows = look({"storage": {"files": [host_key(forged), *proof()]}})
@@ -77,7 +82,7 @@ def test_a_document_that_is_not_proven_is_refused_in_the_words_of_first_boot(loo
     )
 
 
-def test_without_verification_the_same_document_passes(look):
+def test_without_verification_the_same_document_passes(look: Look) -> None:
     code, rows = look({"storage": {"files": [host_key()]}}, "--hostkey-verify=no")
     assert (code, rows["hostkeys"]["state"]) == (0, "ready")
 
@@ -91,7 +96,7 @@ def test_without_verification_the_same_document_passes(look):
         ({"ignition": {"version": "2.4.0"}}, "2.4.0 is not a version of Ignition's config specification 3"),
     ],
 )
-def test_a_config_that_first_boot_refuses_is_refused(look, config, says):
+def test_a_config_that_first_boot_refuses_is_refused(look: Look, config: dict[str, Any], says: str) -> None:
     code, rows = look(config)
     assert code == 1
     assert says in rows["config"]["detail"]
@@ -104,8 +109,7 @@ def image(tmp_path: Path) -> Path:
 
 def make_image(tmp_path: Path, size: int) -> Path:
     """An SE-ready image as far as its layout goes: file systems and hash trees, no sdboot."""
-    if not all(map(shutil.which, ["sfdisk", "mkfs.ext4", "veritysetup", "qemu-img"])):
-        pytest.skip("needs sfdisk, mkfs.ext4, veritysetup and qemu-img")
+    needs.require("sfdisk", "mkfs.ext4", "veritysetup", "qemu-img")
     sizes = {"se": 8, "boot": 64, "root": 48, "boothash": 2, "roothash": 2}
     raw, at, script = tmp_path / "image.raw", MIB, ["label: gpt"]
     raw.touch()
@@ -129,7 +133,7 @@ def make_image(tmp_path: Path, size: int) -> Path:
     return raw
 
 
-def test_an_image_is_laid_out_raw_or_qcow2(look, image, tmp_path):
+def test_an_image_is_laid_out_raw_or_qcow2(look: Look, image: Path, tmp_path: Path) -> None:
     config = {"storage": {"files": [host_key(), *proof()]}}
     qcow2 = tmp_path / "image.qcow2"
     subprocess.run(["qemu-img", "convert", "-O", "qcow2", image, qcow2], check=True)
@@ -141,7 +145,7 @@ def test_an_image_is_laid_out_raw_or_qcow2(look, image, tmp_path):
         )
 
 
-def test_an_image_without_room_is_refused_with_the_mib_missing(look, tmp_path):
+def test_an_image_without_room_is_refused_with_the_mib_missing(look: Look, tmp_path: Path) -> None:
     image = make_image(tmp_path, 130)
     code, rows = look({"storage": {"files": [host_key(), *proof()]}}, f"--disk={image}")
     assert code == 1
@@ -149,7 +153,7 @@ def test_an_image_without_room_is_refused_with_the_mib_missing(look, tmp_path):
     assert "qemu-img resize" in rows["personalise"]["detail"]
 
 
-def test_an_image_without_a_partition_is_refused(look, image):
+def test_an_image_without_a_partition_is_refused(look: Look, image: Path) -> None:
     subprocess.run(["sfdisk", "--quiet", "--delete", image, "6"], check=True)
     code, rows = look({"storage": {"files": [host_key(), *proof()]}}, f"--disk={image}")
     assert code == 1
@@ -168,7 +172,9 @@ def test_an_image_without_a_partition_is_refused(look, image):
         (123 * MIB + 81, "the dm-verity superblock for root has a salt of another form"),
     ],
 )
-def test_a_flipped_bit_in_what_says_where_things_are_is_refused(look, image, at, says):
+def test_a_flipped_bit_in_what_says_where_things_are_is_refused(
+    look: Look, image: Path, at: int, says: str
+) -> None:
     with image.open("r+b") as stream:
         stream.seek(at)
         old = stream.read(1)[0]
@@ -196,7 +202,9 @@ def test_a_flipped_bit_in_what_says_where_things_are_is_refused(look, image, at,
         (b'\xef\xbb\xbf{"ignition": {}}', "begins with a byte order mark, which Ignition does not take: "),
     ],
 )
-def test_what_is_no_config_is_called_what_it_is(tmp_path, capsys, content, says):
+def test_what_is_no_config_is_called_what_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, says: str
+) -> None:
     path = tmp_path / "config.ign"
     path.write_bytes(content)
     code, rows = run(capsys, "--config", path)
@@ -207,21 +215,25 @@ def test_what_is_no_config_is_called_what_it_is(tmp_path, capsys, content, says)
 
 
 @pytest.mark.parametrize("content", [b'{"a": "variant: fcos"', b'{"ignition":\nversion: 3}', b"hello"])
-def test_a_config_that_is_damaged_is_not_taken_for_something_else(tmp_path, capsys, content):
+def test_a_config_that_is_damaged_is_not_taken_for_something_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
     path = tmp_path / "config.ign"
     path.write_bytes(content)
     _, rows = run(capsys, "--config", path)
     assert rows["config"]["detail"].startswith("the Ignition config is not valid: ")
 
 
-def test_a_config_that_cannot_be_read_is_refused_with_the_cure(tmp_path, capsys):
+def test_a_config_that_cannot_be_read_is_refused_with_the_cure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for path, reason in {"none": "No such file or directory", ".": "Is a directory"}.items():
         code, rows = run(capsys, "--config", tmp_path / path)
         assert code == 1
         assert f"cannot be read: {reason}: --config=FILE names" in rows["config"]["detail"]
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, dict[str, dict[str, Any]]]:
+def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, Rows]:
     code = main(["--dry-run", "--json", *map(str, arguments)])
     return code, {row["step"]: row for row in json.loads(capsys.readouterr().out)["steps"]}
 
@@ -232,12 +244,15 @@ GOOD = {"storage": {"files": [host_key(), *proof()]}}
 
 
 @pytest.fixture
-def validator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def validator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Validator:
     """In place of ignition-validate, whose real words vm-tests/test_ignition.py has; None: it is not here."""
+    needs.require("timeout", "openssl")
     folder = tmp_path / "bin"
     folder.mkdir()
-    (folder / "timeout").symlink_to(shutil.which("timeout"))
-    (folder / "openssl").symlink_to(shutil.which("openssl"))
+    for program in ("timeout", "openssl"):
+        found = shutil.which(program)
+        assert found
+        (folder / program).symlink_to(found)
     monkeypatch.setenv("PATH", str(folder))
 
     def validator(script: str) -> None:
@@ -247,7 +262,7 @@ def validator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return validator
 
 
-def test_without_ignition_s_own_check_a_config_is_not_called_ready(look, validator):
+def test_without_ignition_s_own_check_a_config_is_not_called_ready(look: Look, validator: Validator) -> None:
     code, rows = look(GOOD)
     assert (code, rows["config"]["state"]) == (0, "unknown")
     assert rows["config"]["untold"] == [
@@ -258,7 +273,7 @@ def test_without_ignition_s_own_check_a_config_is_not_called_ready(look, validat
     assert (code, rows["config"]["state"], rows["config"]["untold"]) == (0, "ready", [])
 
 
-def test_what_ignition_s_own_check_refuses_is_refused(look, validator):
+def test_what_ignition_s_own_check_refuses_is_refused(look: Look, validator: Validator) -> None:
     validator('echo "error at $.storage.raid.0.level, line 1 col 2: raid level is required"; exit 1')
     code, rows = look(GOOD)
     assert (code, rows["config"]["state"]) == (1, "refused")
@@ -266,7 +281,9 @@ def test_what_ignition_s_own_check_refuses_is_refused(look, validator):
     assert "raid level is required" in rows["config"]["detail"]
 
 
-def test_a_misspelled_field_is_named_and_a_field_in_other_letters_is_none(tmp_path, capsys):
+def test_a_misspelled_field_is_named_and_a_field_in_other_letters_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "config.ign"
     config = {"ignition": {"version": "3.3.0"}, "Storage": {"fles": [], "files": [host_key(), *proof()]}}
     path.write_text(json.dumps(config))
@@ -275,7 +292,9 @@ def test_a_misspelled_field_is_named_and_a_field_in_other_letters_is_none(tmp_pa
     assert warned == ["Storage.fles is no field of a config, and Ignition ignores it: correct the name"]
 
 
-def test_what_it_warns_of_is_shown(tmp_path, capsys, validator):
+def test_what_it_warns_of_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], validator: Validator
+) -> None:
     validator('echo "warning at $.sytemd, line 1 col 9: Unused key sytemd"')
     path = tmp_path / "config.ign"
     path.write_text(json.dumps({"ignition": {"version": "3.3.0"}, **GOOD}))
@@ -290,7 +309,9 @@ def test_what_it_warns_of_is_shown(tmp_path, capsys, validator):
         ("exec sleep 600", "took longer than 1 s"),
     ],
 )
-def test_a_check_that_comes_to_no_verdict_is_none(look, validator, monkeypatch, script, why):
+def test_a_check_that_comes_to_no_verdict_is_none(
+    look: Look, validator: Validator, monkeypatch: pytest.MonkeyPatch, script: str, why: str
+) -> None:
     monkeypatch.setattr(config_file, "_VALIDATOR_TIMEOUT", 1)
     validator(f"PATH=/usr/bin:/bin; {script}")
     code, rows = look(GOOD)
@@ -308,7 +329,9 @@ def test_a_check_that_comes_to_no_verdict_is_none(look, validator, monkeypatch, 
         ("3.4.0-experimental", "whether the image's Ignition is of the few versions that know 3.4.0-exper"),
     ],
 )
-def test_a_specification_that_an_image_may_not_know_is_named(look, validator, version, untold):
+def test_a_specification_that_an_image_may_not_know_is_named(
+    look: Look, validator: Validator, version: str, untold: str | None
+) -> None:
     validator("exit 0")
     code, rows = look({"ignition": {"version": version}, **GOOD})
     assert code == 0
@@ -317,12 +340,12 @@ def test_a_specification_that_an_image_may_not_know_is_named(look, validator, ve
 
 
 @pytest.mark.parametrize("version", ["3.7.0", "3.99.0", "3.3.1"])
-def test_a_specification_that_there_is_not_is_refused(look, version):
+def test_a_specification_that_there_is_not_is_refused(look: Look, version: str) -> None:
     code, rows = look({"ignition": {"version": version}, **GOOD})
     assert (code, rows["config"]["state"]) == (1, "refused")
 
 
-def test_devices_and_files_of_servers_are_named_by_their_place(look, validator):
+def test_devices_and_files_of_servers_are_named_by_their_place(look: Look, validator: Validator) -> None:
     validator("exit 0")
     files = [*GOOD["storage"]["files"], {"path": "/etc/x", "contents": {"source": "https://a.example/x"}}]
     filesystems = [{"device": "/dev/vdb", "format": "xfs"}]
@@ -341,7 +364,9 @@ def test_devices_and_files_of_servers_are_named_by_their_place(look, validator):
         ([{"path": "etc/a"}], "storage.files[0].path"),
     ],
 )
-def test_what_ignition_refuses_is_refused_without_its_own_check_too(look, entries, says):
+def test_what_ignition_refuses_is_refused_without_its_own_check_too(
+    look: Look, entries: list[dict[str, str]], says: str
+) -> None:
     code, rows = look({"storage": {"files": [*entries, *GOOD["storage"]["files"]]}})
     assert (code, rows["config"]["state"]) == (1, "refused")
     assert says in rows["config"]["detail"]
@@ -360,19 +385,21 @@ ELSEWHERE = {"source": "https://a.example/base.ign"}
 
 
 @pytest.mark.parametrize("config", [referring(merge=[reference(GOOD)]), referring(replace=reference(GOOD))])
-def test_what_a_config_refers_to_in_itself_counts(look, validator, config):
+def test_what_a_config_refers_to_in_itself_counts(
+    look: Look, validator: Validator, config: dict[str, Any]
+) -> None:
     validator("exit 0")
     code, rows = look(config)
     assert (code, rows["config"]["state"], rows["hostkeys"]["state"]) == (0, "ready", "ready")
     assert rows["hostkeys"]["detail"] == "1 documents: ibm-z-hostkey-a"
 
 
-def test_what_it_refuses_there_is_refused(look):
+def test_what_it_refuses_there_is_refused(look: Look) -> None:
     code, rows = look(referring(merge=[reference({"storage": {"files": [file("/etc/luks/key", b"")]}})]))
     assert (code, rows["config"]["state"]) == (1, "refused")
 
 
-def test_a_reference_that_the_host_can_change_is_refused_in_a_config_inside_too(look):
+def test_a_reference_that_the_host_can_change_is_refused_in_a_config_inside_too(look: Look) -> None:
     inside = reference(referring(replace={"source": "http://a.example/base.ign"}))
     code, rows = look(referring(merge=[inside]))
     assert (code, rows["config"]["state"]) == (1, "refused")
@@ -380,7 +407,9 @@ def test_a_reference_that_the_host_can_change_is_refused_in_a_config_inside_too(
 
 
 @pytest.mark.parametrize("offline", [[], ["--offline"]])
-def test_what_is_elsewhere_is_named_and_may_have_the_host_keys(look, validator, offline):
+def test_what_is_elsewhere_is_named_and_may_have_the_host_keys(
+    look: Look, validator: Validator, offline: list[str]
+) -> None:
     validator("exit 0")
     code, rows = look(referring(merge=[reference({}), ELSEWHERE]), *offline)
     assert (code, rows["config"]["state"], rows["hostkeys"]["state"]) == (0, "unknown", "unknown")
@@ -388,7 +417,7 @@ def test_what_is_elsewhere_is_named_and_may_have_the_host_keys(look, validator, 
     assert rows["hostkeys"]["untold"] == ["what other configs say of host keys: ignition.config.merge[1]"]
 
 
-def test_beside_what_is_elsewhere_what_is_here_is_looked_at(look):
+def test_beside_what_is_elsewhere_what_is_here_is_looked_at(look: Look) -> None:
     config = referring(merge=[ELSEWHERE])
     code, rows = look(config | GOOD)
     assert (code, rows["hostkeys"]["state"]) == (0, "unknown")
@@ -397,7 +426,7 @@ def test_beside_what_is_elsewhere_what_is_here_is_looked_at(look):
     assert (code, rows["config"]["state"]) == (1, "refused")
 
 
-def test_a_config_that_another_replaces_does_not_count(look):
+def test_a_config_that_another_replaces_does_not_count(look: Look) -> None:
     config = referring(replace=ELSEWHERE)
     code, rows = look(config | {"storage": {"files": [file("/etc/luks/key", b"")]}})
     assert (code, rows["config"]["state"], rows["hostkeys"]["state"]) == (0, "unknown", "unknown")
@@ -409,7 +438,7 @@ def test_a_config_that_another_replaces_does_not_count(look):
 OPENSHIFT = file("/etc/se-hostkeys/ibm-z-reg-hostkey-a", DOCUMENT)
 
 
-def test_openshift_s_name_of_a_host_key_is_refused_with_ours(look):
+def test_openshift_s_name_of_a_host_key_is_refused_with_ours(look: Look) -> None:
     code, rows = look({"storage": {"files": [OPENSHIFT, *proof()]}})
     assert (code, rows["hostkeys"]["state"]) == (1, "refused")
     assert rows["hostkeys"]["detail"] == (
@@ -418,18 +447,20 @@ def test_openshift_s_name_of_a_host_key_is_refused_with_ours(look):
     )
 
 
-def test_beside_a_name_of_ours_it_is_a_warning(look, capsys):
+def test_beside_a_name_of_ours_it_is_a_warning(look: Look, capsys: pytest.CaptureFixture[str]) -> None:
     code, rows = look({"storage": {"files": [host_key(), OPENSHIFT, *proof()]}})
     assert (code, rows["hostkeys"]["state"]) == (0, "ready")
 
 
-def test_a_directory_of_certificates_that_is_not_there_is_refused(look, tmp_path):
+def test_a_directory_of_certificates_that_is_not_there_is_refused(look: Look, tmp_path: Path) -> None:
     code, rows = look(GOOD, f"--certificates={tmp_path}/none")
     assert (code, rows["hostkeys"]["state"]) == (1, "refused")
     assert rows["hostkeys"]["detail"].startswith(f"there is no directory {tmp_path}/none: --certificates=")
 
 
-def test_without_any_the_documents_are_not_called_genuine(tmp_path, capsys, monkeypatch):
+def test_without_any_the_documents_are_not_called_genuine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(paths, "CERTIFICATES", tmp_path / "none")
     path = tmp_path / "config.ign"
     path.write_text(json.dumps({"ignition": {"version": "3.3.0"}, **GOOD}))
@@ -441,7 +472,13 @@ def test_without_any_the_documents_are_not_called_genuine(tmp_path, capsys, monk
 
 
 @pytest.mark.parametrize("options", [[], ["--offline"], ["--hostkey-verify=no"]])
-def test_a_config_without_a_host_key_is_refused(look, monkeypatch, tmp_path, capsys, options):
+def test_a_config_without_a_host_key_is_refused(
+    look: Look,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+) -> None:
     """Also where there is more that cannot be told."""
     monkeypatch.setattr(paths, "CERTIFICATES", tmp_path / "none")
     path = tmp_path / "no-host-key.ign"
@@ -472,7 +509,7 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
         yield taken.getsockname()[1]
 
 
-def test_a_server_out_of_reach_says_nothing_of_the_others(look, nobody):
+def test_a_server_out_of_reach_says_nothing_of_the_others(look: Look, nobody: int) -> None:
     code, rows = look({"storage": {"files": [host_key(), fetched(nobody), *proof()]}})
     assert (code, rows["hostkeys"]["state"]) == (0, "unknown")
     assert rows["hostkeys"]["detail"] == "1 documents: ibm-z-hostkey-a"
@@ -483,14 +520,16 @@ def test_a_server_out_of_reach_says_nothing_of_the_others(look, nobody):
     assert where == "what only a server has: storage.files[1]"
 
 
-def test_a_document_that_is_here_is_refused_all_the_same(look, nobody):
+def test_a_document_that_is_here_is_refused_all_the_same(look: Look, nobody: int) -> None:
     other = pki.make_chain(datetime.now(UTC), signing_key={"key": pki.rsa_key("another")})
     forged = pki.pem(other.document(pki.host_key("a").public_key()))
     code, rows = look({"storage": {"files": [host_key(forged), fetched(nobody), *proof()]}})
     assert (code, rows["hostkeys"]["state"]) == (1, "refused")
 
 
-def test_what_the_host_can_change_on_its_way_is_refused_or_warned_of(tmp_path, capsys):
+def test_what_the_host_can_change_on_its_way_is_refused_or_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     plain = {"source": "http://a.example/x"}
     for entry, code, says in (
         ({"path": "/etc/x", "contents": plain}, 0, "storage.files[0].contents comes over http without"),
@@ -507,7 +546,7 @@ def test_what_the_host_can_change_on_its_way_is_refused_or_warned_of(tmp_path, c
         )
 
 
-def test_a_server_that_answers_no_is_a_refusal(look):
+def test_a_server_that_answers_no_is_a_refusal(look: Look) -> None:
     with site.web_server({}) as port:
         code, rows = look({"storage": {"files": [host_key(), fetched(port), *proof()]}})
     assert (code, rows["hostkeys"]["state"]) == (1, "refused")
@@ -515,13 +554,13 @@ def test_a_server_that_answers_no_is_a_refusal(look):
 
 
 @pytest.mark.parametrize(("asked", "granted"), [(3600, 30), (0, 30), (5, 5)])
-def test_servers_are_not_waited_for_as_long_as_a_config_may_ask(asked, granted):
+def test_servers_are_not_waited_for_as_long_as_a_config_may_ask(asked: int, granted: int) -> None:
     given = {"ignition": {"version": "3.3.0", "timeouts": {"httpTotal": asked}}}
     found = hostkeys._impatient(config.parse(json.dumps(given).encode()))
     assert found.ignition.timeouts.http_total == granted
 
 
-def test_offline_asks_nobody(look, monkeypatch):
+def test_offline_asks_nobody(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_network(*_: Any) -> None:
         raise AssertionError("something was fetched")
 
@@ -553,20 +592,20 @@ def with_revocation_lists_elsewhere(*, given: bool) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("options", [[], ["--offline"]])
-def test_a_revocation_list_out_of_reach_is_no_refusal(look, nobody, options):
+def test_a_revocation_list_out_of_reach_is_no_refusal(look: Look, nobody: int, options: list[str]) -> None:
     code, rows = look(with_revocation_lists_elsewhere(given=False), *options)
     assert (code, rows["hostkeys"]["state"]) == (0, "unknown")
     assert rows["hostkeys"]["untold"][0].startswith("whether the documents are genuine: the CRL of ")
 
 
 @pytest.mark.parametrize("options", [[], ["--offline"]])
-def test_a_newer_one_out_of_reach_is_named(look, nobody, options):
+def test_a_newer_one_out_of_reach_is_named(look: Look, nobody: int, options: list[str]) -> None:
     code, rows = look(with_revocation_lists_elsewhere(given=True), *options)
     assert (code, rows["hostkeys"]["state"]) == (0, "unknown")
     assert rows["hostkeys"]["untold"] == ["what newer revocation lists say"]
 
 
-def test_one_that_nobody_has_is_a_refusal(look):
+def test_one_that_nobody_has_is_a_refusal(look: Look) -> None:
     files = [each for each in GOOD["storage"]["files"] if not each["path"].endswith(".crl")]
     code, rows = look({"storage": {"files": files}}, "--offline")
     assert (code, rows["hostkeys"]["state"]) == (1, "refused")
@@ -576,7 +615,7 @@ def test_one_that_nobody_has_is_a_refusal(look):
 # --- the image ---
 
 
-def test_what_is_no_image_is_refused_with_the_cure(look, tmp_path):
+def test_what_is_no_image_is_refused_with_the_cure(look: Look, tmp_path: Path) -> None:
     (tmp_path / "blank").write_bytes(bytes(MIB))
     for name, says in {
         "blank": "no sound partition table: nothing says that it is a GPT",
@@ -591,7 +630,7 @@ def test_what_is_no_image_is_refused_with_the_cure(look, tmp_path):
 # --- the table ---
 
 
-def test_the_table_fits_100_columns(tmp_path, capsys):
+def test_the_table_fits_100_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "config.ign"
     path.write_text(json.dumps({"ignition": {"version": "3.5.0"}, **GOOD}))
     assert main(["--dry-run", f"--config={path}", "--offline"]) == 0

@@ -107,7 +107,7 @@ def test_a_long_list_is_cut_and_strange_names_do_no_harm_to_the_console(tmp_path
 
 
 def test_an_image_that_asks_for_it_has_it_removed_and_nothing_else(tmp_path: Path) -> None:
-    root, said = make(tmp_path, PUBLIC | MADE_ANEW), []
+    root, said = make(tmp_path, PUBLIC | MADE_ANEW), list[str]()
     identity.check(Context(REPLACE, say=said.append), root)
     assert ["/etc/ssh/ssh_host_ed25519_key, " in line for line in said] == [True]
     identity.remove(root)

@@ -10,14 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import REPOSITORY
+from support import REPOSITORY, needs
 
 from secex_firstboot.roots import overlay
 from secex_firstboot.storage import filesystem
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or not Path("/dev/loop-control").exists(), reason="needs root and loop devices"
-)
+pytestmark = needs.mounting("mkfs.ext4")
 
 
 class PowerCut(Exception):
@@ -90,7 +88,7 @@ def tree(root: Path) -> dict[str, tuple[object, ...]]:
     return found
 
 
-def test_what_was_seen_through_the_overlay_is_there_without_it(root, tmp_path):
+def test_what_was_seen_through_the_overlay_is_there_without_it(root: Path, tmp_path: Path) -> None:
     begin(root)
     change(root)
     seen = tree(root)
@@ -101,7 +99,7 @@ def test_what_was_seen_through_the_overlay_is_there_without_it(root, tmp_path):
     assert not (root / overlay.TOP).exists()
 
 
-def test_what_is_mounted_below_stays_mounted(root, tmp_path):
+def test_what_is_mounted_below_stays_mounted(root: Path, tmp_path: Path) -> None:
     begin(root)
     subprocess.run(["mount", "-t", "tmpfs", "boot", root / "boot"], check=True)
     (root / "boot/kernel").write_text("k")
@@ -111,7 +109,7 @@ def test_what_is_mounted_below_stays_mounted(root, tmp_path):
     assert not list(tmp_path.glob("mount-*"))
 
 
-def test_what_a_stage_left_that_did_not_end_is_dropped(root):
+def test_what_a_stage_left_that_did_not_end_is_dropped(root: Path) -> None:
     before = tree(root)
     begin(root)
     change(root)
@@ -121,13 +119,15 @@ def test_what_a_stage_left_that_did_not_end_is_dropped(root):
     assert not (root / overlay.TOP).exists()
 
 
-def test_nothing_to_settle_is_nothing_done(root):
+def test_nothing_to_settle_is_nothing_done(root: Path) -> None:
     before = tree(root)
     assert not overlay.settle(root)
     assert tree(root) == before
 
 
-def test_after_a_cut_at_any_moment_of_taking_over_it_ends_as_it_was_seen(root, tmp_path, monkeypatch):
+def test_after_a_cut_at_any_moment_of_taking_over_it_ends_as_it_was_seen(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     begin(root)
     change(root)
     seen = tree(root)

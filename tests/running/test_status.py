@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support import TEST_VECTORS, guest_root
+from support import TEST_VECTORS, guest_root, needs
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError, Refusal
@@ -19,7 +19,6 @@ from secex_firstboot.storage import devicemapper
 from secex_firstboot.storage.mounted import Mounted
 
 MIB = 1 << 20
-needs_cryptsetup = pytest.mark.skipif(not shutil.which("cryptsetup"), reason="needs cryptsetup-bin")
 
 
 @pytest.fixture
@@ -88,7 +87,7 @@ def test_a_file_that_is_no_document_is_shown_as_one_and_said(root: Path) -> None
     assert any("ibm-z-hostkey-c is no X.509 certificate" in line for line in found.untold)
 
 
-@needs_cryptsetup
+@needs.cryptsetup
 def test_a_volume_is_described_by_its_header(root: Path) -> None:
     guest_root.make_headers(root)
     shutil.copy(root / "etc/luks/root.header", root / "etc/luks/my-data.header")
@@ -103,7 +102,7 @@ def test_a_volume_is_described_by_its_header(root: Path) -> None:
     assert {path: path.read_bytes() for path in (root / "etc/luks").iterdir()} == before
 
 
-@needs_cryptsetup
+@needs.cryptsetup
 def test_a_header_that_is_half_spoiled_is_not_mended(root: Path) -> None:
     """There are two copies in it, and the library would write the other one anew."""
     guest_root.make_headers(root)

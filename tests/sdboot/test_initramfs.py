@@ -8,12 +8,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from support import needs
 
 from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.sdboot.initramfs import Directory, File, joined, joined_size, write_archive
 
 
 def cpio(directory: Path, archive: bytes, *options: str) -> str:
+    needs.require("cpio")
     done = subprocess.run(
         ["cpio", "--quiet", "--no-absolute-filenames", *options],
         input=archive,

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import os
 import resource
 import threading
@@ -34,25 +36,27 @@ def copy(source: Path, target: Path, length: int, **options: object) -> list[int
     return durable
 
 
-def test_everything_is_copied_from_the_last_chunk_to_the_first(files):
+def test_everything_is_copied_from_the_last_chunk_to_the_first(files: tuple[Path, Path, bytes]) -> None:
     source, target, content = files
     assert copy(source, target, len(content)) == [8 * PAGE, 4 * PAGE, 0]
     assert target.read_bytes() == content
 
 
-def test_a_copy_goes_on_where_it_was(files):
+def test_a_copy_goes_on_where_it_was(files: tuple[Path, Path, bytes]) -> None:
     source, target, content = files
     assert copy(source, target, len(content), start_from=4 * PAGE) == [0]
     assert target.read_bytes() == content[: 4 * PAGE] + bytes(6 * PAGE)
 
 
-def test_a_finished_copy_writes_nothing(files):
+def test_a_finished_copy_writes_nothing(files: tuple[Path, Path, bytes]) -> None:
     source, target, content = files
     assert copy(source, target, len(content), start_from=0) == []
     assert not any(target.read_bytes())
 
 
-def test_durable_means_readable_from_there_and_nothing_below_is_written_yet(files):
+def test_durable_means_readable_from_there_and_nothing_below_is_written_yet(
+    files: tuple[Path, Path, bytes],
+) -> None:
     source, target, content = files
 
     def look(offset: int) -> None:
@@ -61,21 +65,21 @@ def test_durable_means_readable_from_there_and_nothing_below_is_written_yet(file
     copy(source, target, len(content), on_chunk_durable=look)
 
 
-def test_progress_counts_up_to_the_length(files):
+def test_progress_counts_up_to_the_length(files: tuple[Path, Path, bytes]) -> None:
     source, target, content = files
     seen: list[tuple[int, int]] = []
     copy(source, target, len(content), start_from=8 * PAGE, progress=lambda *done: seen.append(done))
     assert seen == [(6 * PAGE, 10 * PAGE), (10 * PAGE, 10 * PAGE)]
 
 
-def test_a_source_that_ends_early_is_an_error_with_the_offset(files):
+def test_a_source_that_ends_early_is_an_error_with_the_offset(files: tuple[Path, Path, bytes]) -> None:
     source, target, content = files
     os.truncate(source, 9 * PAGE)
     with pytest.raises(FirstbootError, match=f"read byte {9 * PAGE}"):
         copy(source, target, len(content))
 
 
-def test_a_target_that_fails_is_an_error_with_the_offset(files):
+def test_a_target_that_fails_is_an_error_with_the_offset(files: tuple[Path, Path, bytes]) -> None:
     source, target, content = files
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (9 * PAGE, limits[1]))
@@ -87,14 +91,16 @@ def test_a_target_that_fails_is_an_error_with_the_offset(files):
     assert threading.active_count() == 1
 
 
-def test_a_missing_device_is_an_error_with_its_name(files):
+def test_a_missing_device_is_an_error_with_its_name(files: tuple[Path, Path, bytes]) -> None:
     source, target, content = files
     with pytest.raises(FirstbootError, match="no-such-device"):
         copy(source, target.with_name("no-such-device"), len(content))
 
 
 @pytest.mark.parametrize("where", ["on_chunk_durable", "progress"])
-def test_an_error_in_a_callback_ends_the_copy_and_its_thread(files, where):
+def test_an_error_in_a_callback_ends_the_copy_and_its_thread(
+    files: tuple[Path, Path, bytes], where: str
+) -> None:
     source, target, content = files
 
     def stop(*_: int) -> None:
@@ -116,7 +122,9 @@ def test_an_error_in_a_callback_ends_the_copy_and_its_thread(files, where):
         {"start_from": 11 * PAGE},
     ],
 )
-def test_sizes_that_do_not_fit_the_device_are_refused(files, wrong):
+def test_sizes_that_do_not_fit_the_device_are_refused(
+    files: tuple[Path, Path, bytes], wrong: dict[str, int]
+) -> None:
     source, target, content = files
     with pytest.raises(ValueError):
         copy(source, target, **({"length": len(content)} | wrong))
@@ -166,7 +174,9 @@ small = st.builds(
 
 @settings(max_examples=60)
 @given(small, st.integers(1, 200), st.integers(0, 50), st.data())
-def test_within_the_window_a_kill_at_the_worst_moment_loses_nothing(layout, blocks, crash_after, data):
+def test_within_the_window_a_kill_at_the_worst_moment_loses_nothing(
+    layout: Layout, blocks: int, crash_after: int, data: st.DataObject
+) -> None:
     window = layout.backward_window // PAGE
     if window < 1:
         return
@@ -174,14 +184,14 @@ def test_within_the_window_a_kill_at_the_worst_moment_loses_nothing(layout, bloc
     assert volume == content
 
 
-def test_beyond_the_window_a_kill_loses_data():
+def test_beyond_the_window_a_kill_loses_data() -> None:
     layout = Layout(4096, 1, 4 * PAGE, interleave=4 * PAGE)
     assert copied_in_place(layout, 200, layout.backward_window // PAGE, 3)[0] == list(range(1, 201))
     volume, content = copied_in_place(layout, 200, 100, 0)
     assert volume != content
 
 
-def test_no_room_before_the_areas_loses_data_even_without_a_kill():
+def test_no_room_before_the_areas_loses_data_even_without_a_kill() -> None:
     layout = Layout(4096, 1, 0, interleave=256 * PAGE)
     assert layout.backward_window < 0
     volume, content = copied_in_place(layout, 200, 1, 0)

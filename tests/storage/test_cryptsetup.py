@@ -1,11 +1,13 @@
 """What of libcryptsetup runs without device-mapper; the rest runs in the guest."""
 
+from __future__ import annotations
+
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from support import needs
 
 from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.storage import devicemapper
@@ -14,7 +16,7 @@ from secex_firstboot.storage.cryptsetup import CryptSetup, CryptSetupError, clos
 MIB = 1 << 20
 KEY = bytearray(range(64))
 
-needs_tools = pytest.mark.skipif(not shutil.which("cryptsetup"), reason="needs cryptsetup-bin")
+pytestmark = needs.cryptsetup
 without_device_mapper = pytest.mark.skipif(
     "device-mapper" in Path("/proc/devices").read_text(), reason="device-mapper would do it here"
 )
@@ -33,8 +35,7 @@ def luks(tmp_path: Path) -> Path:
     return path
 
 
-@needs_tools
-def test_a_luks2_header_describes_its_volume(luks):
+def test_a_luks2_header_describes_its_volume(luks: Path) -> None:
     with CryptSetup(luks) as handle:
         seen = handle.load_luks2()
     uuid = subprocess.run(
@@ -45,8 +46,7 @@ def test_a_luks2_header_describes_its_volume(luks):
     assert (seen.volume_key_size, seen.sector_size, seen.data_offset) == (64, 4096, 4 * MIB)
 
 
-@needs_tools
-def test_a_header_backup_is_small_and_serves_as_detached_header(luks, tmp_path):
+def test_a_header_backup_is_small_and_serves_as_detached_header(luks: Path, tmp_path: Path) -> None:
     backup = tmp_path / "header"
     with CryptSetup(luks) as handle:
         described = handle.load_luks2()
@@ -60,8 +60,7 @@ def test_a_header_backup_is_small_and_serves_as_detached_header(luks, tmp_path):
         handle.load_luks2()
 
 
-@needs_tools
-def test_a_header_backup_never_replaces_a_file(luks, tmp_path):
+def test_a_header_backup_never_replaces_a_file(luks: Path, tmp_path: Path) -> None:
     backup = tmp_path / "header"
     backup.write_text("mine")
     with CryptSetup(luks) as handle:
@@ -71,14 +70,14 @@ def test_a_header_backup_never_replaces_a_file(luks, tmp_path):
     assert backup.read_text() == "mine"
 
 
-def test_an_error_carries_the_words_of_the_library_and_errno(tmp_path):
+def test_an_error_carries_the_words_of_the_library_and_errno(tmp_path: Path) -> None:
     with pytest.raises(CryptSetupError, match="no-such-device does not exist") as caught:
         CryptSetup(tmp_path / "no-such-device")
     assert caught.value.errno > 0
     assert isinstance(caught.value, FirstbootError)
 
 
-def test_words_of_one_error_do_not_come_back_with_the_next(tmp_path):
+def test_words_of_one_error_do_not_come_back_with_the_next(tmp_path: Path) -> None:
     for name in ("first", "second"):
         with pytest.raises(CryptSetupError) as caught:
             CryptSetup(tmp_path / name)
@@ -87,7 +86,7 @@ def test_words_of_one_error_do_not_come_back_with_the_next(tmp_path):
 
 
 @without_device_mapper
-def test_what_needs_device_mapper_fails_without_a_word_of_the_key(tmp_path):
+def test_what_needs_device_mapper_fails_without_a_word_of_the_key(tmp_path: Path) -> None:
     device = tmp_path / "device"
     device.touch()
     os.truncate(device, 64 * MIB)
@@ -97,7 +96,7 @@ def test_what_needs_device_mapper_fails_without_a_word_of_the_key(tmp_path):
     assert "0123456789abcdef" not in str(caught.value) + repr(caught.value.args)
 
 
-def test_an_impossible_sector_size_is_refused(tmp_path):
+def test_an_impossible_sector_size_is_refused(tmp_path: Path) -> None:
     device = tmp_path / "device"
     device.touch()
     os.truncate(device, 64 * MIB)
@@ -105,11 +104,11 @@ def test_an_impossible_sector_size_is_refused(tmp_path):
         handle.format_luks2(label="crypt_test", sector_size=1000, key=KEY, journal_bytes=MIB)
 
 
-def test_closing_what_is_not_open_does_nothing():
+def test_closing_what_is_not_open_does_nothing() -> None:
     close("secex-no-such-mapping")
 
 
-def test_a_mapping_that_cannot_be_closed_is_an_error(monkeypatch, tmp_path):
+def test_a_mapping_that_cannot_be_closed_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(devicemapper, "BLOCK", tmp_path)
     mapping = tmp_path / "dm-0"
     (mapping / "dm").mkdir(parents=True)
@@ -119,7 +118,7 @@ def test_a_mapping_that_cannot_be_closed_is_an_error(monkeypatch, tmp_path):
         close("secex-no-such-mapping")
 
 
-def test_zeros_go_to_the_range_and_nowhere_else(tmp_path):
+def test_zeros_go_to_the_range_and_nowhere_else(tmp_path: Path) -> None:
     device = tmp_path / "device"
     device.write_bytes(b"x" * 8 * MIB)
     seen: list[tuple[int, int]] = []
@@ -130,7 +129,7 @@ def test_zeros_go_to_the_range_and_nowhere_else(tmp_path):
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
-def test_an_error_in_the_progress_callback_ends_zeroing(tmp_path):
+def test_an_error_in_the_progress_callback_ends_zeroing(tmp_path: Path) -> None:
     device = tmp_path / "device"
     device.write_bytes(b"x" * 8 * MIB)
 

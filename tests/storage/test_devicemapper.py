@@ -61,18 +61,18 @@ def calls(dmsetup: Path) -> list[str]:
     return log.read_text().splitlines() if log.exists() else []
 
 
-def test_pieces_follow_each_other_in_sectors_of_512_bytes():
+def test_pieces_follow_each_other_in_sectors_of_512_bytes() -> None:
     pieces = [Piece(Path("/dev/vda4"), 4096, 1 << 20), Piece(Path("/dev/vda3"), 0, 512)]
     assert linear_table(pieces) == "0 2048 linear /dev/vda4 8\n2048 1 linear /dev/vda3 0"
 
 
-def test_an_empty_piece_is_left_out():
+def test_an_empty_piece_is_left_out() -> None:
     pieces = [Piece(Path("/dev/a"), 0, 512), Piece(Path("/dev/b"), 512, 0), Piece(Path("/dev/c"), 0, 1024)]
     assert linear_table(pieces) == "0 1 linear /dev/a 0\n1 2 linear /dev/c 0"
 
 
 @pytest.mark.parametrize(("read_only", "options"), [(False, ""), (True, " --readonly")])
-def test_a_mapping_is_created_under_its_name(dmsetup, read_only, options):
+def test_a_mapping_is_created_under_its_name(dmsetup: Path, read_only: bool, options: str) -> None:
     pieces = [Piece(Path("/dev/vda4"), 0, 512)]
     device = devicemapper.create_linear("root_old", pieces, read_only=read_only)
     assert device == dmsetup / "mapper" / "root_old"
@@ -80,7 +80,7 @@ def test_a_mapping_is_created_under_its_name(dmsetup, read_only, options):
     assert (dmsetup / "table").read_text() == linear_table(pieces)
 
 
-def test_removing_what_does_not_exist_does_nothing(dmsetup):
+def test_removing_what_does_not_exist_does_nothing(dmsetup: Path) -> None:
     devicemapper.remove("root_old")
     assert calls(dmsetup) == []
     put_mapping(dmsetup, 0, "root_old", "")
@@ -89,7 +89,7 @@ def test_removing_what_does_not_exist_does_nothing(dmsetup):
     assert calls(dmsetup) == ["remove --retry root_old"]
 
 
-def test_a_mapping_is_what_the_kernel_says_of_it_and_not_a_path(dmsetup):
+def test_a_mapping_is_what_the_kernel_says_of_it_and_not_a_path(dmsetup: Path) -> None:
     (dmsetup / "mapper" / "root").touch()
     assert devicemapper.find("root") is None
     put_mapping(dmsetup, 7, "roots", "CRYPT-LUKS2-1-roots")
@@ -97,13 +97,13 @@ def test_a_mapping_is_what_the_kernel_says_of_it_and_not_a_path(dmsetup):
     assert devicemapper.find("root") == Mapping("253:300", "root", UUID)
 
 
-def test_a_mapping_closed_meanwhile_is_none(dmsetup):
+def test_a_mapping_closed_meanwhile_is_none(dmsetup: Path) -> None:
     put_mapping(dmsetup, 1, "root", UUID)
     (dmsetup / "block/dm-1/dm/uuid").unlink()
     assert devicemapper.find("root") is None
 
 
-def test_the_uuid_of_a_mapping_is_made_as_libcryptsetup_makes_it():
+def test_the_uuid_of_a_mapping_is_made_as_libcryptsetup_makes_it() -> None:
     uuid = "0e4a2f11-6a0c-4a6e-9d1b-2b6f3a1d90d0"
     assert devicemapper.uuid_of("LUKS2", uuid, "root") == UUID
 
@@ -122,12 +122,12 @@ def test_the_uuid_of_a_mapping_is_made_as_libcryptsetup_makes_it():
         ("", []),
     ],
 )
-def test_the_targets_of_a_mapping_are_told(dmsetup, table, targets):
+def test_the_targets_of_a_mapping_are_told(dmsetup: Path, table: str, targets: list[Target]) -> None:
     (dmsetup / "boot").write_text(table)
     assert devicemapper.table("boot") == targets
 
 
-def test_asking_for_the_targets_of_no_mapping_is_an_error(dmsetup):
+def test_asking_for_the_targets_of_no_mapping_is_an_error(dmsetup: Path) -> None:
     with pytest.raises(ToolError, match=r"dmsetup failed with exit code 1 .*Device does not exist"):
         devicemapper.table("boot")
 
@@ -140,7 +140,7 @@ UUID = "CRYPT-LUKS2-0e4a2f116a0c4a6e9d1b2b6f3a1d90d0-root"
 MODE = f"{UUID} capi:authenc(hmac(sha256),xts(aes))-random integrity:32:aead sector_size:4096"
 
 
-def test_the_mode_of_a_volume_is_its_uuid_its_cipher_and_how_it_is_read(dmsetup):
+def test_the_mode_of_a_volume_is_its_uuid_its_cipher_and_how_it_is_read(dmsetup: Path) -> None:
     (dmsetup / "root.uuid").write_text(f"{UUID}\n")
     (dmsetup / "root").write_text(TABLE)
     assert devicemapper.crypt_mode("root") == MODE
@@ -148,7 +148,7 @@ def test_the_mode_of_a_volume_is_its_uuid_its_cipher_and_how_it_is_read(dmsetup)
     assert devicemapper.crypt_mode("root") == MODE
 
 
-def test_what_is_no_encrypted_volume_has_no_mode(dmsetup):
+def test_what_is_no_encrypted_volume_has_no_mode(dmsetup: Path) -> None:
     (dmsetup / "root.uuid").write_text("\n")
     (dmsetup / "root").write_text("0 1298432 linear 254:1 0\n")
     with pytest.raises(FirstbootError, match="is not an encrypted volume"):
@@ -156,18 +156,18 @@ def test_what_is_no_encrypted_volume_has_no_mode(dmsetup):
 
 
 def check_volume(directory: Path) -> subprocess.CompletedProcess[str]:
-    command = ["/bin/sh", CHECK_VOLUME, "root", directory / "root.mode"]
+    command: list[str | Path] = ["/bin/sh", CHECK_VOLUME, "root", directory / "root.mode"]
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_at_later_boots_the_script_accepts_the_mode_that_first_boot_noted(dmsetup):
+def test_at_later_boots_the_script_accepts_the_mode_that_first_boot_noted(dmsetup: Path) -> None:
     (dmsetup / "root.uuid").write_text(f"{UUID}\n")
     (dmsetup / "root").write_text(TABLE)
     (dmsetup / "root.mode").write_text(devicemapper.crypt_mode("root") + "\n")
     assert check_volume(dmsetup).returncode == 0
 
 
-def test_at_later_boots_the_script_accepts_a_volume_without_options(dmsetup):
+def test_at_later_boots_the_script_accepts_a_volume_without_options(dmsetup: Path) -> None:
     """As of a disk with sectors of 512 bytes, without integrity: then the table has not even their number."""
     (dmsetup / "root.uuid").write_text(f"{UUID}\n")
     (dmsetup / "root").write_text("0 98304 crypt aes-xts-plain64 :64:logon:cryptsetup:0-d0 0 254:16 32768\n")
@@ -190,7 +190,7 @@ def test_at_later_boots_the_script_accepts_a_volume_without_options(dmsetup):
         "",
     ],
 )
-def test_at_later_boots_the_script_refuses_any_other_mode(dmsetup, table):
+def test_at_later_boots_the_script_refuses_any_other_mode(dmsetup: Path, table: str) -> None:
     (dmsetup / "root.uuid").write_text(f"{UUID}\n")
     (dmsetup / "root.mode").write_text(f"{MODE}\n")
     (dmsetup / "root").write_text(table)
@@ -200,7 +200,9 @@ def test_at_later_boots_the_script_refuses_any_other_mode(dmsetup, table):
 
 
 @pytest.mark.parametrize("uuid", [None, "\n", f"{UUID}2\n", f"{UUID.replace('LUKS2', 'PLAIN')}\n"])
-def test_at_later_boots_the_script_refuses_another_volume_of_the_same_mode(dmsetup, uuid):
+def test_at_later_boots_the_script_refuses_another_volume_of_the_same_mode(
+    dmsetup: Path, uuid: str | None
+) -> None:
     if uuid is not None:
         (dmsetup / "root.uuid").write_text(uuid)
     (dmsetup / "root.mode").write_text(f"{MODE}\n")
@@ -209,7 +211,9 @@ def test_at_later_boots_the_script_refuses_another_volume_of_the_same_mode(dmset
 
 
 @pytest.mark.parametrize("noted", [None, "", "\n"])
-def test_at_later_boots_the_script_refuses_a_volume_of_which_nothing_was_noted(dmsetup, noted):
+def test_at_later_boots_the_script_refuses_a_volume_of_which_nothing_was_noted(
+    dmsetup: Path, noted: str | None
+) -> None:
     (dmsetup / "root.uuid").write_text(f"{UUID}\n")
     (dmsetup / "root").write_text(TABLE if noted is None else "")
     if noted is not None:
@@ -255,7 +259,7 @@ def check_root(directory: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["/bin/sh", CHECK_ROOT, directory], capture_output=True, text=True)
 
 
-def test_at_later_boots_root_is_the_mapping_that_first_boot_made(later_boot):
+def test_at_later_boots_root_is_the_mapping_that_first_boot_made(later_boot: Path) -> None:
     done = check_root(later_boot)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
@@ -271,7 +275,7 @@ def test_at_later_boots_root_is_the_mapping_that_first_boot_made(later_boot):
         "",
     ],
 )
-def test_at_later_boots_another_root_is_refused_whatever_its_path(later_boot, mounts):
+def test_at_later_boots_another_root_is_refused_whatever_its_path(later_boot: Path, mounts: str) -> None:
     (later_boot / "proc/self/mountinfo").write_text(mounts)
     refused = check_root(later_boot)
     assert refused.returncode == 1
@@ -280,7 +284,9 @@ def test_at_later_boots_another_root_is_refused_whatever_its_path(later_boot, mo
 
 @pytest.mark.parametrize("name", ["boot", "root"])
 @pytest.mark.parametrize("content", [None, "", "key of root\0rooT\n", "key of root\0root", "key of root"])
-def test_at_later_boots_a_root_without_the_keys_of_sdboot_is_refused(later_boot, name, content):
+def test_at_later_boots_a_root_without_the_keys_of_sdboot_is_refused(
+    later_boot: Path, name: str, content: str | None
+) -> None:
     """First boot wrote them last; what has others, or none, is older."""
     path = later_boot / "sysroot/etc/luks" / name
     path.unlink()
@@ -292,7 +298,7 @@ def test_at_later_boots_a_root_without_the_keys_of_sdboot_is_refused(later_boot,
 
 
 @pytest.mark.parametrize("path", ["etc", "etc/luks", "etc/luks/boot", "etc/luks/root"])
-def test_at_later_boots_no_link_on_root_leads_to_the_keys_of_sdboot(later_boot, path):
+def test_at_later_boots_no_link_on_root_leads_to_the_keys_of_sdboot(later_boot: Path, path: str) -> None:
     on_root = later_boot / "sysroot" / path
     on_root.rename(later_boot / "kept")
     on_root.symlink_to(later_boot / path)
@@ -302,7 +308,9 @@ def test_at_later_boots_no_link_on_root_leads_to_the_keys_of_sdboot(later_boot, 
 
 
 @pytest.mark.parametrize("noted", [None, "", "\n", f"{UUID}2 aes\n"])
-def test_at_later_boots_a_root_of_which_nothing_was_noted_is_refused(later_boot, noted):
+def test_at_later_boots_a_root_of_which_nothing_was_noted_is_refused(
+    later_boot: Path, noted: str | None
+) -> None:
     (later_boot / "etc/luks/root.mode").unlink()
     if noted is not None:
         (later_boot / "etc/luks/root.mode").write_text(noted)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import needs
 
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.basic.files import sync
@@ -19,11 +19,8 @@ from secex_firstboot.storage.filesystem import FileSystem, identify
 
 MIB = 1 << 20
 
-needs_ext4 = pytest.mark.skipif(not shutil.which("mkfs.ext4"), reason="needs mkfs.ext4 (package e2fsprogs)")
-needs_xfs = pytest.mark.skipif(not shutil.which("mkfs.xfs"), reason="needs mkfs.xfs (package xfsprogs)")
-needs_root = pytest.mark.skipif(
-    os.geteuid() != 0 or not Path("/dev/loop-control").exists(), reason="needs root and loop devices to mount"
-)
+needs_ext4 = needs.programs("mkfs.ext4")
+needs_xfs = needs.programs("mkfs.xfs")
 
 
 def made(path: Path, mib: int, *argv: str) -> Path:
@@ -36,13 +33,13 @@ def made(path: Path, mib: int, *argv: str) -> Path:
 @needs_ext4
 @pytest.mark.parametrize("block", [1024, 2048, 4096])
 @pytest.mark.parametrize("features", ["64bit", "^64bit"])
-def test_ext4_is_identified(tmp_path, block, features):
+def test_ext4_is_identified(tmp_path: Path, block: int, features: str) -> None:
     device = made(tmp_path / "fs", 64, "mkfs.ext4", "-q", "-b", str(block), "-O", features)
     assert identify(device, "boot") == FileSystem("ext4", 64 * MIB, block)
 
 
 @needs_ext4
-def test_an_ext4_smaller_than_its_device_has_its_own_size(tmp_path):
+def test_an_ext4_smaller_than_its_device_has_its_own_size(tmp_path: Path) -> None:
     device = tmp_path / "fs"
     made(device, 64, "mkfs.ext4", "-q", "-b", "4096")
     os.truncate(device, 100 * MIB)
@@ -50,7 +47,7 @@ def test_an_ext4_smaller_than_its_device_has_its_own_size(tmp_path):
 
 
 @needs_ext4
-def test_an_ext4_of_more_than_2_to_the_32_blocks_has_its_full_size(tmp_path):
+def test_an_ext4_of_more_than_2_to_the_32_blocks_has_its_full_size(tmp_path: Path) -> None:
     """Only the superblock: the upper half of the size is set by hand."""
     device = made(tmp_path / "fs", 64, "mkfs.ext4", "-q", "-b", "4096", "-O", "64bit")
     with device.open("r+b") as stream:
@@ -62,7 +59,7 @@ def test_an_ext4_of_more_than_2_to_the_32_blocks_has_its_full_size(tmp_path):
 @needs_xfs
 @pytest.mark.parametrize("sector", [512, 4096])
 @pytest.mark.parametrize("block", [1024, 4096])
-def test_xfs_is_identified(tmp_path, sector, block):
+def test_xfs_is_identified(tmp_path: Path, sector: int, block: int) -> None:
     if block < sector:
         pytest.skip("mkfs.xfs has no blocks smaller than a sector")
     device = made(
@@ -71,7 +68,7 @@ def test_xfs_is_identified(tmp_path, sector, block):
     assert identify(device, "root") == FileSystem("xfs", 320 * MIB, sector)
 
 
-def test_btrfs_is_refused(tmp_path):
+def test_btrfs_is_refused(tmp_path: Path) -> None:
     device = tmp_path / "fs"
     device.write_bytes(bytes(0x10040) + b"_BHRfS_M" + bytes(4096))  # btrfs's magic and its place
     with pytest.raises(Refusal, match="file system of root is neither ext4 nor xfs"):
@@ -79,7 +76,7 @@ def test_btrfs_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"XFS", bytes(1 << 16), b"\xff" * 5000, b"LUKS\xba\xbe" * 1000])
-def test_what_is_no_file_system_is_refused(tmp_path, content):
+def test_what_is_no_file_system_is_refused(tmp_path: Path, content: bytes) -> None:
     device = tmp_path / "fs"
     device.write_bytes(content)
     with pytest.raises(Refusal, match="file system of boot is neither ext4 nor xfs"):
@@ -87,7 +84,7 @@ def test_what_is_no_file_system_is_refused(tmp_path, content):
 
 
 @pytest.mark.parametrize("content", [b"XFSB", bytes(1024 + 0x38) + b"\x53\xef"])
-def test_a_superblock_that_is_cut_short_is_refused(tmp_path, content):
+def test_a_superblock_that_is_cut_short_is_refused(tmp_path: Path, content: bytes) -> None:
     device = tmp_path / "fs"
     device.write_bytes(content)
     with pytest.raises(Refusal, match="makes no sense"):
@@ -115,7 +112,7 @@ def hostile_superblocks(draw: st.DrawFn) -> bytes:
 
 
 @given(hostile_superblocks())
-def test_a_hostile_superblock_is_refused_or_has_possible_figures(content):
+def test_a_hostile_superblock_is_refused_or_has_possible_figures(content: bytes) -> None:
     with tempfile.NamedTemporaryFile() as device:
         device.write(content)
         device.flush()
@@ -127,11 +124,11 @@ def test_a_hostile_superblock_is_refused_or_has_possible_figures(content):
     assert 0 < found.size < 1 << 60
 
 
-@needs_root
+@needs.loop_devices
 @needs_ext4
 @needs_xfs
 @pytest.mark.parametrize("type", ["ext4", "xfs"])
-def test_mounting_read_only_does_not_even_replay_the_journal(tmp_path, type):
+def test_mounting_read_only_does_not_even_replay_the_journal(tmp_path: Path, type: str) -> None:
     device, where = made(tmp_path / "fs", 320, f"mkfs.{type}", "-q"), tmp_path / "mounted"
     crashed = tmp_path / "crashed"
     with filesystem.mounted(device, where, type=type):
@@ -150,16 +147,16 @@ def test_mounting_read_only_does_not_even_replay_the_journal(tmp_path, type):
     assert crashed.read_bytes() != before
 
 
-@needs_root
+@needs.loop_devices
 @needs_ext4
-def test_a_mount_ends_also_after_an_error(tmp_path):
+def test_a_mount_ends_also_after_an_error(tmp_path: Path) -> None:
     device, where = made(tmp_path / "fs", 64, "mkfs.ext4", "-q"), tmp_path / "mounted"
     with pytest.raises(RuntimeError), filesystem.mounted(device, where, type="ext4"):
         raise RuntimeError
     assert filesystem.mount_sources(where) == []
 
 
-def test_a_mount_point_has_a_source_and_another_directory_none(tmp_path):
+def test_a_mount_point_has_a_source_and_another_directory_none(tmp_path: Path) -> None:
     assert filesystem.mount_sources(Path("/proc")) == ["proc"]
     number = Path("/proc").stat().st_dev
     assert filesystem.mounted_numbers(Path("/proc")) == [f"{os.major(number)}:{os.minor(number)}"]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support import needs
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError, Refusal
@@ -31,28 +32,15 @@ KINDS = {
     "xfs, 512-byte sectors": (300, ["mkfs.xfs", "-qK", "-s", "size=512", "-b", "size=1024"]),
     "xfs, 4 KiB sectors": (300, ["mkfs.xfs", "-qK", "-s", "size=4096"]),
 }
-CAP_SYS_RESOURCE = 24  # without it ext4 does not grow while it is mounted (kernel: ext4_resize_begin)
-
-
-def capable(capability: int) -> bool:
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return bool(int(status["CapEff"], 16) >> capability & 1)
 
 
 def kind(name: str, *values: object) -> object:
-    without = name.startswith("ext4") and not capable(CAP_SYS_RESOURCE)
-    marks = pytest.mark.skipif(without, reason="needs CAP_SYS_RESOURCE to grow a mounted ext4")
-    return pytest.param(name, *values, marks=marks)
+    return pytest.param(name, *values, marks=needs.mounted_ext4_that_grows if name.startswith("ext4") else ())
 
 
 EVERY_KIND = pytest.mark.parametrize("kind", [kind(name) for name in KINDS])
 
-needs_loop_devices = pytest.mark.skipif(
-    os.geteuid() != 0
-    or not Path("/dev/loop-control").exists()
-    or not all(map(shutil.which, ("mkfs.ext4", "mkfs.xfs", "losetup"))),
-    reason="needs root, loop devices, e2fsprogs and xfsprogs to mount file systems",
-)
+mounted = needs.mounting("mkfs.ext4", "mkfs.xfs", "losetup")
 
 
 class Volume:
@@ -122,9 +110,11 @@ def volume(tmp_path: Path) -> Iterator[Callable[..., Volume]]:
 # --- growing ---
 
 
-@needs_loop_devices
+@mounted
 @EVERY_KIND
-def test_it_grows_to_the_end_and_only_over_zeros(volume, kind, monkeypatch):
+def test_it_grows_to_the_end_and_only_over_zeros(
+    volume: Callable[..., Volume], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = volume(kind)
     ends = [root.first_size]
     really_grow = Mounted.grow
@@ -142,10 +132,10 @@ def test_it_grows_to_the_end_and_only_over_zeros(volume, kind, monkeypatch):
     root.check()
 
 
-@needs_loop_devices
-def test_an_xfs_keeps_its_other_parameters(volume):
+@mounted
+def test_an_xfs_keeps_its_other_parameters(volume: Callable[..., Volume]) -> None:
     root = volume("xfs, 4 KiB sectors")
-    info = ["xfs_info", root.where]
+    info: list[str | Path] = ["xfs_info", root.where]
     before = subprocess.run(info, check=True, capture_output=True, text=True).stdout
     root.grow()
     after = subprocess.run(info, check=True, capture_output=True, text=True).stdout
@@ -153,9 +143,9 @@ def test_an_xfs_keeps_its_other_parameters(volume):
     assert changed == {"agcount", "blocks"}
 
 
-@needs_loop_devices
+@mounted
 @EVERY_KIND
-def test_the_new_space_takes_files(volume, kind):
+def test_the_new_space_takes_files(volume: Callable[..., Volume], kind: str) -> None:
     root = volume(kind)
     root.grow()
     free = shutil.disk_usage(root.where).free
@@ -166,10 +156,12 @@ def test_the_new_space_takes_files(volume, kind):
     root.check()
 
 
-@needs_loop_devices
+@mounted
 @pytest.mark.parametrize("kind", [kind("ext4, 4 KiB blocks"), kind("xfs, 4 KiB sectors")])
 @pytest.mark.parametrize("calls", [1, 5, 17, 18, 30])
-def test_killed_and_started_again_it_repeats_no_more_than_a_step(volume, kind, calls):
+def test_killed_and_started_again_it_repeats_no_more_than_a_step(
+    volume: Callable[..., Volume], kind: str, calls: int
+) -> None:
     root = volume(kind)
     if (child := os.fork()) == 0:
         left = iter(range(calls))
@@ -192,11 +184,13 @@ def test_killed_and_started_again_it_repeats_no_more_than_a_step(volume, kind, c
     root.check()
 
 
-@needs_loop_devices
+@mounted
 @pytest.mark.parametrize(
     ("kind", "rest"), [kind("xfs, 4 KiB sectors", 63 * 4096), kind("ext4, 4 KiB blocks", 4096)]
 )
-def test_a_rest_too_small_for_the_file_system_is_left_and_that_is_the_end(volume, kind, rest):
+def test_a_rest_too_small_for_the_file_system_is_left_and_that_is_the_end(
+    volume: Callable[..., Volume], kind: str, rest: int
+) -> None:
     """A rest behind a whole number of groups: 75 MiB each for this xfs, 128 MiB for ext4."""
     whole = {"xfs": 75, "ext4": 64}[kind.split(",")[0]] * MIB
     root = volume(kind, room=whole + rest)
@@ -208,17 +202,19 @@ def test_a_rest_too_small_for_the_file_system_is_left_and_that_is_the_end(volume
     root.check()
 
 
-@needs_loop_devices
-def test_an_xfs_group_of_the_least_size_is_added(volume):
+@mounted
+def test_an_xfs_group_of_the_least_size_is_added(volume: Callable[..., Volume]) -> None:
     root = volume("xfs, 4 KiB sectors", room=75 * MIB + 64 * 4096)
     root.grow()
     assert root.mounted.size() == root.full_size
     root.check()
 
 
-@needs_loop_devices
+@mounted
 @EVERY_KIND
-def test_it_stops_before_it_writes_when_somebody_else_grows_the_file_system(volume, kind):
+def test_it_stops_before_it_writes_when_somebody_else_grows_the_file_system(
+    volume: Callable[..., Volume], kind: str
+) -> None:
     root = volume(kind)
     taken = root.first_size + 8 * MIB
 
@@ -235,8 +231,8 @@ def test_it_stops_before_it_writes_when_somebody_else_grows_the_file_system(volu
     assert root.mounted.size() == root.full_size
 
 
-@needs_loop_devices
-def test_only_one_at_a_time(volume):
+@mounted
+def test_only_one_at_a_time(volume: Callable[..., Volume]) -> None:
     root = volume("xfs, 4 KiB sectors")
     with root.lock.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -247,16 +243,18 @@ def test_only_one_at_a_time(volume):
     assert root.mounted.size() == root.full_size
 
 
-@needs_loop_devices
-def test_another_device_than_the_mounted_one_is_refused(volume, tmp_path):
+@mounted
+def test_another_device_than_the_mounted_one_is_refused(
+    volume: Callable[..., Volume], tmp_path: Path
+) -> None:
     root = volume("xfs, 4 KiB sectors")
     with pytest.raises(FirstbootError, match="is not mounted on"):
         growing.grow_all(Context(""), tmp_path, root.device, root.lock, step=STEP)
     assert root.never_written(root.first_size, root.full_size) == {True}
 
 
-@needs_loop_devices
-def test_progress_is_told_up_to_the_end(volume):
+@mounted
+def test_progress_is_told_up_to_the_end(volume: Callable[..., Volume]) -> None:
     root, told = volume("xfs, 4 KiB sectors"), []
     root.grow(lambda *progress: told.append(progress))
     assert told == sorted(told)
@@ -273,17 +271,17 @@ def settings(root: Path, content: bytes) -> Path:
     return root
 
 
-def test_without_a_setting_it_grows_in_the_background(tmp_path):
+def test_without_a_setting_it_grows_in_the_background(tmp_path: Path) -> None:
     assert growing.setting(Context("quiet root=/dev/mapper/root"), tmp_path) is Grow.BACKGROUND
 
 
 @pytest.mark.parametrize("chosen", Grow)
-def test_the_file_has_the_setting(tmp_path, chosen):
+def test_the_file_has_the_setting(tmp_path: Path, chosen: Grow) -> None:
     root = settings(tmp_path, f"# The user's choice\n\n  grow={chosen}\n".encode())
     assert growing.setting(Context("quiet"), root) is chosen
 
 
-def test_the_command_line_wins(tmp_path):
+def test_the_command_line_wins(tmp_path: Path) -> None:
     root = settings(tmp_path, b"grow=firstboot\n")
     assert growing.setting(Context("quiet secex.grow=off"), root) is Grow.OFF
 
@@ -299,7 +297,9 @@ def test_the_command_line_wins(tmp_path):
         (b"#" * 4097, "is larger than 4096 bytes"),
     ],
 )
-def test_a_file_that_makes_no_sense_is_refused_in_one_line_without_its_content(tmp_path, content, message):
+def test_a_file_that_makes_no_sense_is_refused_in_one_line_without_its_content(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
     with pytest.raises(Refusal) as refusal:
         growing.setting(Context(""), settings(tmp_path, content))
     assert message in str(refusal.value)
@@ -307,13 +307,13 @@ def test_a_file_that_makes_no_sense_is_refused_in_one_line_without_its_content(t
     assert "\n" not in str(refusal.value)
 
 
-def test_a_file_of_the_largest_size_is_read(tmp_path):
+def test_a_file_of_the_largest_size_is_read(tmp_path: Path) -> None:
     root = settings(tmp_path, b"grow=off\n".ljust(4096, b"#"))
     assert growing.setting(Context(""), root) is Grow.OFF
 
 
 @pytest.mark.parametrize("word", ["", "yes", "OFF"])
-def test_an_unknown_word_on_the_command_line_is_refused(tmp_path, word):
+def test_an_unknown_word_on_the_command_line_is_refused(tmp_path: Path, word: str) -> None:
     with pytest.raises(Refusal, match=r"is not secex\.grow=background, secex\.grow=firstboot or"):
         growing.setting(Context(f"secex.grow={word}"), tmp_path)
 
@@ -321,9 +321,11 @@ def test_an_unknown_word_on_the_command_line_is_refused(tmp_path, word):
 # --- where and when ---
 
 
-@needs_loop_devices
+@mounted
 @pytest.mark.parametrize(("word", "grows"), [("firstboot", True), ("background", False), ("off", False)])
-def test_at_first_boot_it_grows_only_if_told_so(volume, word, grows):
+def test_at_first_boot_it_grows_only_if_told_so(
+    volume: Callable[..., Volume], word: str, grows: bool
+) -> None:
     root = volume("xfs, 4 KiB sectors")
     settings(root.where, f"grow={word}".encode())
     growing.at_first_boot(Context(""), root.where, root.device, root.lock)
@@ -331,7 +333,7 @@ def test_at_first_boot_it_grows_only_if_told_so(volume, word, grows):
     assert root.stamp.exists() is grows
 
 
-def test_at_first_boot_a_wrong_setting_is_said_and_does_not_stop_the_system(tmp_path):
+def test_at_first_boot_a_wrong_setting_is_said_and_does_not_stop_the_system(tmp_path: Path) -> None:
     lines: list[str] = []
     root = settings(tmp_path, b"grow=never")
     growing.at_first_boot(Context("", say=lines.append), root, Path("/dev/null"), tmp_path / "lock")

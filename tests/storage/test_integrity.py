@@ -1,5 +1,8 @@
+from __future__ import annotations
+
 import struct
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -27,13 +30,15 @@ SEEN = [
 
 
 @pytest.mark.parametrize(("device", "sector", "journal", "sections", "volume"), SEEN)
-def test_planned_layout_and_size_are_those_of_the_kernel(device, sector, journal, sections, volume):
+def test_planned_layout_and_size_are_those_of_the_kernel(
+    device: int, sector: int, journal: int, sections: int, volume: int
+) -> None:
     layout = Layout.planned(sector_size=sector, journal_bytes=journal, data_offset=OFFSET)
     assert layout.journal_sections == sections
     assert layout.device_bytes_for(volume) <= device < layout.device_bytes_for(volume + 4096)
 
 
-def test_areas_start_where_the_kernel_stopped_formatting():
+def test_areas_start_where_the_kernel_stopped_formatting() -> None:
     for sector, sections in ((4096, 62), (512, 186)):
         assert Layout(sector, sections, OFFSET).areas_start == 25161728
 
@@ -49,19 +54,19 @@ offsets = st.integers(0, 1 << 40)
 
 
 @given(layouts, offsets)
-def test_a_write_reaches_no_byte_below_its_offset_plus_the_window(layout, offset):
+def test_a_write_reaches_no_byte_below_its_offset_plus_the_window(layout: Layout, offset: int) -> None:
     assert min(layout.tags_address(offset), layout.data_address(offset)) >= offset + layout.backward_window
 
 
 @given(layouts, offsets)
-def test_the_window_is_not_larger_than_it_must_be(layout, area):
+def test_the_window_is_not_larger_than_it_must_be(layout: Layout, area: int) -> None:
     last = (area % 1024 + 1) * layout.interleave - 1
     excess = layout.tags_address(last) - last - layout.backward_window
     assert excess == area % 1024 * layout.tag_run + 1
 
 
 @given(layouts, offsets)
-def test_tags_lie_between_journal_and_data_and_never_in_another_area(layout, offset):
+def test_tags_lie_between_journal_and_data_and_never_in_another_area(layout: Layout, offset: int) -> None:
     tags = layout.tags_address(offset)
     first = offset // layout.interleave * layout.interleave
     assert tags >= layout.areas_start
@@ -73,7 +78,7 @@ def test_tags_lie_between_journal_and_data_and_never_in_another_area(layout, off
 
 
 @given(layouts, offsets)
-def test_a_larger_volume_never_needs_a_smaller_device(layout, volume):
+def test_a_larger_volume_never_needs_a_smaller_device(layout: Layout, volume: int) -> None:
     assert layout.device_bytes_for(volume + 1) < layout.device_bytes_for(volume + 1 + 4096)
 
 
@@ -91,13 +96,13 @@ def superblock(**change: object) -> bytes:
     return struct.pack("<8sBBHIQIB", *fields.values()).ljust(512, b"\0")
 
 
-def test_a_superblock_tells_its_layout():
+def test_a_superblock_tells_its_layout() -> None:
     read = read_integrity_superblock(superblock())
     assert read == IntegritySuperblock(4, 16 * MIB, 32, 62, 471304 * 512, 4096)
     assert read.layout(OFFSET) == Layout.planned(sector_size=4096, journal_bytes=8 * MIB, data_offset=OFFSET)
 
 
-def test_a_superblock_of_512_byte_sectors_is_read():
+def test_a_superblock_of_512_byte_sectors_is_read() -> None:
     assert read_integrity_superblock(superblock(block=0)).sector_size == 512
 
 
@@ -120,17 +125,17 @@ def test_a_superblock_of_512_byte_sectors_is_read():
         ({"block": 1}, "sector size"),
     ],
 )
-def test_an_unexpected_superblock_field_is_refused(change, word):
+def test_an_unexpected_superblock_field_is_refused(change: dict[str, Any], word: str) -> None:
     with pytest.raises(FirstbootError, match=word):
         read_integrity_superblock(superblock(**change))
 
 
-def test_a_short_superblock_is_refused():
+def test_a_short_superblock_is_refused() -> None:
     assert read_integrity_superblock(superblock()[:29])
     with pytest.raises(FirstbootError, match="short"):
         read_integrity_superblock(superblock()[:28])
 
 
-def test_a_layout_too_close_to_the_start_has_no_window():
+def test_a_layout_too_close_to_the_start_has_no_window() -> None:
     assert replace(Layout(4096, 62, OFFSET), data_offset=0).backward_window < 0
     assert Layout(4096, 62, OFFSET).backward_window > 0

@@ -97,7 +97,7 @@ def accepted(machine: Disk, boot: Source, root: Source) -> tuple[Disk, Plan]:
 
 
 @given(machines())
-def test_nothing_that_is_still_needed_is_written_over(machine):
+def test_nothing_that_is_still_needed_is_written_over(machine: tuple[Disk, Source, Source]) -> None:
     found, plan = accepted(*machine)
     start = found.partitions["root"].start
     layout = Layout.planned(
@@ -120,7 +120,7 @@ def test_nothing_that_is_still_needed_is_written_over(machine):
 
 
 @given(machines())
-def test_what_is_saved_is_all_that_placing_overwrites(machine):
+def test_what_is_saved_is_all_that_placing_overwrites(machine: tuple[Disk, Source, Source]) -> None:
     _, plan = accepted(*machine)
     for volume in plan.volumes:
         layout = Layout.planned(
@@ -132,7 +132,7 @@ def test_what_is_saved_is_all_that_placing_overwrites(machine):
 
 
 @given(machines())
-def test_the_volume_has_room_for_source_and_tail(machine):
+def test_the_volume_has_room_for_source_and_tail(machine: tuple[Disk, Source, Source]) -> None:
     found, plan = accepted(*machine)
     for volume, size in ((plan.boot, found.partitions["boot"].size), (plan.root, plan.root_partition_size)):
         layout = Layout.planned(
@@ -142,7 +142,7 @@ def test_the_volume_has_room_for_source_and_tail(machine):
 
 
 @given(machines())
-def test_the_grown_root_leaves_the_backup_partition_table_alone(machine):
+def test_the_grown_root_leaves_the_backup_partition_table_alone(machine: tuple[Disk, Source, Source]) -> None:
     found, plan = accepted(*machine)
     root = found.partitions["root"]
     backup = found.size - GPT_BLOCKS[found.block_size] * found.block_size
@@ -156,7 +156,7 @@ def test_the_grown_root_leaves_the_backup_partition_table_alone(machine):
 
 
 @given(machines())
-def test_the_missing_room_is_named_to_the_mib(machine):
+def test_the_missing_room_is_named_to_the_mib(machine: tuple[Disk, Source, Source]) -> None:
     found, boot, root = machine
     used = max(partition.end for partition in found.partitions.values())
     small = replace(found, size=used + GPT_BLOCKS[found.block_size] * found.block_size)
@@ -170,7 +170,7 @@ def test_the_missing_room_is_named_to_the_mib(machine):
     lay_out(enlarged(small, needed), boot, root, 0, KEY)
 
 
-def test_a_boot_partition_that_is_too_small_is_refused_and_names_what_is_missing():
+def test_a_boot_partition_that_is_too_small_is_refused_and_names_what_is_missing() -> None:
     small = disk(SIZES | {"boot": BOOT.size}, free=400 * MIB)
     with pytest.raises(Refusal, match=r"partition boot is too small by (\d+) MiB") as refused:
         lay_out(small, BOOT, ROOT, 0, KEY)
@@ -188,7 +188,7 @@ def test_a_boot_partition_that_is_too_small_is_refused_and_names_what_is_missing
         (("se", "root", "boot", "boothash", "roothash"), "boot does not lie before root"),
     ],
 )
-def test_partitions_in_another_order_are_refused(order, message):
+def test_partitions_in_another_order_are_refused(order: tuple[str, ...], message: str) -> None:
     with pytest.raises(Refusal, match=message):
         lay_out(disk({name: SIZES[name] for name in order}, free=400 * MIB), BOOT, ROOT, 0, KEY)
 
@@ -196,17 +196,17 @@ def test_partitions_in_another_order_are_refused(order, message):
 @pytest.mark.parametrize(
     "order", [("se", "boot", "root", "roothash", "boothash"), ("boot", "se", "root", "boothash", "roothash")]
 )
-def test_the_order_of_the_others_does_not_matter(order):
+def test_the_order_of_the_others_does_not_matter(order: tuple[str, ...]) -> None:
     lay_out(disk({name: SIZES[name] for name in order}, free=400 * MIB), BOOT, ROOT, 0, KEY)
 
 
 @pytest.mark.parametrize(("file_system", "volume"), [(512, 512), (1024, 512), (2048, 512), (4096, 4096)])
-def test_the_volume_never_has_larger_sectors_than_its_file_system(file_system, volume):
+def test_the_volume_never_has_larger_sectors_than_its_file_system(file_system: int, volume: int) -> None:
     plan = lay_out(disk(SIZES, free=400 * MIB), BOOT, source(300 * MIB, sector_size=file_system), 0, KEY)
     assert plan.root.sector_size == volume
 
 
-def test_small_sectors_need_more_room():
+def test_small_sectors_need_more_room() -> None:
     needed = []
     for sector_size in (512, 4096):
         with pytest.raises(Refusal) as refused:
@@ -215,7 +215,7 @@ def test_small_sectors_need_more_room():
     assert needed[0] - needed[1] in range(15, 20)  # 32 bytes of tags a sector: 6.25 % against 0.78 %
 
 
-def test_a_file_system_other_than_ext4_and_xfs_is_refused():
+def test_a_file_system_other_than_ext4_and_xfs_is_refused() -> None:
     for name in ("ext4", "xfs"):
         plan = lay_out(disk(SIZES, free=400 * MIB), BOOT, source(300 * MIB, type=name), 0, KEY)
         assert plan.root.file_system == name
@@ -223,14 +223,14 @@ def test_a_file_system_other_than_ext4_and_xfs_is_refused():
         lay_out(disk(SIZES, free=400 * MIB), BOOT, source(300 * MIB, type="btrfs"), 0, KEY)
 
 
-def test_a_short_source_is_saved_as_a_whole():
+def test_a_short_source_is_saved_as_a_whole() -> None:
     plan = lay_out(disk(SIZES, free=400 * MIB), source(PAGE, type="ext4"), ROOT, 0, KEY)
     assert plan.boot.saved_head.size == PAGE
     assert MIB < plan.root.saved_head.size <= HEAD
 
 
 @pytest.mark.parametrize("block_size", [512, 4096])
-def test_root_grows_to_the_last_whole_mib_before_the_backup_table(block_size):
+def test_root_grows_to_the_last_whole_mib_before_the_backup_table(block_size: int) -> None:
     exact = disk(SIZES, free=100 * MIB, block_size=block_size)
     whole = grown_root(exact)
     assert whole.offset == exact.partitions["root"].start
@@ -238,7 +238,7 @@ def test_root_grows_to_the_last_whole_mib_before_the_backup_table(block_size):
     assert grown_root(replace(exact, size=exact.size - block_size)).size == whole.size - MIB
 
 
-def test_the_plan_carries_what_identifies_each_volume():
+def test_the_plan_carries_what_identifies_each_volume() -> None:
     plan = lay_out(disk(SIZES, free=400 * MIB), BOOT, ROOT, 7 * MIB, KEY)
     assert (plan.boot.label, plan.root.label) == ("crypt_bootfs", "crypt_rootfs")
     assert (plan.headroom, plan.root.root_hash) == (7 * MIB, HASH)
@@ -252,7 +252,7 @@ def test_the_plan_knows_where_the_image_and_what_is_saved_lie() -> None:
     assert plan.saved.offset + plan.saved.size == plan.root_partition_size
 
 
-def test_a_plan_is_read_as_it_was_written(tmp_path):
+def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
     plan = lay_out(disk(SIZES, free=400 * MIB), BOOT, ROOT, 0, KEY)
     path = tmp_path / "plan.json"
     path.write_text(plan.model_dump_json())
@@ -262,7 +262,7 @@ def test_a_plan_is_read_as_it_was_written(tmp_path):
         Plan.load(path)
 
 
-def test_a_printed_plan_does_not_show_the_record_key():
+def test_a_printed_plan_does_not_show_the_record_key() -> None:
     plan = lay_out(disk(SIZES, free=400 * MIB), BOOT, ROOT, 0, KEY)
     assert plan.record_key == KEY
     assert KEY not in f"{plan!r} {plan}"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import struct
 import subprocess
 from pathlib import Path
 
 import pytest
+from support import needs
 
 from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.storage import cryptsetup, verity_superblock
@@ -23,7 +23,7 @@ DATA, TREE = (
     (1 + 64 + 1) * 4096,
 )  # 8192 hashes of 32 bytes fill 64 blocks, and theirs half a one
 
-needs_veritysetup = pytest.mark.skipif(not shutil.which("veritysetup"), reason="needs cryptsetup-bin")
+needs_veritysetup = needs.programs("veritysetup")
 
 
 def superblock(**fields: object) -> bytes:

@@ -51,8 +51,9 @@ def make_headers(root: Path) -> None:
             stream.truncate(32 << 20)
         options = "--type luks2 --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --key-size 512"
         options += " --sector-size 4096 --luks2-metadata-size 16k --luks2-keyslots-size 512k --offset 8192"
+        command: list[str | Path]
         command = ["cryptsetup", "luksFormat", *options.split(), "--batch-mode", "--key-file", "-", device]
         subprocess.run(command, input=b"key", check=True)
-        backup = ["cryptsetup", "luksHeaderBackup", device, "--header-backup-file", header]
+        backup: list[str | Path] = ["cryptsetup", "luksHeaderBackup", device, "--header-backup-file", header]
         subprocess.run(backup, check=True)
         device.unlink()

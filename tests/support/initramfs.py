@@ -41,6 +41,7 @@ def path() -> list[Path]:
 
 
 def trace(path: list[Path], run: str = RUN) -> subprocess.CompletedProcess[str]:
+    argv: list[str | Path]
     argv = [sys.executable, "-I", "-c", run, TRACER, *path]
     return subprocess.run(argv, capture_output=True, text=True)
 

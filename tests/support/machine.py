@@ -149,8 +149,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     mapper.mkdir(parents=True)
     put(places.SECURE_EXECUTION_GUEST, "1\n")
     put(places.SWAPS, NO_SWAP)
-    monkeypatch.setattr(partition_table, "is_sound", lambda disk, block_size: found.table_is_sound)
     found = Machine(tmp_path, [Disk(tmp_path / "dev" / "vda", 400 * MIB, 512, partitions(tmp_path / "dev"))])
+    monkeypatch.setattr(partition_table, "is_sound", lambda disk, block_size: found.table_is_sound)
 
     monkeypatch.setattr(devicemapper, "MAPPER", mapper)
     monkeypatch.setattr(devicemapper, "BLOCK", tmp_path / "sys/class/block")

@@ -6,11 +6,13 @@ import bz2
 import hashlib
 import os
 import re
+import shutil
 import subprocess
+import tempfile
 import warnings
 import zlib
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,13 +21,14 @@ import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from secex_firstboot.ignition import openpgp
+from support import needs
 
 _BLOCK = 16  # bytes, of AES
 
 
 @cache
 def can_unshare() -> bool:
-    return (
+    return bool(shutil.which("unshare")) and (
         subprocess.run(
             ["unshare", "--net", "--ipc", "--pid", "--fork", "true"], capture_output=True
         ).returncode
@@ -38,6 +41,15 @@ def confine(monkeypatch: pytest.MonkeyPatch) -> None:
     if os.geteuid() == 0 and not can_unshare():
         sandbox = openpgp._SANDBOX
         monkeypatch.setattr(openpgp, "_SANDBOX", sandbox[sandbox.index("setpriv") :])
+
+
+def with_a_home() -> Iterator[Gpg]:
+    """For a fixture: its path is short, as gpg-agent's socket lies below."""
+    needs.require("gpg", "gpgconf")
+    home = Path(tempfile.mkdtemp(prefix="pgp-", dir="/tmp"))
+    yield Gpg(home)
+    subprocess.run(["gpgconf", "--homedir", home, "--kill", "all"], check=True)
+    shutil.rmtree(home, ignore_errors=True)
 
 
 @dataclass(frozen=True)

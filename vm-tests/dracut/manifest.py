@@ -4,6 +4,8 @@ One JSON object a line, sorted by path: type and mode, owner, size, content's ha
 attributes, and which paths are hard links of one file.
 """
 
+from __future__ import annotations
+
 import base64
 import hashlib
 import json
@@ -14,9 +16,9 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 
-def describe(path, first_name_of):
+def describe(path: str, first_name_of: dict[tuple[int, int], str]) -> dict[str, object]:
     status = os.lstat(path)
-    entry = {
+    entry: dict[str, object] = {
         "mode": oct(status.st_mode),
         "owner": [status.st_uid, status.st_gid],
         "xattrs": {
@@ -36,24 +38,25 @@ def describe(path, first_name_of):
     return entry
 
 
-def content(path):
+def content(path: str) -> dict[str, object]:
     if not stat.S_ISREG(os.lstat(path).st_mode):
         return {}
     with open(path, "rb") as stream:
         return {"content": hashlib.sha512(stream.read()).hexdigest()[:32]}
 
 
-def manifest(top):
+def manifest(top: str) -> dict[str, dict[str, object]]:
     """{path: description} of everything on the file system of ``top``, and on the one mounted on boot."""
     os.chdir(top)
     devices = {os.lstat(".").st_dev, os.lstat("boot").st_dev}
-    paths = []
+    paths: list[str] = []
     for folder, folders, files in os.walk("."):
         folders[:] = sorted(
             name for name in folders if os.lstat(os.path.join(folder, name)).st_dev in devices
         )
         paths += [os.path.join(folder, name) for name in [*folders, *sorted(files)]]
-    entries, first_name_of = {}, {}
+    entries: dict[str, dict[str, object]] = {}
+    first_name_of: dict[tuple[int, int], str] = {}
     # Reading and hashing take the time, and leave the interpreter to the other threads.
     with ThreadPoolExecutor(4) as pool:
         contents = pool.map(content, paths)
@@ -62,7 +65,7 @@ def manifest(top):
     return entries
 
 
-def print_compressed(lines):
+def print_compressed(lines: list[str]) -> None:
     """For a console: compressed, in base64, between two marks, in lines that are not too long."""
     text = base64.b64encode(zlib.compress("".join(lines).encode())).decode()
     print("\nMANIFEST BEGIN")

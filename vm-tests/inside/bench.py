@@ -4,11 +4,14 @@ Disks: serial ``source`` (content), ``tree`` (its hash tree; the root hash in th
 with serial ``hash``), ``target``. Each figure is taken several times, the ones to be compared in turn.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -22,24 +25,24 @@ SIZE = 96 * MIB
 ROUNDS = 3
 
 
-def seconds(work):
+def seconds(work: Callable[[], object]) -> float:
     started = time.monotonic()
     work()
     return round(time.monotonic() - started, 2)
 
 
-def dd(target):
+def dd(target: Path) -> None:
     command = ["dd", "if=/dev/zero", f"of={target}", "bs=4M", f"count={SIZE // (4 * MIB)}", "oflag=direct"]
     subprocess.run([*command, "conv=fdatasync"], check=True, capture_output=True)
 
 
-def copying(source, target):
+def copying(source: Path, target: Path) -> None:
     copy_backwards(
         source, target, SIZE, on_chunk_durable=lambda offset: None, progress=lambda done, total: None
     )
 
 
-def measure_copy(scratch):
+def measure_copy(scratch: Path) -> list[dict[str, float]]:
     source, tree, target = (disk.find_by_serial(name) for name in ("source", "tree", "target"))
     root_hash = disk.find_by_serial("hash").read_bytes()[:64].decode()
     with target.open("rb") as stream:
@@ -58,7 +61,7 @@ def measure_copy(scratch):
     return rows
 
 
-def measure_build(scratch):
+def measure_build(scratch: Path) -> float:
     """A 100 MiB image; noise instead of a kernel, which no builder looks into."""
     kernel, ramdisk = scratch / "kernel", scratch / "ramdisk"
     kernel.write_bytes(b"\0" * 0x20000)
@@ -79,7 +82,7 @@ def measure_build(scratch):
         )
 
 
-def main():
+def main() -> None:
     with tempfile.TemporaryDirectory(dir="/run") as scratch:
         rows = measure_copy(Path(scratch))
         build = measure_build(Path(scratch))

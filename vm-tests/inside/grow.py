@@ -4,6 +4,8 @@ Disks: ``scratch`` (empty), and one for each of KINDS with a file system of SIZE
 each kind, what ``check`` gathers.
 """
 
+from __future__ import annotations
+
 import errno
 import fcntl
 import hashlib
@@ -16,8 +18,10 @@ import struct
 import subprocess
 import time
 import traceback
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.storage import cryptsetup, devicemapper, disk, encrypted, filesystem, growing
@@ -46,17 +50,17 @@ XFS_IOC_GOINGDOWN, NO_LOG_FLUSH = 0x8004587D, struct.pack("=I", 2)
 
 WHERE, SCRATCH, LOCK = Path("/run/root"), Path("/run/scratch"), Path("/run/secex-test/grow.lock")
 STARTED = time.monotonic()
-RESULT = {}
+RESULT: dict[str, Any] = {}
 
 
-def say(line):
+def say(line: object) -> None:
     print(f"[{time.monotonic() - STARTED:6.1f}] {line}", flush=True)
 
 
 # --- devices ---
 
 
-def read_error(device, start, end):
+def read_error(device: Path, start: int, end: int) -> list[int | str] | None:
     """Read all bytes, past the page cache: [offset, name] of the first error, or None."""
     descriptor, buffer = os.open(device, os.O_RDONLY | os.O_DIRECT), mmap.mmap(-1, MIB)
     try:
@@ -64,13 +68,14 @@ def read_error(device, start, end):
         while at < end:
             at += os.preadv(descriptor, [memoryview(buffer)[: min(MIB, end - at)]], at)
     except OSError as error:
-        return [at, errno.errorcode[error.errno]]
+        return [at, errno.errorcode[error.errno or 0]]
     finally:
         os.close(descriptor)
+    return None
 
 
 @contextmanager
-def made_volume(kind):
+def made_volume(kind: str) -> Iterator[Path]:
     """As first boot leaves it: the file system in its head, its tail zeroed, the rest never written."""
     sector_size, size = KINDS[kind]
     secrets = Secrets.below(SCRATCH / kind)
@@ -81,8 +86,8 @@ def made_volume(kind):
     )
     encrypted.place(secrets, below)
     with encrypted.opened(secrets, below, "root") as device:
-        ignore = {"on_chunk_durable": lambda _: None, "progress": lambda *_: None}
-        copy_backwards(disk.find_by_serial(kind), device, SIZE, **ignore)
+        source = disk.find_by_serial(kind)
+        copy_backwards(source, device, SIZE, on_chunk_durable=lambda _: None, progress=lambda *_: None)
         encrypted.write_zeros(device, size - encrypted.TAIL_SIZE, encrypted.TAIL_SIZE, lambda *_: None)
     try:
         yield encrypted.open_volume(secrets, below, "root")
@@ -94,25 +99,28 @@ def made_volume(kind):
 # --- growing ---
 
 
-def type_of(kind):
+def type_of(kind: str) -> str:
     return kind[: 4 if kind.startswith("ext4") else 3]
 
 
-def mount(device, kind):
+def mount(device: Path, kind: str) -> None:
     filesystem.mount(device, WHERE, type=type_of(kind))
 
 
-def umount():
+def umount() -> None:
     subprocess.run(["umount", WHERE], check=True)
 
 
-def grow_and_kill(device, chance):
+def grow_and_kill(device: Path, chance: random.Random) -> int:
     """Let a process grow until it has written a few MiB, then kill it a moment later; its exit status."""
     receiving, sending = os.pipe()
     if (child := os.fork()) == 0:
         try:
-            context = Context("", progress=lambda *_: os.write(sending, b"."))
-            growing.grow_all(context, WHERE, device, LOCK, step=STEP)
+
+            def tell(label: str, done: int, total: int) -> None:
+                os.write(sending, b".")
+
+            growing.grow_all(Context("", progress=tell), WHERE, device, LOCK, step=STEP)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -127,7 +135,7 @@ def grow_and_kill(device, chance):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def crash(device, kind):
+def crash(device: Path, kind: str) -> None:
     """What a power cut leaves: nothing more is written, and the next mount replays the journal."""
     descriptor = os.open(WHERE, os.O_RDONLY)
     fcntl.ioctl(descriptor, XFS_IOC_GOINGDOWN, NO_LOG_FLUSH)
@@ -136,14 +144,14 @@ def crash(device, kind):
     mount(device, kind)
 
 
-def grow_to_the_end(device):
+def grow_to_the_end(device: Path) -> int:
     """The most memory that waited to be written meanwhile, in KiB."""
-    waiting = []
+    waiting: list[int] = []
     growing.grow_all(Context("", progress=lambda *_: waiting.append(dirty())), WHERE, device, LOCK, step=STEP)
     return max(waiting)
 
 
-def dirty():
+def dirty() -> int:
     lines = Path("/proc/meminfo").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith(("Dirty:", "Writeback:")))
 
@@ -151,22 +159,23 @@ def dirty():
 # --- what reads over the whole file system ---
 
 
-def digest():
+def digest() -> str:
     return hashlib.sha256((WHERE / "file").read_bytes()).hexdigest()
 
 
-def trim():
+def trim() -> str | None:
     """As fstrim(8): the volume may not be able to, but must not fail otherwise."""
     descriptor = os.open(WHERE, os.O_RDONLY)
     try:
         fcntl.ioctl(descriptor, FITRIM, struct.pack("=QQQ", 0, (1 << 64) - 1, 0))
     except OSError as error:
-        return errno.errorcode[error.errno]
+        return errno.errorcode[error.errno or 0]
     finally:
         os.close(descriptor)
+    return None
 
 
-def look(device, kind):
+def look(device: Path, kind: str) -> list[object]:
     """[size, digest of the file, trim, exit status of the checkers and of blkid, what they complain of]"""
     size = Mounted.find(WHERE, device).size()
     seen = [size, digest(), trim()]
@@ -181,7 +190,7 @@ def look(device, kind):
     return [*seen, codes, words]
 
 
-def check(kind, seed):
+def check(kind: str, seed: int) -> None:
     answers = RESULT[kind] = {"stages": [], "exits": []}
     chance = random.Random(seed)  # noqa: S311
     say(f"{kind}, seed {seed}")
@@ -208,7 +217,7 @@ def check(kind, seed):
         answers["complete"] = True
 
 
-def main():
+def main() -> None:
     SCRATCH.mkdir(mode=0o700)
     for kind in KINDS:
         try:

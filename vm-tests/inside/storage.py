@@ -5,6 +5,8 @@ Disks: serial ``facts`` (JSON: the names of the others, their root hashes and di
 has an answer under each name, or a text that begins with "failed" where a check raised.
 """
 
+from __future__ import annotations
+
 import errno
 import hashlib
 import json
@@ -13,8 +15,10 @@ import os
 import subprocess
 import time
 import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from secex_firstboot.agent import places, volumes
 from secex_firstboot.agent.step import Context
@@ -33,7 +37,10 @@ from secex_firstboot.storage import (
 )
 from secex_firstboot.storage.cryptsetup import CryptSetup
 from secex_firstboot.storage.devicemapper import Piece
-from secex_firstboot.storage.plan import Source
+from secex_firstboot.storage.disk import Disk
+from secex_firstboot.storage.encrypted import Secrets
+from secex_firstboot.storage.filesystem import FileSystem
+from secex_firstboot.storage.plan import Plan, Source, VolumePlan
 from secex_firstboot.storage.progress_record import Progress
 
 MIB = 1 << 20
@@ -41,15 +48,15 @@ BLOCK = 4096
 SCRATCH = Path("/run/scratch")
 CHUNK = 4 * MIB  # copy_backwards' own
 STARTED = time.monotonic()
-RESULT = {}
+RESULT: dict[str, Any] = {}
 
 
 @contextmanager
-def checks(group):
+def checks(group: str) -> Iterator[Callable[..., None]]:
     """``answer(name, function, ...)`` notes what the function returns, or how it failed."""
     answers = RESULT.setdefault(group, {})
 
-    def answer(name, function, *arguments):
+    def answer(name: str, function: Callable[..., object], *arguments: object) -> None:
         print(f"[{time.monotonic() - STARTED:6.1f}] {group}: {name}", flush=True)
         try:
             answers[name] = function(*arguments)
@@ -64,17 +71,17 @@ def checks(group):
 # --- devices ---
 
 
-def size_of(device):
+def size_of(device: Path) -> int:
     with device.open("rb", buffering=0) as stream:
         return stream.seek(0, os.SEEK_END)
 
 
-def read(device, offset, size=BLOCK):
+def read(device: Path, offset: int, size: int = BLOCK) -> bytes:
     """What lies on the device, past the page cache."""
     return b"".join(bytes(part) for part in parts(device, offset, size))
 
 
-def parts(device, offset, size):
+def parts(device: Path, offset: int, size: int) -> Iterator[memoryview]:
     descriptor = os.open(device, os.O_RDONLY | os.O_DIRECT)
     try:
         buffer = mmap.mmap(-1, MIB)
@@ -87,7 +94,7 @@ def parts(device, offset, size):
         os.close(descriptor)
 
 
-def write(device, offset, content):
+def write(device: Path, offset: int, content: bytes) -> None:
     descriptor = os.open(device, os.O_WRONLY | os.O_DIRECT)
     try:
         for at in range(0, len(content), MIB):
@@ -100,23 +107,23 @@ def write(device, offset, content):
         os.close(descriptor)
 
 
-def digest(device, size):
+def digest(device: Path, size: int) -> str:
     found = hashlib.sha256()
     for part in parts(device, 0, size):
         found.update(part)
     return found.hexdigest()
 
 
-def read_error(device, offset, size=BLOCK):
+def read_error(device: Path, offset: int, size: int = BLOCK) -> str | None:
     """The error's name (EILSEQ …), or None if the bytes can be read."""
     try:
         read(device, offset, size)
     except OSError as error:
-        return errno.errorcode[error.errno]
+        return errno.errorcode[error.errno or 0]
     return None
 
 
-def flip_bit(device, address):
+def flip_bit(device: Path, address: int) -> None:
     start = address // BLOCK * BLOCK
     content = bytearray(read(device, start))
     content[address - start] ^= 1
@@ -124,7 +131,7 @@ def flip_bit(device, address):
 
 
 @contextmanager
-def flipped_bit(device, address):
+def flipped_bit(device: Path, address: int) -> Iterator[None]:
     flip_bit(device, address)
     try:
         yield
@@ -132,12 +139,12 @@ def flipped_bit(device, address):
         flip_bit(device, address)
 
 
-def mappings():
+def mappings() -> list[str]:
     return sorted(path.name for path in devicemapper.MAPPER.iterdir() if path.name != "control")
 
 
 @contextmanager
-def opened_with_journal(secrets, device, name):
+def opened_with_journal(secrets: Secrets, device: Path, name: str) -> Iterator[Path]:
     try:
         yield encrypted.open_volume(secrets, device, name)
     finally:
@@ -147,12 +154,12 @@ def opened_with_journal(secrets, device, name):
 # --- one volume, made elsewhere and placed on a disk ---
 
 
-def check_volume(device, sector_size):
+def check_volume(device: Path, sector_size: int) -> None:
     secrets = encrypted.Secrets.below(SCRATCH / f"volume{sector_size}")
     contents = {0: os.urandom(MIB), 20 * MIB: os.urandom(MIB)}
     flipped, never_written = 100 * sector_size, 40 * MIB
 
-    def prepare():
+    def prepare() -> int:
         encrypted.prepare(
             secrets, label="check", device_size=size_of(device), sector_size=sector_size, scratch=SCRATCH
         )
@@ -160,30 +167,30 @@ def check_volume(device, sector_size):
         with CryptSetup(device, header=secrets.header) as handle:
             return handle.load_luks2().sector_size
 
-    def write_without_journal():
+    def write_without_journal() -> None:
         with encrypted.opened(secrets, device, "check") as opened:
             write(opened, 0, contents[0])
 
-    def read_with_journal():
+    def read_with_journal() -> bool:
         with opened_with_journal(secrets, device, "check") as opened:
             write(opened, 20 * MIB, contents[20 * MIB])
             return is_there(opened, 0)
 
-    def read_without_header():
+    def read_without_header() -> bool:
         write(device, 0, bytes(cryptsetup.DATA_OFFSET))
         with encrypted.opened(secrets, device, "check") as opened:
             return all(is_there(opened, offset) for offset in contents)
 
-    def is_there(opened, offset):
+    def is_there(opened: Path, offset: int) -> bool:
         return read(opened, offset, MIB) == contents[offset]
 
-    def errors():
+    def errors() -> list[str | None]:
         address = encrypted._layout(sector_size).data_address(flipped) + 7
         with flipped_bit(device, address), encrypted.opened(secrets, device, "check") as opened:
             offsets = [*(flipped + step * sector_size for step in (-1, 0, 1)), never_written]
             return [read_error(opened, offset, sector_size) for offset in offsets]
 
-    def open_with_wrong_key():
+    def open_with_wrong_key() -> object:
         with CryptSetup(device, header=secrets.header) as handle:
             handle.load_luks2()
             try:
@@ -203,9 +210,9 @@ def check_volume(device, sector_size):
         answer("room", check_room, device, sector_size)
 
 
-def check_room(device, sector_size):
+def check_room(device: Path, sector_size: int) -> dict[int, int]:
     """Source size -> bytes of the volume beyond source and tail, on the least device for it."""
-    rooms = {}
+    rooms: dict[int, int] = {}
     for size in (16 * MIB - encrypted.TAIL_SIZE, 16 * MIB - encrypted.TAIL_SIZE + BLOCK):
         needed = encrypted.required_device_size(size, sector_size)
         secrets = encrypted.Secrets.below(SCRATCH / "room")
@@ -225,18 +232,19 @@ def check_room(device, sector_size):
 # --- a volume that Ignition made, opened anew ---
 
 
-def check_reopen(scratch, null_keyslot):
+def check_reopen(scratch: Path, null_keyslot: Path) -> None:
     """``null_keyslot`` is a disk with a LUKS2 header whose keyslot every key opens."""
     key, key_file, header = bytearray(os.urandom(64)), SCRATCH / "key", SCRATCH / "reopened.header"
     write_private(key_file, key)
     device = devicemapper.create_linear("partition", [Piece(scratch, 0, 32 * MIB)])
 
-    def cryptsetup_opens(device, *options):
+    def cryptsetup_opens(device: Path, *options: str | Path) -> bool:
         return subprocess.run(["cryptsetup", "luksOpen", device, "--key-file", key_file, *options],
                               capture_output=True).returncode == 0  # fmt: skip
 
-    def reopen_volume():
+    def reopen_volume() -> list[bool]:
         """The last: what was written before is there, without the header on the disk."""
+        options: list[str | Path]
         options = ["--type=luks2", "--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000", "--key-file", key_file]
         subprocess.run(["cryptsetup", "luksFormat", *options, device], check=True)
         assert cryptsetup_opens(device, "owned")
@@ -253,7 +261,7 @@ def check_reopen(scratch, null_keyslot):
         cryptsetup.close("owned")
         return found
 
-    def reopen_null_keyslot():
+    def reopen_null_keyslot() -> object:
         """[whether cryptsetup opens it with our key, the refusal, mappings left]"""
         opens = cryptsetup_opens(null_keyslot, "owned")
         mode = devicemapper.crypt_mode("owned").split()[1]
@@ -274,6 +282,9 @@ def check_reopen(scratch, null_keyslot):
 # --- an SE-ready disk, as the steps encrypt it ---
 
 
+Moment = tuple[Progress, int | None]  # what is to be recorded, and with which figure
+
+
 class Cut(Exception):
     """The power is cut."""
 
@@ -281,11 +292,11 @@ class Cut(Exception):
 class CutEncryption(encrypt.Encryption):
     """Fails at the first time each of ``cuts`` is to be recorded: done, but no later start knows of it."""
 
-    def __init__(self, *arguments, cuts, digests):
+    def __init__(self, *arguments: Any, cuts: list[Moment], digests: list[str]) -> None:
         super().__init__(*arguments)
         self.cuts, self.digests = cuts, digests
 
-    def _note(self, progress, copied_from=None):
+    def _note(self, progress: Progress, copied_from: int | None = None) -> None:
         if progress is Progress.COPIED and not self.digests:
             with encrypted.opened(self.secrets, self.partition, "check") as opened:
                 self.digests.append(digest(opened, self.volume_plan.source_size))
@@ -296,7 +307,7 @@ class CutEncryption(encrypt.Encryption):
 
 
 @contextmanager
-def partitions_of(device):
+def partitions_of(device: Path) -> Iterator[Disk]:
     """Only one disk with the partitions of an SE-ready image at a time; the others' are hidden."""
     subprocess.run(["partx", "--add", device], check=True, capture_output=True)
     subprocess.run(["udevadm", "settle"], check=True)
@@ -307,7 +318,7 @@ def partitions_of(device):
         subprocess.run(["udevadm", "settle"], check=True)
 
 
-def lay_out(found, root_hashes, headroom):
+def lay_out(found: Disk, root_hashes: dict[str, str], headroom: int) -> Plan:
     """What verity and personalise do: look through dm-verity, plan, make keys and headers."""
     sources = []
     for name in ("boot", "root"):
@@ -317,7 +328,8 @@ def lay_out(found, root_hashes, headroom):
         size = verity.data_size("check")
         cryptsetup.close("check")
         sources.append(Source(root_hash=root_hashes[name], size=size, file_system=file_system))
-    made = plan.lay_out(found, *sources, headroom, "5e" * 32)
+    boot, root = sources
+    made = plan.lay_out(found, boot, root, headroom, "5e" * 32)
     write_private(places.PLAN, made.model_dump_json().encode())
     write_private(places.COMMITTED, b"")
     sizes = {"boot": found.partitions["boot"].size, "root": made.root_partition_size}
@@ -327,7 +339,7 @@ def lay_out(found, root_hashes, headroom):
     return made
 
 
-def run_encryption(made, name, cuts, digests):
+def run_encryption(made: Plan, name: str, cuts: list[Moment], digests: list[str]) -> None:
     """Run it to its end, started again after each cut."""
     chosen = made.boot if name == "boot" else made.root
     se = disk.find_disk().partitions["se"].device
@@ -340,7 +352,7 @@ def run_encryption(made, name, cuts, digests):
                 print(f"{name} was cut; left: {cuts}", flush=True)
 
 
-def check_se_disk(serial, facts, headroom):
+def check_se_disk(serial: str, facts: dict[str, Any], headroom: int) -> None:
     with partitions_of(disk.find_by_serial(serial)) as found, checks(serial) as answer:
         answer("wrong root hash", open_with_wrong_hash, found, facts["root hashes"]["root"])
         made = lay_out(found, facts["root hashes"], headroom)
@@ -362,11 +374,11 @@ def check_se_disk(serial, facts, headroom):
             cryptsetup.close(name)
 
 
-def identify(name):
+def identify(name: str) -> FileSystem:
     return filesystem.identify(devicemapper.MAPPER / name, name)
 
 
-def open_with_wrong_hash(found, root_hash):
+def open_with_wrong_hash(found: Disk, root_hash: str) -> list[object]:
     """[refusal, mappings left, the right one opens]"""
     data, tree = (found.partitions[name].device for name in ("root", "roothash"))
     wrong = root_hash[:-1] + ("0" if root_hash[-1] != "0" else "1")
@@ -377,12 +389,12 @@ def open_with_wrong_hash(found, root_hash):
         refusal = str(error)
     left = mappings()
     right = verity.open_verified(data, tree, "check", root_hash)
-    answer = [refusal, left, read_error(right, 0)]
+    reads = read_error(right, 0)
     cryptsetup.close("check")
-    return answer
+    return [refusal, left, reads]
 
 
-def encrypt_bad_source(made, cuts):
+def encrypt_bad_source(made: Plan, cuts: list[Moment]) -> list[object]:
     """[refusal, the flipped byte, mappings left]"""
     at = made.root.source_size * 5 // 8 + 5
     assert at > made.root.saved_head.size  # so it is read where it always was
@@ -395,7 +407,7 @@ def encrypt_bad_source(made, cuts):
     return [refusal, at, mappings()]
 
 
-def cuts_of(chosen):
+def cuts_of(chosen: VolumePlan) -> list[Moment]:
     """Before the flipped bit: while saving, placing, and copying; afterwards: at the end of the copy, and
     when the file system has grown."""
     return [
@@ -407,21 +419,21 @@ def cuts_of(chosen):
     ]
 
 
-def encrypt_volume(made, name, cuts):
+def encrypt_volume(made: Plan, name: str, cuts: list[Moment]) -> list[object]:
     """[digest of what was copied, cuts that never happened]"""
-    seen = []
+    seen: list[str] = []
     run_encryption(made, name, cuts, seen)
     return [*seen, [str(cut) for cut in cuts]]
 
 
-def integrity_errors():
+def integrity_errors() -> list[str]:
     """What the kernel says of sectors that cannot be read, once udev has nothing left to look at."""
     subprocess.run(["udevadm", "settle"], check=True)
     log = subprocess.run(["dmesg"], capture_output=True, text=True, check=True).stdout
     return [line for line in log.splitlines() if "AEAD ERROR" in line or "I/O error" in line]
 
 
-def check_file_system(name):
+def check_file_system(name: str) -> object:
     device = devicemapper.MAPPER / name
     tool = {"ext4": ["e2fsck", "-fn"], "xfs": ["xfs_repair", "-n"]}[identify(name).type]
     try:
@@ -431,7 +443,7 @@ def check_file_system(name):
     return [tool[0], done.returncode, (done.stdout + done.stderr)[-400:] if done.returncode else ""]
 
 
-def read_errors_of_root(made):
+def read_errors_of_root(made: Plan) -> list[str | None]:
     """At both ends, and between headroom and tail: never written, so a thin disk stays thin."""
     device = devicemapper.MAPPER / "root"
     end = size_of(device)
@@ -440,7 +452,7 @@ def read_errors_of_root(made):
     return [read_error(device, at) for at in (0, middle, end - BLOCK)]
 
 
-def main():
+def main() -> None:
     SCRATCH.mkdir(mode=0o700)
     places.RUNTIME.mkdir(mode=0o700, parents=True, exist_ok=True)
     with disk.find_by_serial("facts").open("rb") as stream:

@@ -4,10 +4,13 @@ Disks: ``system`` (the SE-ready image), ``hash`` (its root hash, in the first 64
 large as root becomes). The programs are those of the root itself, first on its volume, then from its copy.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from secex_firstboot.agent.report import MemorySampler
@@ -20,14 +23,15 @@ CIPHER = ["--cipher=aes-xts-plain64", "--integrity=hmac-sha256", "--sector-size=
 DERIVATION = ["--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000"]
 
 
-def run(*command, root="/"):
+def run(*command: str | Path, root: str | Path = "/") -> None:
     """As in chroot(1), which the initramfs does not have."""
     print("+", *command, flush=True)
     subprocess.run(command, check=True, preexec_fn=lambda: os.chroot(root), cwd=root)
 
 
-def from_root(root, *command, mnt=None):
+def from_root(root: Path, *command: str | Path, mnt: Path | None = None) -> None:
     """Run a program of this root, which sees the directory ``mnt`` as /mnt."""
+    places: dict[str | Path, str]
     places = {"/dev": "dev", "/proc": "proc", "/sys": "sys", "/run": "run"} | ({mnt: "mnt"} if mnt else {})
     for source, name in places.items():
         run("mount", "--bind", source, root / name)
@@ -38,11 +42,11 @@ def from_root(root, *command, mnt=None):
             run("umount", root / name)
 
 
-def copy(source, target):
+def copy(source: Path, target: Path) -> None:
     from_root(source, "cp", "--archive", "--one-file-system", "/.", "/mnt", mnt=target)
 
 
-def save():
+def save() -> None:
     """Everything of the root, into compressed RAM."""
     root, tree = (Path("/dev/disk/by-partlabel", name) for name in ("root", "roothash"))
     root_hash = disk.find_by_serial("hash").read_bytes()[:64].decode()
@@ -58,13 +62,13 @@ def save():
     cryptsetup.close("usual_source")
 
 
-def make_volume(target):
+def make_volume(target: Path) -> None:
     """With a wipe, so that every sector has its integrity tag."""
     options = [*CIPHER, *DERIVATION, f"--key-file={KEY_FILE}"]
     from_root(RAM, "cryptsetup", "luksFormat", "--batch-mode", *options, target)
 
 
-def restore(target):
+def restore(target: Path) -> None:
     from_root(RAM, "cryptsetup", "open", f"--key-file={KEY_FILE}", target, "usual_target")
     from_root(RAM, "mkfs.xfs", "-q", "/dev/mapper/usual_target")
     run("mount", "/dev/mapper/usual_target", TARGET)
@@ -73,13 +77,13 @@ def restore(target):
     from_root(RAM, "cryptsetup", "close", "usual_target")
 
 
-def seconds(work, *arguments):
+def seconds(work: Callable[..., None], *arguments: Path) -> float:
     started = time.monotonic()
     work(*arguments)
     return round(time.monotonic() - started, 1)
 
 
-def main():
+def main() -> None:
     for path in (SOURCE, RAM, TARGET):
         path.mkdir(parents=True)
     KEY_FILE.write_bytes(os.urandom(64))

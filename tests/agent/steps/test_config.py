@@ -6,9 +6,6 @@ import base64
 import fcntl
 import hashlib
 import json
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,17 +14,19 @@ from support import REPOSITORY, elsewhere
 from support.machine import (
     CONFIG,
     FIRST_BOOT,
+    Machine,
     observe,
     put,
 )
-from support.openpgp_messages import Gpg, confine, flipped
+from support.openpgp_messages import Gpg, confine, flipped, with_a_home
 
 from secex_firstboot.agent import places
-from secex_firstboot.agent.step import Context, State, Status
+from secex_firstboot.agent.step import Context, Status
 from secex_firstboot.agent.steps.config import DecryptConfig
 from secex_firstboot.basic import memory
 from secex_firstboot.basic.errors import DeviceMissing, FirstbootError, Refusal
 from secex_firstboot.contract import paths
+from secex_firstboot.contract.dry_run import State
 from secex_firstboot.ignition import openpgp, specification
 from secex_firstboot.storage import disk
 
@@ -38,10 +37,7 @@ CONTEXT = Context("ignition.firstboot")
 
 @pytest.fixture(scope="module")
 def gpg() -> Iterator[Gpg]:
-    home = Path(tempfile.mkdtemp(prefix="pgp-", dir="/tmp"))
-    yield Gpg(home)
-    subprocess.run(["gpgconf", "--homedir", home, "--kill", "all"], check=True)
-    shutil.rmtree(home, ignore_errors=True)
+    yield from with_a_home()
 
 
 @pytest.fixture(scope="module")
@@ -171,19 +167,21 @@ def test_key_and_config_are_mixed_into_the_kernels_random_numbers_before_any_key
 # --- what it says of what it sees ---
 
 
-def test_config_is_ready_with_a_private_key_and_a_config_disk(machine):
+def test_config_is_ready_with_a_private_key_and_a_config_disk(machine: Machine) -> None:
     put(paths.PRIVATE_KEY)
     machine.serials["ignition_crypted"] = Path("/dev/vdb")
     assert observe(machine, DecryptConfig()) == Status(State.READY, "decrypt the Ignition config on /dev/vdb")
 
 
-def test_config_without_a_disk_is_refused(machine):
+def test_config_without_a_disk_is_refused(machine: Machine) -> None:
     put(paths.PRIVATE_KEY)
     with pytest.raises(DeviceMissing, match=r"serial=ignition_crypted$"):
         observe(machine, DecryptConfig())
 
 
-def test_a_config_that_was_refused_is_refused_again_for_the_same_reason(machine, monkeypatch):
+def test_a_config_that_was_refused_is_refused_again_for_the_same_reason(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine.serials["ignition_crypted"] = put(machine.root / "dev" / "vdb", "not OpenPGP")
     put(paths.PRIVATE_KEY)
     context = Context("ignition.firstboot")
@@ -195,13 +193,13 @@ def test_a_config_that_was_refused_is_refused_again_for_the_same_reason(machine,
     assert str(second.value) == str(first.value)
 
 
-def test_config_without_a_private_key_is_refused(machine):
+def test_config_without_a_private_key_is_refused(machine: Machine) -> None:
     machine.serials["ignition_crypted"] = Path("/dev/vdb")
     with pytest.raises(Refusal, match="no private key"):
         observe(machine, DecryptConfig())
 
 
-def test_config_is_done_only_when_the_private_key_is_gone(machine):
+def test_config_is_done_only_when_the_private_key_is_gone(machine: Machine) -> None:
     put(places.IGNITION_USER_CONFIG, "{}")
     assert observe(machine, DecryptConfig()).done
     put(paths.PRIVATE_KEY)
@@ -209,7 +207,7 @@ def test_config_is_done_only_when_the_private_key_is_gone(machine):
     assert observe(machine, DecryptConfig()).state is State.READY
 
 
-def test_the_private_key_is_gone_also_after_a_config_that_cannot_be_read(machine):
+def test_the_private_key_is_gone_also_after_a_config_that_cannot_be_read(machine: Machine) -> None:
     put(paths.PRIVATE_KEY, "no key")
     machine.serials["ignition_crypted"] = put(machine.root / "vdb", "no message")
     with pytest.raises(FirstbootError):
@@ -219,7 +217,7 @@ def test_the_private_key_is_gone_also_after_a_config_that_cannot_be_read(machine
 
 
 @pytest.fixture
-def decrypted(machine, monkeypatch):
+def decrypted(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Ground on which the config step can be performed; what Ignition would get in addition."""
     monkeypatch.setattr(openpgp, "decrypt", lambda message, key, work: (CONFIG % "").encode())
     machine.serials["ignition_crypted"] = put(machine.root / "vdb", "-----BEGIN PGP MESSAGE-----")
@@ -229,27 +227,27 @@ def decrypted(machine, monkeypatch):
     return places.IGNITION_BASE_CONFIGS / "no-local-login.ign"
 
 
-def test_the_config_is_merged_into_one_that_masks_local_logins(decrypted):
+def test_the_config_is_merged_into_one_that_masks_local_logins(decrypted: Path) -> None:
     DecryptConfig().perform(Context(FIRST_BOOT))
     units = json.loads(decrypted.read_text())["systemd"]["units"]
     masked = {unit["name"] for unit in units if unit.get("mask")}
     assert masked >= {"getty@.service", "serial-getty@.service", "console-getty.service", "autovt@.service"}
 
 
-def test_an_image_that_allows_logins_masks_none_and_says_so(decrypted):
-    said = []
+def test_an_image_that_allows_logins_masks_none_and_says_so(decrypted: Path) -> None:
+    said: list[str] = []
     DecryptConfig().perform(Context(f"{FIRST_BOOT} secex.login=allowed", say=said.append))
     assert not decrypted.exists()
     assert [line for line in said if line.startswith("WARNING: secex.login=allowed")]
 
 
-def test_another_value_for_logins_is_refused(machine, decrypted):
+def test_another_value_for_logins_is_refused(machine: Machine, decrypted: Path) -> None:
     assert observe(machine, DecryptConfig()).state is State.READY
     with pytest.raises(Refusal, match=r"secex\.login=yes is not secex\.login=allowed"):
         DecryptConfig().observe(Context(f"{FIRST_BOOT} secex.login=yes"))
 
 
-def test_without_its_own_config_against_logins_none_is_handed_over(decrypted):
+def test_without_its_own_config_against_logins_none_is_handed_over(decrypted: Path) -> None:
     paths.NO_LOCAL_LOGIN.unlink()
     with pytest.raises(OSError):
         DecryptConfig().perform(Context(FIRST_BOOT))

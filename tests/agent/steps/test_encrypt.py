@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -11,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support import needs
 from support.machine import (
     SOURCES,
     Machine,
@@ -19,38 +19,25 @@ from support.machine import (
 )
 
 from secex_firstboot.agent import places
-from secex_firstboot.agent.step import Context, State
+from secex_firstboot.agent.step import Context
 from secex_firstboot.agent.steps import encrypt
 from secex_firstboot.agent.steps.encrypt import EncryptBoot, Encryption, EncryptRoot
 from secex_firstboot.basic.errors import FirstbootError
-from secex_firstboot.storage import devicemapper, filesystem, progress_record
+from secex_firstboot.contract.dry_run import State
+from secex_firstboot.storage import devicemapper, encrypted, filesystem, progress_record
 from secex_firstboot.storage.encrypted import TAIL_SIZE
 from secex_firstboot.storage.plan import MIB, Plan, Span, VolumePlan
 from secex_firstboot.storage.progress_record import Progress, ProgressRecord
 
 HEADROOM = 32 * MIB
-CAP_SYS_RESOURCE = 24  # without it ext4 does not grow while it is mounted (kernel: ext4_resize_begin)
 MAKE = {
     "ext4": (64 * MIB, ["mkfs.ext4", "-q", "-b", "4096"]),
     "xfs": (304 * MIB, ["mkfs.xfs", "-qK", "-s", "size=4096"]),
 }
 
 
-def can_grow_mounted() -> bool:
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return bool(int(status["CapEff"], 16) >> CAP_SYS_RESOURCE & 1)
-
-
-needs_loop_devices = pytest.mark.skipif(
-    os.geteuid() != 0
-    or not Path("/dev/loop-control").exists()
-    or not all(map(shutil.which, ("mkfs.ext4", "mkfs.xfs", "losetup"))),
-    reason="needs root, loop devices, e2fsprogs and xfsprogs to mount file systems",
-)
-EXT4 = pytest.param(
-    "ext4",
-    marks=pytest.mark.skipif(not can_grow_mounted(), reason="needs CAP_SYS_RESOURCE to grow a mounted ext4"),
-)
+EXT4 = pytest.param("ext4", marks=needs.mounted_ext4_that_grows)
+mounted = needs.mounting("mkfs.ext4", "mkfs.xfs", "losetup", "debugfs")
 EVERY_TYPE = pytest.mark.parametrize("type", [EXT4, "xfs"])
 
 
@@ -104,7 +91,7 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
         subprocess.run(["losetup", "--detach", device], check=True)
 
 
-@needs_loop_devices
+@mounted
 @EVERY_TYPE
 def test_the_file_system_grows_by_the_headroom_and_stays_clean(
     opened: Callable[[str], Opened], type: str
@@ -120,7 +107,7 @@ def test_the_file_system_grows_by_the_headroom_and_stays_clean(
         assert (where / "kept/file").read_bytes() == b"content" * 100_000
 
 
-@needs_loop_devices
+@mounted
 def test_growing_repairs_nothing(opened: Callable[[str], Opened]) -> None:
     """A directory's block is spoiled: e2fsck would give up the directory, and what lies in it."""
     run = opened("ext4")
@@ -130,7 +117,9 @@ def test_growing_repairs_nothing(opened: Callable[[str], Opened]) -> None:
     with run.device.open("r+b") as stream:
         stream.seek(at)
         stream.write(spoiled)
-    with nullcontext() if can_grow_mounted() else pytest.raises(FirstbootError, match="not permitted"):
+    with (
+        nullcontext() if needs.can_grow_mounted_ext4 else pytest.raises(FirstbootError, match="not permitted")
+    ):
         run.grow()
     with run.device.open("rb") as stream:
         stream.seek(at)
@@ -142,7 +131,7 @@ def test_growing_repairs_nothing(opened: Callable[[str], Opened]) -> None:
         list((where / "kept").iterdir())
 
 
-@needs_loop_devices
+@mounted
 @pytest.mark.parametrize("type", [EXT4])
 def test_a_file_system_with_errors_does_not_grow(opened: Callable[[str], Opened], type: str) -> None:
     """The kernel noted that it could not read, or did not understand, something."""
@@ -158,7 +147,7 @@ def test_a_file_system_with_errors_does_not_grow(opened: Callable[[str], Opened]
 OLDER = "the progress record on partition se is older"
 
 
-@needs_loop_devices
+@mounted
 @pytest.mark.parametrize(
     ("progress", "refused"), [(Progress.COPIED, True), (Progress.ZEROED, False), (Progress.FINISHED, False)]
 )
@@ -174,7 +163,7 @@ def test_a_root_that_has_grown_is_not_zeroed_again(
         run._settle_files(run.device)
 
 
-@needs_loop_devices
+@mounted
 @pytest.mark.parametrize(
     ("progress", "refused"), [(Progress.COPIED, True), (Progress.ZEROED, True), (Progress.FINISHED, False)]
 )
@@ -193,7 +182,7 @@ def test_a_root_that_ignition_has_written_to_is_not_prepared_again(
 
 
 @pytest.mark.parametrize("step", [EncryptBoot(), EncryptRoot()])
-def test_encrypting_waits_for_the_commit_point(machine, step):
+def test_encrypting_waits_for_the_commit_point(machine: Machine, step: EncryptBoot | EncryptRoot) -> None:
     assert observe(machine, step).state is State.WAITING
     machine.commit()
     status = observe(machine, step)
@@ -202,7 +191,9 @@ def test_encrypting_waits_for_the_commit_point(machine, step):
 
 
 @pytest.mark.parametrize("step", [EncryptBoot(), EncryptRoot()])
-def test_encrypting_is_done_only_with_dm_crypt_on_dm_integrity_on_the_partition(machine, step):
+def test_encrypting_is_done_only_with_dm_crypt_on_dm_integrity_on_the_partition(
+    machine: Machine, step: EncryptBoot | EncryptRoot
+) -> None:
     machine.commit()
     (machine.root / "dev" / "mapper" / step.volume).touch()
     assert observe(machine, step).state is State.READY
@@ -225,10 +216,13 @@ def test_encrypting_is_done_only_with_dm_crypt_on_dm_integrity_on_the_partition(
         ("{table}", ""),
     ],
 )
-def test_a_mapping_that_has_only_the_name_is_not_the_encrypted_volume(machine, step, table, uuid):
+def test_a_mapping_that_has_only_the_name_is_not_the_encrypted_volume(
+    machine: Machine, step: EncryptBoot | EncryptRoot, table: str, uuid: str
+) -> None:
     machine.commit()
     machine.open_encrypted(step.volume)
     (target,), found = machine.tables[step.volume], devicemapper.find(step.volume)
+    assert found
     same = " ".join([target.type, *target.arguments])
     machine.map(step.volume, table.format(table=same), uuid.format(uuid=found.uuid, name=step.volume))
     assert observe(machine, step).state is State.READY
@@ -236,13 +230,13 @@ def test_a_mapping_that_has_only_the_name_is_not_the_encrypted_volume(machine, s
 
 @pytest.fixture
 def devices(machine: Machine) -> Machine:
-    """Files with random content as the partitions, root already grown."""
+    """Files as the partitions, root already grown."""
     machine.commit()
     grown = replace(machine.disk.partitions["root"], size=machine.plan().root_partition_size)
     machine.disks[0] = replace(machine.disk, partitions=machine.disk.partitions | {"root": grown})
     for name in ("boot", "root"):
         partition = machine.disk.partitions[name]
-        partition.device.write_bytes(os.urandom(64 * MIB))
+        partition.device.touch()
         os.truncate(partition.device, partition.size)
     (machine.root / "se").mkdir()
     return machine
@@ -260,10 +254,14 @@ def part(path: Path, offset: int, size: int) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["boot", "root"])
-def test_what_the_target_would_overwrite_is_saved_at_the_end_of_the_disk(devices, name):
+def test_what_the_target_would_overwrite_is_saved_at_the_end_of_the_disk(devices: Machine, name: str) -> None:
     run = encryption(devices, name)
     source, root = (devices.disk.partitions[each].device for each in (name, "root"))
     head, tree, saved_tree = run.volume_plan.saved_head, run.volume_plan.tree, run.volume_plan.saved_tree
+    for device, start, size in ((source, 0, run.volume_plan.source_size), (root, tree.offset, tree.size)):
+        with device.open("r+b") as stream:
+            stream.seek(start)
+            stream.write(os.urandom(size))
     before = part(source, 0, run.volume_plan.source_size), part(root, tree.offset, tree.size)
     for _ in range(2):
         run.save()
@@ -286,19 +284,25 @@ def test_what_the_target_would_overwrite_is_saved_at_the_end_of_the_disk(devices
         (Progress.FINISHED, []),
     ],
 )
-def test_encrypting_goes_on_with_the_part_after_the_recorded_one(devices, monkeypatch, progress, left):
+def test_encrypting_goes_on_with_the_part_after_the_recorded_one(
+    devices: Machine, monkeypatch: pytest.MonkeyPatch, progress: Progress, left: list[str]
+) -> None:
     encryption(devices, "root")._note(progress)
     run = encryption(devices, "root")
     done: list[str] = []
 
     def part_that_records(name: str, reached: Progress) -> Callable[[], None]:
-        return lambda: (done.append(name), run._note(reached))[1]
+        def part() -> None:
+            done.append(name)
+            run._note(reached)
+
+        return part
 
     monkeypatch.setattr(run, "_settle_files", lambda root: done.append("settle files"))
     for name, reached in zip(("save", "place", "copy", "zero", "grow"), list(Progress)[1:], strict=True):
         monkeypatch.setattr(run, name, part_that_records(name, reached))
     monkeypatch.setattr(
-        encrypt.encrypted,
+        encrypted,
         "open_volume",
         lambda files, device, name: done.append(f"open {device.name} as {name}"),
     )
@@ -307,7 +311,7 @@ def test_encrypting_goes_on_with_the_part_after_the_recorded_one(devices, monkey
     assert done == [*([opened, "settle files"] if len(left) <= 2 else []), *left, opened]
 
 
-def test_a_root_on_which_first_boot_ended_is_not_set_up_again(tmp_path):
+def test_a_root_on_which_first_boot_ended_is_not_set_up_again(tmp_path: Path) -> None:
     encrypt.refuse_sealed(tmp_path)
     put(tmp_path / "etc/luks/sealed")
     with pytest.raises(FirstbootError, match="an older boot image was put back"):
@@ -318,11 +322,13 @@ def test_a_root_on_which_first_boot_ended_is_not_set_up_again(tmp_path):
     ("name", "headroom", "grown"),
     [("boot", 64, 32), ("root", 0, 64), ("root", 15, 64), ("root", 16, 80), ("root", 900, 128)],
 )
-def test_only_root_grows_by_the_headroom_and_never_into_the_tail(devices, name, headroom, grown):
+def test_only_root_grows_by_the_headroom_and_never_into_the_tail(
+    devices: Machine, name: str, headroom: int, grown: int
+) -> None:
     run = encryption(devices, name)
     run.plan = run.plan.model_copy(update={"headroom": headroom * MIB})
     assert run._grown_size(147 * MIB) == grown * MIB
 
 
-def test_a_volume_too_small_for_headroom_keeps_its_file_system(devices):
+def test_a_volume_too_small_for_headroom_keeps_its_file_system(devices: Machine) -> None:
     assert encryption(devices, "root")._grown_size(65 * MIB) == SOURCES["root"]

@@ -12,7 +12,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from harness import pki
-from support import TEST_VECTORS
+from support import TEST_VECTORS, needs
 from support.machine import (
     CONFIG,
     FIRST_BOOT,
@@ -23,10 +23,11 @@ from support.machine import (
 )
 
 from secex_firstboot.agent import places
-from secex_firstboot.agent.step import Context, State
+from secex_firstboot.agent.step import Context
 from secex_firstboot.agent.steps.hostkeys import HostKeys
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.contract import paths
+from secex_firstboot.contract.dry_run import State
 from secex_firstboot.ignition import ownership
 
 VECTORS = TEST_VECTORS / "se-image"
@@ -86,6 +87,7 @@ def test_what_the_host_can_change_on_its_way_is_warned_of_and_nothing_below_se_h
     assert warnings[0].startswith("storage.files[1].contents comes over http without verification.hash")
 
 
+@needs.programs("openssl")
 def test_revocation_lists_that_are_given_do_where_none_can_be_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,17 +110,17 @@ def test_revocation_lists_that_are_given_do_where_none_can_be_fetched(
 # --- what it says of what it sees ---
 
 
-def test_hostkeys_wait_for_the_merged_config(machine):
+def test_hostkeys_wait_for_the_merged_config(machine: Machine) -> None:
     assert observe(machine, HostKeys()).state is State.WAITING
 
 
-def test_a_config_that_names_no_host_key_is_refused(machine):
+def test_a_config_that_names_no_host_key_is_refused(machine: Machine) -> None:
     put(places.IGNITION_MERGED_CONFIG, CONFIG % '{"path": "/etc/motd"}')
     with pytest.raises(Refusal, match="names no host key"):
         observe(machine, HostKeys())
 
 
-def test_hostkeys_are_done_when_every_document_is_there(machine):
+def test_hostkeys_are_done_when_every_document_is_there(machine: Machine) -> None:
     put(places.IGNITION_MERGED_CONFIG, CONFIG % f"{HOST_KEY % 'a'}, {HOST_KEY % 'b'}")
     assert observe(machine, HostKeys()).detail == "fetch ibm-z-hostkey-a, ibm-z-hostkey-b"
     put(places.HOST_KEYS / "ibm-z-hostkey-a")
@@ -127,7 +129,7 @@ def test_hostkeys_are_done_when_every_document_is_there(machine):
     assert observe(machine, HostKeys()).done
 
 
-def test_no_document_is_kept_unless_all_are_good(machine, monkeypatch):
+def test_no_document_is_kept_unless_all_are_good(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ownership, "device_numbers", lambda disk: frozenset())
     context = Context(f"{FIRST_BOOT} secex.hostkey_verify=no")
     good = (VECTORS / "host-a.crt").read_text().replace("\n", "%0A").replace(" ", "%20")

@@ -11,9 +11,9 @@ from support.machine import (
 )
 
 from secex_firstboot.agent import places
-from secex_firstboot.agent.step import State
 from secex_firstboot.agent.steps.mount import Mount
 from secex_firstboot.basic.errors import FirstbootError
+from secex_firstboot.contract.dry_run import State
 
 MODULE_SETUP = REPOSITORY / "dracut/module-setup.sh"
 
@@ -24,7 +24,7 @@ def mounted(machine: Machine) -> None:
     machine.overlay = True
 
 
-def test_mount_waits_for_both_volumes(machine):
+def test_mount_waits_for_both_volumes(machine: Machine) -> None:
     assert observe(machine, Mount()).state is State.WAITING
     machine.commit()
     assert observe(machine, Mount()).state is State.WAITING
@@ -35,7 +35,7 @@ def test_mount_waits_for_both_volumes(machine):
 
 
 @pytest.mark.parametrize("name", ["boot", "root"])
-def test_a_mounted_device_that_is_not_the_encrypted_volume_is_refused(machine, name):
+def test_a_mounted_device_that_is_not_the_encrypted_volume_is_refused(machine: Machine, name: str) -> None:
     machine.commit()
     mounted(machine)
     machine.mounts[machine.where(name)] = "252:16"
@@ -47,7 +47,9 @@ def test_a_mounted_device_that_is_not_the_encrypted_volume_is_refused(machine, n
 
 
 @pytest.mark.parametrize("name", ["boot", "root"])
-def test_what_is_mounted_from_a_mapping_that_has_only_the_name_is_refused(machine, name):
+def test_what_is_mounted_from_a_mapping_that_has_only_the_name_is_refused(
+    machine: Machine, name: str
+) -> None:
     machine.commit()
     mounted(machine)
     machine.map(name, "linear 252:16 0", "mpath-root")
@@ -55,7 +57,7 @@ def test_what_is_mounted_from_a_mapping_that_has_only_the_name_is_refused(machin
         observe(machine, Mount())
 
 
-def test_ignition_does_not_write_where_the_overlay_is_missing(machine):
+def test_ignition_does_not_write_where_the_overlay_is_missing(machine: Machine) -> None:
     machine.commit()
     mounted(machine)
     machine.overlay = False
@@ -68,7 +70,7 @@ def test_ignition_does_not_write_where_the_overlay_is_missing(machine):
     assert observe(machine, Mount()).done
 
 
-def test_what_is_mounted_is_looked_at_before_ignition_writes_there():
+def test_what_is_mounted_is_looked_at_before_ignition_writes_there() -> None:
     units = REPOSITORY / "systemd"
     unit = (units / "secex-firstboot-mount.service").read_text()
     assert "ExecStart=/usr/bin/secex-firstboot --stage=mount\n" in unit

@@ -23,12 +23,14 @@ from secex_firstboot.contract.partitions import LASTING
 from secex_firstboot.sdboot.options import first_boot_command_line
 
 
-def test_a_secure_execution_guest_with_its_disk_is_the_right_platform(machine):
+def test_a_secure_execution_guest_with_its_disk_is_the_right_platform(machine: Machine) -> None:
     assert observe(machine, Platform()).done
 
 
 @pytest.mark.parametrize("content", ["0\n", "", "11", None])
-def test_a_machine_that_is_no_secure_execution_guest_is_refused(machine, content):
+def test_a_machine_that_is_no_secure_execution_guest_is_refused(
+    machine: Machine, content: str | None
+) -> None:
     if content is None:
         places.SECURE_EXECUTION_GUEST.unlink()
     else:
@@ -37,7 +39,7 @@ def test_a_machine_that_is_no_secure_execution_guest_is_refused(machine, content
         observe(machine, Platform())
 
 
-def test_swap_is_refused_as_long_as_secrets_are_in_memory(machine):
+def test_swap_is_refused_as_long_as_secrets_are_in_memory(machine: Machine) -> None:
     put(places.SWAPS, f"{NO_SWAP}/dev/zram0 partition 524284 0 100\n")
     with pytest.raises(Refusal, match="swap is on in the initramfs"):
         observe(machine, Platform())
@@ -60,26 +62,26 @@ def test_swap_is_refused_as_long_as_secrets_are_in_memory(machine):
         (FIRST_BOOT.replace("root=", "x=", 1), "no root=/dev/mapper/root, so a disk"),
     ],
 )
-def test_an_image_that_would_let_the_host_in_is_refused(machine, wrong, says):
+def test_an_image_that_would_let_the_host_in_is_refused(machine: Machine, wrong: str, says: str) -> None:
     with pytest.raises(Refusal, match=says):
         observe(machine, Platform(), wrong)
 
 
-def test_no_disk_is_refused_as_what_may_still_appear(machine):
+def test_no_disk_is_refused_as_what_may_still_appear(machine: Machine) -> None:
     machine.disks.clear()
     with pytest.raises(DeviceMissing, match="no disk has the partitions of an SE-ready image"):
         observe(machine, Platform())
 
 
 @pytest.mark.parametrize("name", ["boot", "root", "se"])
-def test_a_missing_partition_is_refused_by_number_and_name(machine, name):
+def test_a_missing_partition_is_refused_by_number_and_name(machine: Machine, name: str) -> None:
     left = {other: machine.disk.partitions[other] for other in machine.disk.partitions if other != name}
     machine.disks[0] = replace(machine.disk, partitions=left)
     with pytest.raises(Refusal, match=rf"has no partition {LASTING[name]} '{name}'"):
         observe(machine, Platform())
 
 
-def test_two_disks_with_the_partitions_are_refused_and_named(machine):
+def test_two_disks_with_the_partitions_are_refused_and_named(machine: Machine) -> None:
     machine.disks.append(replace(machine.disk, device=Path("/dev/vdb")))
     with pytest.raises(Refusal, match=r"vda and /dev/vdb both carry"):
         observe(machine, Platform())
@@ -87,7 +89,7 @@ def test_two_disks_with_the_partitions_are_refused_and_named(machine):
     assert observe(machine, Platform()).done
 
 
-def test_a_provisioned_disk_started_from_the_old_boot_record_is_refused(machine):
+def test_a_provisioned_disk_started_from_the_old_boot_record_is_refused(machine: Machine) -> None:
     machine.disks[0] = without_hash_trees(machine.disk)
     with pytest.raises(Refusal, match="was provisioned before"):
         observe(machine, Platform())

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import needs
 from support.machine import (
     Machine,
     header,
@@ -14,12 +15,13 @@ from support.machine import (
 )
 
 from secex_firstboot.agent import places
-from secex_firstboot.agent.step import Context, State
+from secex_firstboot.agent.step import Context
 from secex_firstboot.agent.steps import seal
 from secex_firstboot.agent.steps.seal import Seal
 from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.basic.process import ToolError
 from secex_firstboot.contract import paths
+from secex_firstboot.contract.dry_run import State
 from secex_firstboot.storage import devicemapper
 
 SERVICE = "[Service]\nExecStart=/bin/true\n"
@@ -27,6 +29,8 @@ WANTED = "[Install]\nWantedBy=multi-user.target\n"
 OURS = {"secex-firstboot-grow.service", "secex-firstboot-tidy.service"}
 NOT_ALL = "not all units could be enabled: look at them with systemctl preset-all"
 NOT_READ = "unit files cannot be read, or not be enabled: look at the disk's health"
+
+needs_systemctl = needs.programs("systemctl")
 
 
 @pytest.fixture(autouse=True)
@@ -70,12 +74,14 @@ def enabled() -> set[str]:
     return links() - OURS
 
 
+@needs_systemctl
 def test_our_units_are_enabled_whatever_the_presets_say() -> None:
     """Also where none could be read: the tidying must not hang on a block that the host spoils."""
     assert enable() == []
     assert links() == OURS
 
 
+@needs_systemctl
 def test_a_unit_of_ours_that_the_image_has_masked_is_named() -> None:
     (places.SYSROOT / "etc/systemd/system/secex-firstboot-grow.service").symlink_to("/dev/null")
     assert enable() == [
@@ -84,6 +90,7 @@ def test_a_unit_of_ours_that_the_image_has_masked_is_named() -> None:
     assert links() == {"secex-firstboot-tidy.service"}
 
 
+@needs_systemctl
 def test_the_presets_units_are_enabled_before_the_system_starts() -> None:
     """Later starts are none that systemd takes for a first, and the power may fail in the one that is."""
     unit("wanted.service")
@@ -93,6 +100,7 @@ def test_the_presets_units_are_enabled_before_the_system_starts() -> None:
     assert enabled() == {"wanted.service"}
 
 
+@needs_systemctl
 def test_the_configs_units_are_enabled_even_where_no_preset_could_be_read() -> None:
     """systemctl takes a directory of presets that gives an I/O error for an empty one."""
     for name in ("wanted.service", "instance@.service", "unwanted.service", "masked.service"):
@@ -107,6 +115,7 @@ def test_the_configs_units_are_enabled_even_where_no_preset_could_be_read() -> N
     assert enabled() == {"wanted.service", "instance@a.service"}
 
 
+@needs_systemctl
 def test_a_unit_file_that_cannot_be_read_stops_the_sealing() -> None:
     """systemctl enables nothing at all then. Real: no line of a unit file may be this long."""
     unit("wanted.service")
@@ -166,6 +175,7 @@ def test_a_unit_of_the_config_that_fails_alone_stops_too(monkeypatch: pytest.Mon
         enable()
 
 
+@needs_systemctl
 @pytest.mark.parametrize(
     "bad",
     [
@@ -220,6 +230,7 @@ def test_a_units_own_fault_is_told_as_systemd_257_does(words: str, monkeypatch: 
     assert enable() == ["systemd.units[0] of the config could not be enabled: look at its [Install]"]
 
 
+@needs_systemctl
 def test_a_unit_without_an_install_section_is_taken_as_it_is() -> None:
     unit("static.service", SERVICE)
     preset("enable static.service")
@@ -231,7 +242,7 @@ def test_a_unit_without_an_install_section_is_taken_as_it_is() -> None:
 # --- when, and what the system gets of the volumes ---
 
 
-def test_seal_waits_for_commit_point_and_mounts(machine):
+def test_seal_waits_for_commit_point_and_mounts(machine: Machine) -> None:
     assert observe(machine, Seal()).detail == "the commit point comes first"
     machine.commit()
     assert observe(machine, Seal()).detail == "the encrypted volumes are mounted first"
@@ -239,7 +250,9 @@ def test_seal_waits_for_commit_point_and_mounts(machine):
     assert observe(machine, Seal()).state is State.READY
 
 
-def test_the_provisioned_system_gets_keys_detached_headers_and_crypttab(machine, monkeypatch):
+def test_the_provisioned_system_gets_keys_detached_headers_and_crypttab(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(paths, "LUKS_KEYS", Path("/etc/luks"))
     monkeypatch.setattr(devicemapper, "crypt_mode", lambda name: f"aes-of-{name} integrity:32:aead")
     machine.commit()

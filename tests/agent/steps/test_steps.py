@@ -6,6 +6,7 @@ from pathlib import Path
 
 from support.machine import (
     FIRST_BOOT,
+    Machine,
     observe,
     put,
     snapshot,
@@ -17,7 +18,7 @@ from secex_firstboot.agent.steps import STEPS, hostkeys, personalise
 from secex_firstboot.contract import paths
 
 
-def test_on_a_provisioned_system_every_step_is_done(machine):
+def test_on_a_provisioned_system_every_step_is_done(machine: Machine) -> None:
     machine.provision()
     for name in ("boot", "root"):
         machine.open_encrypted(name)
@@ -25,13 +26,13 @@ def test_on_a_provisioned_system_every_step_is_done(machine):
         assert observe(machine, step, command_line="").done, step.name
 
 
-def test_after_a_crash_the_steps_before_the_commit_point_are_done(machine):
+def test_after_a_crash_the_steps_before_the_commit_point_are_done(machine: Machine) -> None:
     machine.commit()
     done = [step.name for step in STEPS if observe(machine, step).done]
     assert done == ["platform", "config", "hostkeys", "verity", "personalise"]
 
 
-def test_on_a_first_boot_the_dry_run_says_where_it_stands(machine):
+def test_on_a_first_boot_the_dry_run_says_where_it_stands(machine: Machine) -> None:
     put(paths.PRIVATE_KEY)
     machine.serials["ignition_crypted"] = Path("/dev/vdb")
     before = snapshot(machine.root)
@@ -42,12 +43,12 @@ def test_on_a_first_boot_the_dry_run_says_where_it_stands(machine):
     assert set(seen.values()) == {"waiting"}
 
 
-def test_exactly_the_steps_that_write_to_the_disk_are_marked_destructive():
+def test_exactly_the_steps_that_write_to_the_disk_are_marked_destructive() -> None:
     marked = {step.name for step in STEPS if step.destructive}
     assert marked == {"personalise", "partition", "encrypt boot", "encrypt root", "seal"}
 
 
-def test_no_destructive_step_runs_before_the_commit_point():
+def test_no_destructive_step_runs_before_the_commit_point() -> None:
     names = [step.name for step in STEPS]
     first = next(step.name for step in STEPS if step.destructive)
     assert first == "personalise"

@@ -11,12 +11,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support import REPOSITORY
+from support import REPOSITORY, needs
 
 from secex_firstboot.agent import luks_volumes, places
-from secex_firstboot.agent.step import Context, State
+from secex_firstboot.agent.step import Context
 from secex_firstboot.agent.steps.volumes import Volumes
 from secex_firstboot.basic.errors import FirstbootError
+from secex_firstboot.contract.dry_run import State
 from secex_firstboot.ignition import ownership
 from secex_firstboot.storage import devicemapper, disk, reopen
 from secex_firstboot.storage.disk import Disk
@@ -122,6 +123,7 @@ def ignition_writes(machine: Machine, uuid: str = UUIDS["data"]) -> None:
         )
 
 
+@needs.programs("systemd-escape")
 def test_the_system_gets_headers_modes_checks_and_crypttab(machine: Machine) -> None:
     Volumes().perform(Context(""))
     ignition_writes(machine)
