@@ -35,7 +35,7 @@ PACKAGED := Makefile $(shell find *.* LICENSE secex_firstboot dracut systemd doc
 SOURCE   := tar --exclude-vcs --exclude=./build --exclude=__pycache__ --exclude='*.egg-info' --exclude='.*_cache' --exclude=.hypothesis -c .
 DEB_TOOLS := dpkg-dev debhelper dh-python (Debian 12: debhelper from bookworm-backports)
 
-.PHONY: help demo check check-long check-unit fuzz check-vm test-system completions soak lint lint-deb lint-rpm bench manual install deb rpm setup clean
+.PHONY: help demo check check-long check-unit fuzz check-vm test-system completions soak lint lint-deb lint-rpm bench manual install deb rpm setup setup-python clean
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
@@ -49,10 +49,10 @@ check: setup ## The tests, unit and in guests; of the many cases a sample (CHECK
 check-long: ## All tests, and all of their cases
 	$(MAKE) --no-print-directory CHECKED=--long check
 
-check-unit: setup lint ## The tests that run anywhere
-	$(PYTHON) -m pytest -q $(FUZZ:%=--ignore=%) tests
+check-unit: setup-python lint ## The tests that run anywhere, as anybody; what a test lacks, it says
+	$(PYTHON) -m pytest -q -n auto $(FUZZ:%=--ignore=%) tests
 
-fuzz: setup ## Throw damaged configs and documents at the readers, FUZZ_SECONDS long
+fuzz: setup-python ## Throw damaged configs and documents at the readers, FUZZ_SECONDS long
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTHON) -m pytest -q $(FUZZ)
 
 check-vm: setup ## The tests that boot guests
@@ -61,16 +61,17 @@ check-vm: setup ## The tests that boot guests
 test-system: setup ## Build the Debian system that the guests are made of, unless it is in the cache
 	$(VM) -m harness.debian
 
-completions: setup ## Make the shells' completions of the commands anew, into packaging/completions
+completions: setup-python ## Make the shells' completions of the commands anew, into packaging/completions
 	$(PYTHON) packaging/completions.py
 
 soak: setup ## N power cuts at moments drawn from a seed (POWER_CUT_SEED finds them again)
 	POWER_CUTS=$(N) $(PYTHON) -m pytest -q $(GUESTS) vm-tests/test_power_cut.py
 
-lint: setup
+lint: setup-python ## Format, rules, types, shell
 	$(VENV)/bin/ruff format --check --quiet .
 	$(VENV)/bin/ruff check --quiet .
 	$(VENV)/bin/mypy
+	@command -v shellcheck > /dev/null || { echo "make lint: shellcheck is not installed, nothing looks at the shell scripts"; exit 0; }; \
 	shellcheck dracut/*.sh vm-tests/*.sh vm-tests/dracut/*.sh .ci/run
 	@$(MAKE) --no-print-directory --silent lint-deb lint-rpm
 
@@ -83,7 +84,7 @@ lint-rpm:
 	command -v rpmlint > /dev/null || { echo "make lint: rpmlint is not installed, nothing looks at the rpm"; exit 0; }; \
 	$(MAKE) rpm && rpmlint --config=packaging/rpm/rpmlint.toml packaging/rpm/*.spec $(RPM)/*.rpm > $(RPM)/rpmlint || { cat $(RPM)/rpmlint; exit 1; }
 
-manual: setup ## Write the kernel parameters into the manual page
+manual: setup-python ## Write the kernel parameters into the manual page
 	$(PYTHON) docs/manual.py
 
 bench: setup ## Measure, in a guest, copying and building sdboot
@@ -132,11 +133,14 @@ $(RPM)/done: $(PACKAGED)
 	    packaging/rpm/secex-firstboot.spec > $(RPM)/log 2>&1 || { cat $(RPM)/log; exit 1; }
 	touch $@
 
-setup: $(VENV)/ready
+# For what boots guests or builds systems.
+setup:
 	@vm-tests/setup.sh
+	@$(MAKE) --no-print-directory setup-python
+
+setup-python: $(VENV)/ready
 
 $(VENV)/ready: pyproject.toml
-	vm-tests/setup.sh
 	python3 -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@
