@@ -108,7 +108,8 @@ install_emergency() {
 
 # called by dracut
 install() {
-    install_python || return 1
+    # Of a module that fails, dracut only says so: the initramfs would be made all the same, without an agent.
+    install_python || exit 1
     inst_multiple python3 secex-firstboot ldconfig \
         gpg gpg-agent setpriv unshare \
         zipl sfdisk partx losetup blkid dmsetup mount umount udevadm env openssl

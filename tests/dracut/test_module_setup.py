@@ -17,6 +17,13 @@ dwarning() { echo "warning: $*"; }
 installkernel
 echo "$omit_drivers"
 """
+INSTALL = """\
+dfatal() { echo "fatal: $*"; }
+inst_multiple() { :; }
+. "$1"
+install || true
+echo "dracut goes on"
+"""
 HOSTS = ("virtio_rng", "virtio_crypto")
 """Drivers of devices that are the host's, for random numbers and for encryption."""
 
@@ -61,3 +68,12 @@ def test_a_kernel_that_has_such_a_driver_built_in_is_named_with_the_cure(tmp_pat
     said = installkernel(tmp_path, built_in="kernel/drivers/char/hw_random/virtio-rng.ko\n")
     assert "initcall_blacklist=virtio_rng_driver_init" in said
     assert said.count("warning") == 1
+
+
+def test_without_the_agent_no_initramfs_is_made(tmp_path: Path) -> None:
+    """Of a failure that a module's install() returns, dracut only says so, and goes on."""
+    environment = {"PATH": str(tmp_path), "moddir": str(tmp_path), "initdir": str(tmp_path)}
+    argv = ["/bin/bash", "-uc", INSTALL, "bash", str(MODULE)]  # there is no python3
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stdout == "fatal: secex-firstboot: tracing the agent's imports failed\n"
