@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import REPOSITORY, elsewhere
+from support import REPOSITORY, elsewhere, needs
 
 from secex_firstboot import __version__
 from secex_firstboot.agent import machine
@@ -18,6 +18,7 @@ from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.cli import firstboot as cli
 from secex_firstboot.contract.dry_run import Observation, State
 
+needs_locked_memory = needs.root
 STATES = {"done", "ready", "waiting", "refused"}
 
 
@@ -79,6 +80,7 @@ def test_a_dry_run_without_a_refusal_succeeds(
     assert cli.main(["--dry-run", "--json"]) == 1
 
 
+@needs_locked_memory
 def test_a_refusal_is_one_line_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--stage", "config"]) == 1
     output = capsys.readouterr()
@@ -86,6 +88,7 @@ def test_a_refusal_is_one_line_on_standard_error(capsys: pytest.CaptureFixture[s
     assert line.startswith("secex-firstboot: this machine is not an IBM Secure Execution guest: start ")
 
 
+@needs_locked_memory
 def test_an_error_of_several_lines_is_printed_as_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,6 +100,7 @@ def test_an_error_of_several_lines_is_printed_as_one(
     assert capsys.readouterr().err == "secex-firstboot: first second: third fourth\n"
 
 
+@needs_locked_memory
 def test_a_stage_that_gets_to_its_end_succeeds(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,6 +112,7 @@ def test_a_stage_that_gets_to_its_end_succeeds(
     assert capsys.readouterr().err == ""
 
 
+@needs_locked_memory
 def test_a_stage_prints_its_progress_on_standard_output(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

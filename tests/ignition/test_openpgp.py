@@ -488,6 +488,7 @@ def test_an_armor_is_read_whatever_the_pieces_it_comes_in(
         assert content(openpgp.read_message(disk(work, message))) == binary
 
 
+@needs.programs("gpg")
 def test_a_message_in_gnupgs_own_mode_is_decrypted_and_refused_if_altered(work: Path) -> None:
     """OCB, which gpg 2.3 and later take for keys that they made themselves."""
     key, message = VECTORS / "ocb-key.asc", dearmored((VECTORS / "ocb.asc").read_bytes())

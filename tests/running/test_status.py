@@ -107,6 +107,7 @@ def test_a_header_that_is_half_spoiled_is_not_mended(root: Path) -> None:
     """There are two copies in it, and the library would write the other one anew."""
     guest_root.make_headers(root)
     header = root / "etc/luks/root.header"
+    header.chmod(0o600)
     with header.open("r+b") as stream:
         stream.write(bytes(512))
     before = header.read_bytes()

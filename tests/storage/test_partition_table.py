@@ -104,6 +104,7 @@ def change(tmp_path: Path) -> Callable[..., None]:
     return change
 
 
+@needs.loop_devices
 def test_the_hash_partitions_are_gone_and_root_has_the_planned_size(
     image: Path, change: Callable[..., None]
 ) -> None:
@@ -116,6 +117,7 @@ def test_the_hash_partitions_are_gone_and_root_has_the_planned_size(
     assert after == {name: before[name] for name in after}  # start, type, UUID
 
 
+@needs.loop_devices
 def test_an_image_is_read_as_sfdisk_reads_it(image: Path, change: Callable[..., None]) -> None:
     for expected, delete in ((NUMBERS, (5, 6)), (LASTING, ())):
         found, rows = disk_image.read(image, image).partitions, table(image)
@@ -132,6 +134,7 @@ def test_a_disk_of_4096_byte_blocks_is_read_as_well(disk_4k: Path) -> None:
     assert gpt.block_size_of(disk_4k) == 4096
 
 
+@needs.loop_devices
 def test_only_the_named_partitions_are_deleted(image: Path, change: Callable[..., None]) -> None:
     before = table(image)
     change(image, 16, delete=[5])
@@ -139,6 +142,7 @@ def test_only_the_named_partitions_are_deleted(image: Path, change: Callable[...
     assert table(image) == before
 
 
+@needs.loop_devices
 def test_the_boot_record_stays_byte_for_byte(image: Path, change: Callable[..., None]) -> None:
     before = image.read_bytes()[:440]
     change(image, 40)
@@ -147,6 +151,7 @@ def test_the_boot_record_stays_byte_for_byte(image: Path, change: Callable[..., 
     assert image.read_bytes()[:440] == before
 
 
+@needs.loop_devices
 def test_the_content_of_the_partitions_stays(image: Path, change: Callable[..., None]) -> None:
     before = os.urandom(61 * MIB)
     with image.open("r+b") as stream:
@@ -156,6 +161,7 @@ def test_the_content_of_the_partitions_stays(image: Path, change: Callable[..., 
     assert image.read_bytes()[MIB : 62 * MIB] == before
 
 
+@needs.loop_devices
 def test_doing_it_again_changes_nothing(image: Path, change: Callable[..., None]) -> None:
     change(image, 40)
     once = image.read_bytes()
@@ -163,6 +169,7 @@ def test_doing_it_again_changes_nothing(image: Path, change: Callable[..., None]
     assert image.read_bytes() == once
 
 
+@needs.loop_devices
 def test_an_enlarged_disk_gets_its_backup_table_at_the_end(image: Path, change: Callable[..., None]) -> None:
     os.truncate(image, 128 * MIB)
     assert "No errors detected" not in verify(image)
@@ -174,6 +181,7 @@ def test_an_enlarged_disk_gets_its_backup_table_at_the_end(image: Path, change: 
     assert table(image)["root"]["size"] == 100 * MIB // 512
 
 
+@needs.loop_devices
 def test_a_size_beyond_the_disk_is_refused_and_changes_nothing(
     image: Path, change: Callable[..., None]
 ) -> None:
@@ -183,6 +191,7 @@ def test_a_size_beyond_the_disk_is_refused_and_changes_nothing(
     assert image.read_bytes() == before
 
 
+@needs.loop_devices
 def test_the_kernel_hears_of_each_changed_partition_alone(
     image: Path, change: Callable[..., None], told: list[str]
 ) -> None:
@@ -214,6 +223,7 @@ def test_a_flipped_bit_in_either_table_is_seen(image: Path, position: int) -> No
     assert not partition_table.is_sound(image, 512)
 
 
+@needs.loop_devices
 @pytest.mark.parametrize("torn", range(1, 6))
 @pytest.mark.parametrize("table_at", ["backup", "primary"])
 def test_a_write_torn_by_a_power_cut_is_mended_by_doing_it_again(
