@@ -12,7 +12,7 @@ from typing import Any
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.ignition import inline
 from secex_firstboot.ignition.config import Config, Resource, fields_of, of_fields, shape
-from secex_firstboot.ignition.go_json import Field, Shape
+from secex_firstboot.ignition.go_json import Decoder, Field, Shape
 
 _LIMIT = 64 << 20  # bytes of one config, as of that on the config disk
 _MOST = 64  # references; Ignition has no bound
@@ -20,13 +20,14 @@ _MOST = 64  # references; Ignition has no bound
 Fields = dict[str, Any]
 
 
-def read(text: bytes) -> tuple[Config, dict[str, Resource]]:
+def read(text: bytes, decoder: Decoder | None = None) -> tuple[Config, dict[str, Resource]]:
     """The config with what it refers to inline, and by place the references that first boot has to follow.
 
-    Where ``replace`` is one of those, nothing of the config itself will count. Raises Refusal.
+    Where ``replace`` is one of those, nothing of the config itself will count. ``decoder`` is for ``text``
+    alone. Raises Refusal.
     """
     reader = _Reader()
-    merged = reader.rendered(fields_of(text), "ignition.config")
+    merged = reader.rendered(fields_of(text, decoder), "ignition.config")
     return of_fields(merged), reader.elsewhere
 
 

@@ -70,8 +70,7 @@ def read(path: Path) -> Given:
     if foreign := _foreign(text):
         raise Refusal(f"{path} {foreign[0]}", foreign[1])
     decoder = go_json.Decoder()
-    config.fields_of(text, decoder)
-    return Given(path, *merge.read(text), decoder.unknown)
+    return Given(path, *merge.read(text, decoder), decoder.unknown)
 
 
 def _foreign(text: bytes) -> tuple[str, str] | None:
