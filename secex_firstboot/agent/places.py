@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from secex_firstboot.contract import paths
+
 # The agent's secrets. It lies in the initramfs's own RAM file system, so that the switch to the real root
 # frees it; the personalised sdboot brings it back after a crash.
 STATE = Path("/etc/secex-firstboot")
@@ -12,7 +14,7 @@ COMMITTED = STATE / "committed"
 HOST_KEYS = STATE / "hostkeys"
 
 # What is no secret and is read again in the running system.
-RUNTIME = Path("/run/secex-firstboot")
+RUNTIME = paths.RUNTIME
 REPORT = RUNTIME / "report.json"
 CONFIG_REFUSED = RUNTIME / "config-refused"  # why; the private key is gone then, so asking again cannot tell
 FILES_FINISHED = RUNTIME / "files-finished"  # what Ignition wrote is part of the root file system

@@ -29,6 +29,7 @@ SEALED = LUKS_KEYS / "sealed"  # the final sdboot starts, and nothing of first b
 SYSTEM_REPORT = Path("/var/lib/secex-firstboot/report.json")
 GROWN = Path("/var/lib/secex-firstboot/grown")  # the root file system reaches the end of its volume
 SETTINGS = Path("/etc/secex-firstboot.conf")  # the user's
+RUNTIME = Path("/run/secex-firstboot")  # of the initramfs, too: no secrets
 
 
 def below(root: Path, path: PurePath) -> Path:

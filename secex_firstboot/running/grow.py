@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from secex_firstboot.basic.context import Context
+from secex_firstboot.contract import paths
 from secex_firstboot.contract.parameters import Grow
 from secex_firstboot.running import system
 from secex_firstboot.storage import devicemapper, growing
@@ -16,4 +17,6 @@ def in_background(context: Context, root: Path) -> None:
     if growing.setting(context, root) is Grow.OFF:
         context.say("the root file system keeps its size: growing is off")
         return
-    growing.grow_all(context, root, devicemapper.MAPPER / "root", root / system.RUNTIME / "grow.lock")
+    growing.grow_all(
+        context, root, devicemapper.MAPPER / "root", paths.below(root, paths.RUNTIME) / "grow.lock"
+    )

@@ -1,4 +1,4 @@
-"""The running system: whether first boot made it, and where it has its files for the moment."""
+"""The running system: whether first boot made it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from pathlib import Path
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.basic.files import exists
 from secex_firstboot.contract import paths
-
-RUNTIME = Path("run/secex-firstboot")  # below the root
 
 
 def check_provisioned(root: Path, nothing: str) -> None:
