@@ -59,7 +59,7 @@ def initramfs_with(tmp_path: Path, files: dict[str, Entry], command_line: str) -
         yield guest
 
 
-@pytest.mark.sampled("ways to a shell", 2)
+@pytest.mark.sampled("ways to a shell")
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_to_a_shell_passes_the_clean_up(way: str, tmp_path: Path) -> None:
     with initramfs_with(tmp_path, {}, f"{WAYS[way]} {SHELL}") as guest:

@@ -18,8 +18,8 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def report(output: Path) -> dict[str, object]:
-    demo.run(output, closely=True)
+def report(output: Path, pytestconfig: pytest.Config) -> dict[str, object]:
+    demo.run(output, closely=True, every_file=pytestconfig.getoption("--long"))
     report = json.loads((output / "report.json").read_text())
     assert isinstance(report, dict)
     return report
@@ -37,9 +37,11 @@ def test_the_second_boot_needs_no_header_on_the_disk(report: dict[str, dict[str,
     assert report["second boot"]["unit"] == "active\nit runs\nmore"
 
 
+@pytest.mark.long
 def test_every_file_of_the_built_root_is_as_it_was(
     report: dict[str, dict[str, dict[str, list[str]]]],
 ) -> None:
+    """Those of a smaller root, see SMALL, are compared in many tests."""
     different = report["files"]["different"]
     assert different["unexplained"] == []
     assert "./etc/user-file" in different["Ignition"]

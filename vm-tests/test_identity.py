@@ -1,4 +1,7 @@
-"""A public image is no machine: what would make all its guests the same one is not in it, or is refused."""
+"""A public image is no machine: what would make all its guests the same one is not in it, or is refused.
+
+That it can be replaced instead: test_errors.py.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness import console, firstboot, raw_disk, se_image
-from harness.se_image import SMALL, Recipe
+from harness.se_image import HOST_KEY, ONE_MACHINES, SMALL, Recipe
 
 from secex_firstboot.agent.step import Context
 from secex_firstboot.roots import identity
 
 TIMEOUT = 900.0
-HOST_KEY = "etc/ssh/ssh_host_ed25519_key"
-ONE_MACHINES = ((HOST_KEY, b"-----BEGIN OPENSSH PRIVATE KEY-----\n"), ("etc/machine-id", b"0" * 32))
 REFUSED = replace(SMALL, root_added=ONE_MACHINES)
-REPLACED = replace(REFUSED, options=f"{SMALL.options} secex.identity=replace")
 
 
 def test_an_image_of_the_recipe_is_no_machine(tmp_path: Path) -> None:
@@ -45,15 +45,3 @@ def test_an_image_with_host_keys_is_refused_and_nothing_is_touched(tmp_path: Pat
             guest.wait_for(console.why(f"the image holds what identifies one machine: {names}"), TIMEOUT)
             assert guest.wait(TIMEOUT) == "guest-shutdown"
         subprocess.run(["qemu-img", "compare", "-q", before, where.disk], check=True)
-
-
-def test_an_image_that_asks_for_it_is_rid_of_them(tmp_path: Path) -> None:
-    with firstboot.make_site(tmp_path / "site", REPLACED) as (where, network):
-        firstboot.enlarge(where.image, where.disk, 1024)
-        keys, log = [where.hosts["universal"].key], tmp_path / "console.log"
-        with firstboot.start(where, network, host_keys=keys, log=log) as guest:
-            found = firstboot.wait_for_manifest(guest)
-            guest.kill()
-        assert f"./{HOST_KEY}" not in found
-        built = firstboot.manifest_of(where.tree, SMALL.root_content)
-        assert firstboot.differences(built, found, SMALL.root_content)["unexplained"] == []

@@ -216,6 +216,17 @@ def install(tree: Path) -> None:
         REPOSITORY / "vm-tests/dracut", tree / "usr/lib/dracut/modules.d/99secex-test", dirs_exist_ok=True
     )
     identity.remove(tree)
+    complete(tree)
+
+
+def complete(tree: Path) -> None:
+    """Say that what systemd updates in /etc and /var when /usr is new is done: at the first start of an
+    emulated machine ldconfig and its like take minutes (systemd-update-done.service(8)).
+    """
+    usr = (tree / "usr").stat()
+    for name in ("etc/.updated", "var/.updated"):
+        (tree / name).touch()
+        os.utime(tree / name, ns=(usr.st_atime_ns, usr.st_mtime_ns))
 
 
 def kernel_version(tree: Path) -> str:

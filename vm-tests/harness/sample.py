@@ -27,6 +27,13 @@ def kind(name: str, cases: Sequence[Any], number: int = 1) -> list[Any]:
     return [pytest.param(case, id=str(case), marks=pytest.mark.sampled(name, number)) for case in cases]
 
 
+def wanted(request: pytest.FixtureRequest, name: str) -> list[Any]:
+    """The values of the parameter ``name`` with which tests of the asking one's file run, each once."""
+    items = [item for item in request.session.items if item.path == request.path]
+    values = [item.callspec.params[name] for item in items if name in item.callspec.params]  # type: ignore[attr-defined]
+    return list(dict.fromkeys(values))
+
+
 def in_turn(items: Sequence[Item], number: int, seed: int) -> list[Item]:
     """``number`` of the items, in their order; all have had their turn after len/number seeds in a row."""
     wanted = {(seed + at * len(items) // number) % len(items) for at in range(number)}

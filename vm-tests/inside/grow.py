@@ -1,7 +1,7 @@
 """The checks of test_grow.py, inside a guest: file systems grow over never-written sectors, and are killed.
 
-Disks: ``scratch`` (empty), and one for each of KINDS with a file system of SIZE bytes. The result has, for
-each kind, what ``check`` gathers.
+Disks: ``scratch`` (empty), and for some of KINDS one each with a file system of SIZE bytes. The result has,
+for each such kind, what ``check`` gathers.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from secex_firstboot.basic.context import Context
+from secex_firstboot.basic.errors import DeviceMissing
 from secex_firstboot.storage import cryptsetup, devicemapper, disk, encrypted, filesystem, growing
 from secex_firstboot.storage.backward_copy import copy_backwards
 from secex_firstboot.storage.devicemapper import Piece
@@ -220,6 +221,10 @@ def check(kind: str, seed: int) -> None:
 def main() -> None:
     SCRATCH.mkdir(mode=0o700)
     for kind in KINDS:
+        try:
+            disk.find_by_serial(kind)
+        except DeviceMissing:
+            continue
         try:
             check(kind, random.SystemRandom().randrange(1 << 32))
         except Exception:
