@@ -112,8 +112,9 @@ def _agent_key() -> str:
     )
     files = [path for folder in folders for path in (REPOSITORY / folder).rglob("*") if path.is_file()]
     files += (REPOSITORY / "docs").glob("*.[1-8]")  # what of them is installed
-    digest = hashlib.sha256(_DRACUT_CONF.encode())
+    digest = hashlib.sha256()
     files += (REPOSITORY / name for name in ("Makefile", "pyproject.toml", "packaging/install.py"))
+    files.append(Path(__file__))
     for path in sorted(files):
         if "__pycache__" not in path.parts:
             digest.update(str(path.relative_to(REPOSITORY)).encode() + b"\0" + path.read_bytes())
