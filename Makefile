@@ -84,7 +84,7 @@ lint-rpm:
 	command -v rpmlint > /dev/null || { echo "make lint: rpmlint is not installed, nothing looks at the rpm"; exit 0; }; \
 	$(MAKE) rpm && rpmlint --config=packaging/rpm/rpmlint.toml packaging/rpm/*.spec $(RPM)/*.rpm > $(RPM)/rpmlint || { cat $(RPM)/rpmlint; exit 1; }
 
-manual: setup-python ## Write the kernel parameters into the manual page
+manual: setup-python ## Write into the manual pages what they have from code and troubleshooting.md
 	$(PYTHON) docs/manual.py
 
 bench: setup ## Measure, in a guest, copying and building sdboot

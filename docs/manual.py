@@ -1,4 +1,8 @@
-"""Writes the kernel parameters into the manual page, from the code's own table: make manual."""
+"""Writes what the manual pages have from elsewhere: make manual.
+
+The kernel parameters of secex-firstboot(8) come from the code's own table, secex-messages(7) from
+troubleshooting.md.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,14 @@ from secex_firstboot.contract import parameters
 from secex_firstboot.contract.parameters import Parameter
 
 PAGE = Path(__file__).with_name("secex-firstboot.8")
+MESSAGES = Path(__file__).with_name("secex-messages.7")
+TROUBLESHOOTING = Path(__file__).with_name("troubleshooting.md")
 _BEGIN = '.\\" Kernel parameters: made by docs/manual.py, do not edit.\n'
 _END = '.\\" End of the kernel parameters.\n'
 _MARKED = re.compile(r"`([^`]*)`|\[([^]]*)\]|<([^>]*)>|([^`\[<]+)")
 _MACROS = (".Cm", ".Sx", ".Pa")
+_LINK = re.compile(r"\[([^]]*)\]\([^)]*\)")
+_AS_ABOVE = re.compile(r"(the same|as before)\b")
 
 
 def written(page: str) -> str:
@@ -69,5 +77,40 @@ def _prose(text: str) -> Iterator[str]:
         yield macro
 
 
+def messages() -> Iterator[tuple[list[str], str, str]]:
+    """The rows of troubleshooting.md that have IDs: these, the message, what to do."""
+    cure = ""
+    for line in TROUBLESHOOTING.read_text(encoding="utf-8").splitlines():
+        if line.startswith("| SX-"):
+            ids, message, last = (cell.strip() for cell in line.strip("|").split(" | "))
+            as_above = _AS_ABOVE.match(last)
+            cure = cure + last[as_above.end() :] if as_above else last
+            yield ids.split(", "), message, cure
+
+
+def listed(page: str) -> str:
+    """secex-messages(7), by ID, below the heading that ``page`` has."""
+    begin = page.index(".Sh MESSAGES\n")
+    end = page.index(".Sh SEE ALSO\n")
+    rows: dict[str, list[tuple[str, str]]] = {}
+    for ids, *row in messages():
+        for each in ids:
+            rows.setdefault(each, []).append((row[0], row[1]))
+    lines = [".Sh MESSAGES", ".Bl -tag -width Ds"]
+    for each in sorted(rows):
+        lines.append(f".It Cm {_plain(each)}")
+        for at, (message, cure) in enumerate(rows[each]):
+            lines += [".Pp"] * bool(at) + [_plain(message), ".br", _plain(cure)]
+    return page[:begin] + "\n".join([*lines, ".El"]) + "\n" + page[end:]
+
+
+def _plain(text: str) -> str:
+    """A line of text for mdoc(7) of a cell in Markdown."""
+    text = _LINK.sub(r"\1", text).replace("\\", "\\e").replace("-", "\\-").replace("`", "").replace("*", "")
+    text = text.replace("…", "...")
+    return f"\\&{text}" if text[0] in ".'" else text
+
+
 if __name__ == "__main__":
+    MESSAGES.write_text(listed(MESSAGES.read_text(encoding="utf-8")), encoding="utf-8")
     PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

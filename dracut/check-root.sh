@@ -9,7 +9,7 @@ main() {
 }
 
 refuse() {
-    echo "secex-firstboot: $1: the disk or the boot image was changed: go back to a copy of them" >&2
+    echo "secex-firstboot: $2: the disk or the boot image was changed: go back to a copy of them [$1]" >&2
     exit 1
 }
 
@@ -23,7 +23,7 @@ mounted_from_the_volume() {
     done < "$top/proc/self/mountinfo"
     uuid=$(cat "$top/sys/dev/block/$number/dm/uuid")
     [ -n "$made" ] && [ "$uuid" = "$made" ] && return
-    refuse 'what is mounted as root is not the volume that first boot made'
+    refuse SX-BOOT-02 'what is mounted as root is not the volume that first boot made'
 }
 
 # The keys are older than what they are for: they open a root that Ignition has not written to, or not all of it, with
@@ -32,10 +32,10 @@ mounted_from_the_volume() {
 left_by_first_boot() {
     for name in boot root; do
         for path in etc etc/luks "etc/luks/$name"; do
-            [ ! -L "$top/sysroot/$path" ] || refuse "the root file system has a link for /$path"
+            [ ! -L "$top/sysroot/$path" ] || refuse SX-BOOT-04 "the root file system has a link for /$path"
         done
         cmp -s "$top/etc/luks/$name" "$top/sysroot/etc/luks/$name" ||
-            refuse 'the root file system is from before first boot had ended'
+            refuse SX-BOOT-03 'the root file system is from before first boot had ended'
     done
 }
 

@@ -23,5 +23,5 @@ mode() {
 
 made=$(cat "$2") && [ -n "$made" ] && found=$(mode "$1") && [ "$found" = "$made" ] && exit 0
 dmsetup remove "$1"
-echo "secex-firstboot: the volume $1 is not as first boot made it: the disk or the boot image was changed: go back to a copy of them" >&2
+echo "secex-firstboot: the volume $1 is not as first boot made it: the disk or the boot image was changed: go back to a copy of them [SX-BOOT-01]" >&2
 exit 1

@@ -66,7 +66,7 @@ explain_ignition() {
 }
 
 out_of_memory() {
-    cure='the guest has too little memory, the kernel ended \1: give it more'
+    cure='the guest has too little memory, the kernel ended \1: give it more [SX-BOOT-05]'
     logged --dmesg | sed -n "s/^Out of memory: Killed process [0-9]* (\([^)]*\)).*/$cure/p" | sed '$!d'
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import runpy
 import subprocess
 import textwrap
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 OUR_PATH = re.compile(r"`((?:secex_firstboot|tests|vm-tests|dracut|systemd|docs)/[\w./-]*)`")
 FUNCTION_IN = re.compile(r"`(\w+)\(\)` in `([\w/.]+\.py)`")
 ERRORS = {"Refusal", "FirstbootError", "DeviceMissing", "NoCrl", "Unreachable"}
+ID = re.compile(r"SX-[A-Z]+-\d\d")
 TROUBLESHOOTING = REPOSITORY / "docs/troubleshooting.md"
 _LEAST = 8  # letters of a piece of a message that are worth looking for
 
@@ -54,15 +56,26 @@ def test_every_file_of_ours_that_is_named_exists(document: Path) -> None:
         assert f"def {function}(" in (REPOSITORY / path).read_text(encoding="utf-8"), function
 
 
-def messages() -> Iterator[tuple[str, list[str]]]:
-    """Where each error is made, and the pieces of its message that stand in the code."""
+def errors() -> Iterator[tuple[str, ast.Call]]:
+    """Where each error is made, and the call."""
     for path in sorted(REPOSITORY.glob("secex_firstboot/**/*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ERRORS:
-                pieces = [" ".join(piece.split()) for piece in texts(node.args[0])]
-                pieces = [piece for piece in pieces if len(piece) >= _LEAST]
-                if pieces:
-                    yield f"{path.relative_to(REPOSITORY)}:{node.lineno}", pieces
+            if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ERRORS:
+                yield f"{path.relative_to(REPOSITORY)}:{node.lineno}", node
+
+
+def messages() -> Iterator[tuple[str, str, list[str]]]:
+    """Where each error with an ID of its own is made, the ID, and the pieces of its message in the code."""
+    for place, call in errors():
+        match call.args[0]:
+            case ast.Constant(value=str(id)):
+                pieces = [" ".join(piece.split()) for piece in texts(call.args[1])]
+                yield place, id, [piece for piece in pieces if len(piece) >= _LEAST]
+
+
+def ids_in_code() -> list[str]:
+    paths = [*REPOSITORY.glob("secex_firstboot/**/*.py"), *REPOSITORY.glob("dracut/*.sh")]
+    return [id for path in paths for id in ID.findall(path.read_text(encoding="utf-8"))]
 
 
 def texts(node: ast.expr) -> Iterator[str]:
@@ -103,13 +116,37 @@ def test_there_are_messages() -> None:
     assert len(list(reasons())) > 50
 
 
+def test_every_error_has_an_id_of_its_own_or_that_of_the_error_it_explains() -> None:
+    firsts = {place: ast.unparse(call.args[0]).strip("'") for place, call in errors()}
+    assert [
+        place
+        for place, first in firsts.items()
+        if not (ID.fullmatch(first) or re.match(r"\w+\.id$|\*", first))
+    ] == []
+    code = ids_in_code()
+    assert sorted(code) == sorted(set(code))
+
+
+def test_the_tables_have_every_id_and_no_other() -> None:
+    assert set(ID.findall(TROUBLESHOOTING.read_text(encoding="utf-8"))) == set(ids_in_code())
+
+
+def test_the_manual_page_of_messages_has_the_tables_rows() -> None:
+    manual = runpy.run_path(str(REPOSITORY / "docs/manual.py"))
+    page = manual["MESSAGES"].read_text(encoding="utf-8")
+    assert manual["listed"](page) == page, "make manual writes it anew"
+    for id in ids_in_code():
+        assert page.count("\n.It Cm " + id.replace("-", "\\-") + "\n") == 1
+    assert "\nthe same" not in page
+
+
 def test_every_message_is_in_troubleshooting() -> None:
-    """In one row, word by word, as whoever reads it on a console looks for it."""
+    """In the row of its ID, word by word."""
     rows = [line for line in TROUBLESHOOTING.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
     missing = {
         place: pieces
-        for place, pieces in messages()
-        if not any(all(piece.strip(" :,(") in row for piece in pieces) for row in rows)
+        for place, id, pieces in messages()
+        if not any(id in row and all(piece.strip(" :,(") in row for piece in pieces) for row in rows)
     }
     missing |= {
         place: [what] for place, what in reasons() if " " in what and not any(what in row for row in rows)

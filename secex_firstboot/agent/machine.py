@@ -65,13 +65,17 @@ def take(step: Step, title: str, context: Context) -> StepReport:
         context.say(f"{title}: already done: {status.detail}")
         return StepReport(name=step.name, seconds=0, outcome="already done")
     if status.state is State.WAITING:
-        raise FirstbootError(f"{step.name} cannot start: {status.detail}", "see the messages above")
+        raise FirstbootError(
+            "SX-STEP-01", f"{step.name} cannot start: {status.detail}", "see the messages above"
+        )
     context.say(f"{title}: {status.detail}")
     _perform(step, context)
     status = step.observe(context)
     # What a step that removes its own traces leaves to see is a provisioned system: done as well.
     if not status.done:
-        raise FirstbootError(f"{step.name} was performed and is still not done: {status.detail}")
+        raise FirstbootError(
+            "SX-STEP-02", f"{step.name} was performed and is still not done: {status.detail}"
+        )
     seconds = round(time.monotonic() - start, 1)
     context.say(f"{title}: done in {seconds} s: {status.detail}")
     journal.step_done(step.name, seconds)
@@ -85,9 +89,13 @@ def _perform(step: Step, context: Context) -> None:
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         reason = f"{error.strerror or error}{where}"
-        raise FirstbootError(f"{step.name} failed: {reason}", _CURES.get(error.errno or 0, "")) from error
+        raise FirstbootError(
+            "SX-STEP-03", f"{step.name} failed: {reason}", _CURES.get(error.errno or 0, "")
+        ) from error
     except MemoryError:
-        raise FirstbootError(f"{step.name} failed: out of memory", _CURES[errno.ENOMEM]) from None
+        raise FirstbootError(
+            "SX-STEP-04", f"{step.name} failed: out of memory", _CURES[errno.ENOMEM]
+        ) from None
 
 
 def dry_run(context: Context, steps: Iterable[Step] = STEPS) -> list[Observation]:

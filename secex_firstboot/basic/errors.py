@@ -4,16 +4,18 @@
 class FirstbootError(Exception):
     """Something a user can meet. ``message`` says what is wrong, ``cure`` the next thing to do.
 
-    The text is one line; it must never quote a secret or the content of the config.
+    The text is one line; it must never quote a secret or the content of the config. ``id`` is where both are
+    in secex-messages(7), made of docs/troubleshooting.md: it stays the same whatever becomes of the words.
     """
 
     passing = False
     """Whether the same again, a moment later, may go well."""
 
-    def __init__(self, message: str, cure: str = "") -> None:
+    def __init__(self, id: str, message: str, cure: str = "") -> None:
+        self.id = id
         self.message = " ".join(message.split())
         self.cure = " ".join(cure.split())
-        super().__init__(f"{self.message}: {self.cure}" if self.cure else self.message)
+        super().__init__(f"{self.message}: {self.cure} [{id}]" if self.cure else f"{self.message} [{id}]")
 
 
 class Refusal(FirstbootError):

@@ -38,7 +38,9 @@ def _mode(path: Path, *, follow_symlinks: bool = True) -> int | None:
         return None
     except OSError as error:
         raise FirstbootError(
-            f"cannot tell whether there is a file {path}: {error.strerror}", "look at the disk's health"
+            "SX-TOOL-01",
+            f"cannot tell whether there is a file {path}: {error.strerror}",
+            "look at the disk's health",
         ) from error
 
 

@@ -29,7 +29,9 @@ def lock() -> None:
     library = ctypes.CDLL(None, use_errno=True)
     if library.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT):
         reason = os.strerror(ctypes.get_errno())
-        raise FirstbootError(f"cannot lock the agent's memory: {reason}", "run secex-firstboot as root")
+        raise FirstbootError(
+            "SX-TOOL-02", f"cannot lock the agent's memory: {reason}", "run secex-firstboot as root"
+        )
 
 
 def stir(*secrets: bytes) -> None:
@@ -70,7 +72,7 @@ def _filled(path: Path, size: int) -> Iterator[bytearray]:
     try:
         with path.open("rb", buffering=0) as stream:
             if stream.readinto(secret) != size:
-                raise FirstbootError(f"{path} gave less than {size} bytes", "start again")
+                raise FirstbootError("SX-TOOL-03", f"{path} gave less than {size} bytes", "start again")
         yield secret
     finally:
         secret[:] = bytes(size)

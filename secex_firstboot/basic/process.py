@@ -22,7 +22,9 @@ class ToolError(FirstbootError):
     def __init__(self, tool: str, code: int, output: str) -> None:
         self.tool, self.code, self.output = tool, code, output
         words = " ".join(output.split())[-_LAST_WORDS:]
-        super().__init__(f"{tool} failed with exit code {code}" + (f" ({words})" if words else ""))
+        super().__init__(
+            "SX-TOOL-04", f"{tool} failed with exit code {code}" + (f" ({words})" if words else "")
+        )
 
 
 def run(
@@ -87,4 +89,4 @@ def run_on_files(
 
 
 def _not_installed(program: str) -> FirstbootError:
-    return FirstbootError(f"{program} is not installed", "install the package that has it")
+    return FirstbootError("SX-TOOL-05", f"{program} is not installed", "install the package that has it")

@@ -18,10 +18,16 @@ _PARAMETER = re.compile(r'(?:[^ \t\n\v\f\r"]|"[^"]*")+')
 def parameters(options: str) -> list[str]:
     """Raises Refusal for an open quote, which would swallow what follows, and for anything but ASCII."""
     if not options.isascii() or "\0" in options:
-        raise Refusal("the kernel command line has a NUL or characters outside ASCII", "use plain ASCII")
+        raise Refusal(
+            "SX-PLATFORM-04",
+            "the kernel command line has a NUL or characters outside ASCII",
+            "use plain ASCII",
+        )
     if options.count('"') % 2:
         raise Refusal(
-            "the kernel command line has an opening quote without its closing one", "close the quote"
+            "SX-PLATFORM-05",
+            "the kernel command line has an opening quote without its closing one",
+            "close the quote",
         )
     return _PARAMETER.findall(options)
 

@@ -208,11 +208,15 @@ def value(command_line: str, row: Parameter[T]) -> T:
     if not any(name(word) == row.name for word in words):
         if row.default is not None:
             return row.default
-        raise Refusal(f"the kernel command line has no {row}{_so(row)}", "build the image with it")
+        raise Refusal(
+            "SX-PLATFORM-06", f"the kernel command line has no {row}{_so(row)}", "build the image with it"
+        )
     found = [_read(word, row) for word in words]
     if len(found) > 1 and not row.danger:
         raise Refusal(
-            f"the kernel command line has {row.name} more than once", "build the image with one of them"
+            "SX-PLATFORM-07",
+            f"the kernel command line has {row.name} more than once",
+            "build the image with one of them",
         )
     return found[0]
 
@@ -226,6 +230,7 @@ def check(command_line: str, rows: Iterable[Parameter[Any]]) -> None:
     for word in plain:
         if _is_ours(word) and name(word) not in _NAMES:
             raise Refusal(
+                "SX-PLATFORM-08",
                 f"secex-firstboot has no kernel parameter {word.partition('=')[0]}",
                 f"build the image with none but {', '.join(row.name for row in OURS)}",
             )
@@ -233,6 +238,7 @@ def check(command_line: str, rows: Iterable[Parameter[Any]]) -> None:
     for word in plain:
         if heeded.count(word) != plain.count(word):
             raise Refusal(
+                "SX-PLATFORM-09",
                 f"{name(word)} is in quotes or behind -- on the kernel command line, where not all find it",
                 "build the image with it in plain words, before the --",
             )
@@ -266,7 +272,7 @@ def _read(word: str, row: Parameter[T]) -> T:
     cure = f"build the image with {'that' if len(row.values) == 1 else 'one of them'}"
     if row.default is not None:
         cure += ", or without it"
-    raise Refusal(f"{word} is not {row.is_not or row}{_so(row)}", cure)
+    raise Refusal("SX-PLATFORM-10", f"{word} is not {row.is_not or row}{_so(row)}", cure)
 
 
 def _so(row: Parameter[Any]) -> str:

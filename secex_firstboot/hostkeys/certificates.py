@@ -50,7 +50,7 @@ def load(image: Path, config: Iterable[tuple[str, bytes]] = ()) -> Material:
 def parse(name: str, content: bytes) -> list[Item]:
     """The certificates and CRLs of a file; its name's suffix tells which of the two a DER file is."""
     if len(content) > FILE_LIMIT:
-        raise Refusal(f"{name} is larger than {FILE_LIMIT} bytes", "check what it is")
+        raise Refusal("SX-HOSTKEY-01", f"{name} is larger than {FILE_LIMIT} bytes", "check what it is")
     is_crl = PurePath(name).suffix == ".crl"
     _, *blocks = content.split(_BEGIN)
     if len(blocks) > _MOST:
@@ -60,14 +60,21 @@ def parse(name: str, content: bytes) -> list[Item]:
         faults = [fault for item in items if (fault := form.fault(item))]
     except DECODING_ERRORS:
         raise Refusal(
+            "SX-HOSTKEY-02",
             f"{name} holds something else than X.509 certificates and CRLs in PEM or DER",
             "use the files as they are offered for download",
         ) from None
     if faults:
-        raise Refusal(f"{name}: a certificate or CRL {faults[0]}", "get it again from who offers it")
+        raise Refusal(
+            "SX-HOSTKEY-03", f"{name}: a certificate or CRL {faults[0]}", "get it again from who offers it"
+        )
     # OpenSSL would take it as one that never expires, genprotimg refuses it; RFC 5280, 5.1.2.5, asks for it.
     if any(crl.next_update_utc is None for crl in only_crls(items)):
-        raise Refusal(f"the CRL {name} does not say when it expires (no nextUpdate)", "get the current one")
+        raise Refusal(
+            "SX-HOSTKEY-04",
+            f"the CRL {name} does not say when it expires (no nextUpdate)",
+            "get the current one",
+        )
     return items
 
 
@@ -98,6 +105,7 @@ def _is_root(certificate: x509.Certificate) -> bool:
 
 def _too_many(where: str) -> Refusal:
     return Refusal(
+        "SX-HOSTKEY-05",
         f"{where}: there are more than {_MOST} certificates and CRLs",
         "give those that lead from a root certificate to your host-key documents",
     )

@@ -48,7 +48,7 @@ def usable(signer: x509.Certificate, key: SigningKey, crls: Crls, now: datetime)
     valid = [crl for crl, fault in found if not fault]
     if not valid:
         fault = found[0][1] if found else "is missing"
-        raise NoCrl(f"the CRL of IBM's host-key signing key {fault}", CURE)
+        raise NoCrl("SX-HOSTKEY-06", f"the CRL of IBM's host-key signing key {fault}", CURE)
     return valid
 
 

@@ -118,7 +118,7 @@ def _load(der: bytes) -> x509.Certificate:
 
 
 def _refusal(name: str, reason: str, cure: str = _CURE) -> Refusal:
-    return Refusal(f"the host-key document {name} {reason}", cure)
+    return Refusal("SX-HOSTKEY-07", f"the host-key document {name} {reason}", cure)
 
 
 def key_hash(document: Document) -> bytes:
@@ -153,6 +153,7 @@ def check_this_host(documents: Iterable[Document], hashes: set[bytes]) -> None:
     """Raise Refusal if this machine's key ``hashes`` are known and none of the documents is for it."""
     if hashes and hashes.isdisjoint(map(key_hash, documents)):
         raise Refusal(
+            "SX-HOSTKEY-08",
             "no host-key document is for this machine, whose keys have the SHA-256 "
             + ", ".join(sorted(each.hex() for each in hashes)),
             "add this machine's document to the config: it could not start the system it sets up",

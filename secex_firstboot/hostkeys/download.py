@@ -81,6 +81,7 @@ class Client:
                 break
             self.network.sleep(wait)
         raise Unreachable(
+            "SX-HOSTKEY-09",
             f"{request.what} could not be fetched from {host} in {attempt} attempts: {reason}",
             "check the URL, the guest's network and the server",
         )
@@ -104,7 +105,9 @@ class Client:
                 headers = headers if _origin(url) == _origin(target) else {}
                 url = target
         raise Refusal(
-            f"{request.what}: redirected more than {_REDIRECTS} times", "give the document's own URL"
+            "SX-HOSTKEY-10",
+            f"{request.what}: redirected more than {_REDIRECTS} times",
+            "give the document's own URL",
         )
 
     def _ask(
@@ -114,7 +117,9 @@ class Client:
         from urllib3.exceptions import HTTPError
 
         invalid = Refusal(
-            f"{request.what}: its URL, a header or the proxy is not valid", "correct the config"
+            "SX-HOSTKEY-11",
+            f"{request.what}: its URL, a header or the proxy is not valid",
+            "correct the config",
         )
         ours = {"User-Agent": "secex-firstboot", "Accept-Encoding": "identity"}
         try:
@@ -142,6 +147,7 @@ class Client:
             raise invalid from None
         except OSError:  # requests' own, when the authorities' bundle is not there
             raise Refusal(
+                "SX-HOSTKEY-12",
                 f"{request.what}: there is no certificate authority to trust for https",
                 "name yours in ignition.security.tls.certificateAuthorities or use a data URL",
             ) from None
@@ -185,7 +191,11 @@ def _body(request: Request, response: requests.Response) -> bytes:
     if status >= 500 or status in _WORTH_RETRYING:
         raise _Transient(f"the server answered {status}")
     if status != 200:
-        raise Refusal(f"{request.what}: {_host(request)} answered {status}", "check the URL and the server")
+        raise Refusal(
+            "SX-HOSTKEY-13",
+            f"{request.what}: {_host(request)} answered {status}",
+            "check the URL and the server",
+        )
     body = b""
     try:
         while len(body) <= request.limit and (part := response.raw.read(_CHUNK, decode_content=False)):
@@ -193,7 +203,9 @@ def _body(request: Request, response: requests.Response) -> bytes:
     except (HTTPError, OSError):
         raise _Transient("the answer broke off") from None
     if len(body) > request.limit:
-        raise Refusal(f"{request.what} is larger than {request.limit} bytes", "check the URL")
+        raise Refusal(
+            "SX-HOSTKEY-14", f"{request.what} is larger than {request.limit} bytes", "check the URL"
+        )
     if response.headers.get("Content-Length", str(len(body))) != str(len(body)):
         raise _Transient("the answer broke off")
     return body
@@ -206,7 +218,9 @@ def _redirected(request: Request, url: str, location: str) -> str:
             return target
     except ValueError:
         pass
-    raise Refusal(f"{request.what}: redirected to where it may not go", "give the document's own URL")
+    raise Refusal(
+        "SX-HOSTKEY-15", f"{request.what}: redirected to where it may not go", "give the document's own URL"
+    )
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:
@@ -221,7 +235,7 @@ def _host(request: Request) -> str:
     except ValueError:
         host = ""
     if not host or not host.isprintable():
-        raise Refusal(f"{request.what}: its URL names no host", "correct the config")
+        raise Refusal("SX-HOSTKEY-16", f"{request.what}: its URL names no host", "correct the config")
     return host
 
 

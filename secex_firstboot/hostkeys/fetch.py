@@ -45,7 +45,9 @@ class Fetcher:
         """The content of a file of the config, decompressed, at most ``limit`` bytes; its hash is right."""
         what = f"the {what} {entry.name}"
         if entry.append:
-            raise Refusal(f"{what} has appended parts", "put the whole file into its contents")
+            raise Refusal(
+                "SX-HOSTKEY-17", f"{what} has appended parts", "put the whole file into its contents"
+            )
         if not _is_remote(entry.contents):
             return _content(what, entry.contents, limit, None)
         with self._client() as client:
@@ -89,7 +91,7 @@ def _authority(index: int, resource: Resource, client: Client) -> bytes:
     try:
         authorities = x509.load_pem_x509_certificates(content)
     except DECODING_ERRORS:
-        raise Refusal(f"{what} is no PEM certificate", "correct the config") from None
+        raise Refusal("SX-HOSTKEY-18", f"{what} is no PEM certificate", "correct the config") from None
     return to_pem(authorities)  # what was not read here is not for OpenSSL to read
 
 
@@ -105,18 +107,19 @@ def _content(what: str, resource: Resource, limit: int, client: Client | None) -
     raw = _raw(what, resource, limit, client)
     content = _decompressed(what, raw, resource.compression, limit)
     if len(content) > limit:
-        raise Refusal(f"{what} is larger than {limit} bytes", "check what the config names")
+        raise Refusal("SX-HOSTKEY-19", f"{what} is larger than {limit} bytes", "check what the config names")
     _check_hash(what, content, resource.verification.hash)
     return content
 
 
 def _raw(what: str, resource: Resource, limit: int, client: Client | None) -> bytes:
     if not resource.source:
-        raise Refusal(f"{what} has no contents.source", "give its URL in the config")
+        raise Refusal("SX-HOSTKEY-20", f"{what} has no contents.source", "give its URL in the config")
     if _scheme(resource) == "data":
         return _data_url(what, resource.source)
     if client is None or not _is_remote(resource):
         raise Refusal(
+            "SX-HOSTKEY-21",
             f"{what}: URLs of scheme {_printable_scheme(resource.source)} are not supported",
             "use data, http or https",
         )
@@ -141,7 +144,9 @@ def _data_url(what: str, url: str) -> bytes:
         decoded = unquote_to_bytes(data)
         return b64decode(decoded, validate=True) if head.lower().endswith(";base64") else decoded
     except ValueError:
-        raise Refusal(f"{what} has a malformed data URL", "make the config with butane") from None
+        raise Refusal(
+            "SX-HOSTKEY-22", f"{what} has a malformed data URL", "make the config with butane"
+        ) from None
 
 
 def _decompressed(what: str, raw: bytes, compression: str | None, limit: int) -> bytes:
@@ -149,12 +154,14 @@ def _decompressed(what: str, raw: bytes, compression: str | None, limit: int) ->
     if not compression:
         return raw
     if compression != "gzip":
-        raise Refusal(f"{what} has a compression that is not gzip", "use gzip or none")
+        raise Refusal("SX-HOSTKEY-23", f"{what} has a compression that is not gzip", "use gzip or none")
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(raw)) as compressed:
             return compressed.read(limit + 1)
     except (OSError, EOFError, zlib.error):
-        raise Refusal(f"{what} is not valid gzip", "check its compression in the config") from None
+        raise Refusal(
+            "SX-HOSTKEY-24", f"{what} is not valid gzip", "check its compression in the config"
+        ) from None
 
 
 def _check_hash(what: str, content: bytes, expected: str | None) -> None:
@@ -166,8 +173,14 @@ def _check_hash(what: str, content: bytes, expected: str | None) -> None:
     except ValueError:
         wanted = b""
     if len(digest) != _DIGEST_SIZES.get(function) or not wanted:
-        raise Refusal(f"{what} has a malformed verification.hash", "write it as sha256-HEX or sha512-HEX")
+        raise Refusal(
+            "SX-HOSTKEY-25",
+            f"{what} has a malformed verification.hash",
+            "write it as sha256-HEX or sha512-HEX",
+        )
     if hashlib.new(function, content).digest() != wanted:
         raise Refusal(
-            f"{what} does not have the hash that the config gives", "check the document and the hash"
+            "SX-HOSTKEY-26",
+            f"{what} does not have the hash that the config gives",
+            "check the document and the hash",
         )

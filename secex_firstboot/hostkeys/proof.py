@@ -28,6 +28,7 @@ def named(merged: Config) -> list[FileEntry]:
     entries = config.host_keys(merged)
     if not entries:
         raise Refusal(
+            "SX-HOSTKEY-27",
             "the Ignition config names no host key",
             "add a storage.files entry with a path /etc/se-hostkeys/ibm-z-hostkey-NAME",
         )

@@ -125,7 +125,7 @@ def verify(
         if fetched:
             lack = missing([*material.crls, *fetched])
     if lack:
-        raise crl.NoCrl(f"{lack.message}. {trouble}" if trouble else lack.message, lack.cure)
+        raise crl.NoCrl(lack.id, f"{lack.message}. {trouble}" if trouble else lack.message, lack.cure)
 
 
 def _is_crl_of_any(found: x509.CertificateRevocationList, certificates: Sequence[x509.Certificate]) -> bool:
@@ -147,11 +147,17 @@ def _signing_key(certificates: Sequence[x509.Certificate]) -> tuple[x509.Certifi
     cure = "give the one certificate that IBM offers beside the host-key documents of your machines"
     if len(found) != 1:
         raise Refusal(
-            f"{len(found)} certificates of IBM's host-key signing key are given instead of one", cure
+            "SX-HOSTKEY-28",
+            f"{len(found)} certificates of IBM's host-key signing key are given instead of one",
+            cure,
         )
     key = _key(found[0])
     if not key:
-        raise Refusal("the certificate of IBM's host-key signing key has no RSA or elliptic-curve key", cure)
+        raise Refusal(
+            "SX-HOSTKEY-29",
+            "the certificate of IBM's host-key signing key has no RSA or elliptic-curve key",
+            cure,
+        )
     return found[0], key
 
 
@@ -181,7 +187,7 @@ def _check_issued(document: Document, signer: x509.Certificate, key: crl.Signing
         fault, cure = _FAULTS[10]
     else:
         return
-    raise Refusal(f"the host-key document {document.name} {fault}", cure)
+    raise Refusal("SX-HOSTKEY-30", f"the host-key document {document.name} {fault}", cure)
 
 
 def _is_signed(certificate: x509.Certificate, key: crl.SigningKey) -> bool:
@@ -204,18 +210,22 @@ def _check_not_revoked(documents: Sequence[Document], crls: crl.Crls) -> None:
         serial = document.certificate.serial_number
         if not any(crl.covers(each, document.certificate) for each in crls):
             raise crl.NoCrl(
-                f"the CRL of IBM's host-key signing key does not cover the document {document.name}", crl.CURE
+                "SX-HOSTKEY-31",
+                f"the CRL of IBM's host-key signing key does not cover the document {document.name}",
+                crl.CURE,
             )
         if any(each.get_revoked_certificate_by_serial_number(serial) for each in crls):
             fault, cure = _FAULTS[23]
-            raise Refusal(f"the host-key document {document.name} {fault}", cure)
+            raise Refusal("SX-HOSTKEY-32", f"the host-key document {document.name} {fault}", cure)
 
 
 def _check_chain(
     signer: x509.Certificate, material: Material, crls: crl.Crls, now: datetime, scratch: Path
 ) -> None:
     if not material.roots:
-        raise Refusal("the image has no root certificate to trust", "put the CA's root into the image")
+        raise Refusal(
+            "SX-HOSTKEY-33", "the image has no root certificate to trust", "put the CA's root into the image"
+        )
     with tempfile.TemporaryDirectory(dir=scratch, prefix="certificates-") as private:  # mode 0700
         arguments: list[str | Path] = []
         files: dict[str, Sequence[Item]] = {
@@ -235,7 +245,11 @@ def _check_chain(
         except process.ToolError as error:
             raise _refusal(error) from None
     if output.count("\ndepth=") < 3:
-        raise Refusal("there is no intermediate CA between a root and IBM's host-key signing key", _CHAIN)
+        raise Refusal(
+            "SX-HOSTKEY-34",
+            "there is no intermediate CA between a root and IBM's host-key signing key",
+            _CHAIN,
+        )
 
 
 def _write(path: Path, items: Sequence[Item]) -> Path:
@@ -247,13 +261,15 @@ def _refusal(error: process.ToolError) -> FirstbootError:
     """OpenSSL's first complaint, or, where it did not get as far as a verdict, its error."""
     found = _ERROR.search(error.output)
     if not found:
-        return Refusal(error.message, "get the certificates and CRLs again from who offers them")
+        return Refusal(error.id, error.message, "get the certificates and CRLs again from who offers them")
     code, text = int(found["code"]), found["text"]
     whose = found["subject"] if int(found["depth"]) else "IBM's host-key signing key"
     if not found["subject"]:  # what is wrong is with none of them alone
-        return Refusal(f"the chain of IBM's host-key signing key cannot be trusted ({text})", _CHAIN)
+        return Refusal(
+            "SX-HOSTKEY-35", f"the chain of IBM's host-key signing key cannot be trusted ({text})", _CHAIN
+        )
     if code in _CRL_FAULTS:
         fault = _CRL_FAULTS[code] or f"is of no use ({text})"
-        return crl.NoCrl(f"the CRL of the issuer of {whose} {fault}", crl.CURE)
+        return crl.NoCrl("SX-HOSTKEY-36", f"the CRL of the issuer of {whose} {fault}", crl.CURE)
     fault, cure = _FAULTS.get(code, (f"cannot be trusted ({text})", _CHAIN))
-    return Refusal(f"the certificate of {whose} {fault}", cure)
+    return Refusal("SX-HOSTKEY-37", f"the certificate of {whose} {fault}", cure)

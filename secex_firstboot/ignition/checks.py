@@ -25,6 +25,8 @@ def stored(text: bytes, devices: Collection[int]) -> Config:
     references = found.ignition.config
     if references.merge or references.replace.source is not None:
         raise Refusal(
-            "the Ignition config in the boot image refers to others", "start again from an unchanged image"
+            "SX-CONFIG-01",
+            "the Ignition config in the boot image refers to others",
+            "start again from an unchanged image",
         )
     return found

@@ -386,6 +386,7 @@ def parse_merged(text: bytes) -> Config:
     config = of_fields(fields_of(text, decoder))
     if decoder.unknown:
         raise Refusal(
+            "SX-CONFIG-02",
             f"Ignition's merged config has {decoder.unknown[0]}, and first boot does not know what that does",
             "build the image with a newer secex-firstboot, or an older Ignition",
         )
@@ -418,7 +419,7 @@ def without_references(merged: bytes) -> bytes:
 
 def _invalid(what: str) -> Refusal:
     cure = "make the config with butane, for specification 3, and encrypt it again"
-    return Refusal(f"the Ignition config is not valid: {what}", cure)
+    return Refusal("SX-CONFIG-03", f"the Ignition config is not valid: {what}", cure)
 
 
 def _json_path(location: tuple[int | str, ...]) -> str:
@@ -449,6 +450,8 @@ def _files(config: Config, path: re.Pattern[str]) -> list[FileEntry]:
         if not path.fullmatch(entry.path):
             continue
         if not entry.path.isprintable():
-            raise Refusal(f"storage.files[{index}].path has unprintable characters", "rename the file")
+            raise Refusal(
+                "SX-CONFIG-04", f"storage.files[{index}].path has unprintable characters", "rename the file"
+            )
         entries.append(entry)
     return entries

@@ -95,6 +95,7 @@ def check(arguments: KernelArguments) -> None:
             place = f"kernelArguments.{kind}[{index}]"
             if not _PLAIN.fullmatch(text) or text.count('"') % 2 or not text.strip():
                 raise Refusal(
+                    "SX-CONFIG-05",
                     f"the Ignition config's {place} is no kernel argument",
                     "use printable ASCII, double quotes in pairs, no single quote and no backslash",
                 )
@@ -127,6 +128,7 @@ def _refuse(place: str, text: str, families: Iterable[Family]) -> None:
         for family in families:
             if family.has(word.partition("=")[0]):
                 raise Refusal(
+                    "SX-CONFIG-06",
                     f"the Ignition config's {place} is one of {' '.join(family.names)} ({family.reason})",
                     "remove it from the config; secex-firstboot(8) lists what is not for a config to set",
                 )

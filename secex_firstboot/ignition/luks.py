@@ -47,12 +47,13 @@ def check(config: Config) -> None:
     for index, luks in enumerate(config.storage.luks):
         if luks.device in own:
             raise Refusal(
+                "SX-CONFIG-07",
                 f"the Ignition config's storage.luks[{index}].device is a LUKS volume of the config, which "
                 "cannot be opened anew below another",
                 "encrypt the device itself once",
             )
         for field, what, cure in _wrong(luks):
-            raise Refusal(f"the Ignition config's storage.luks[{index}].{field} {what}", cure)
+            raise Refusal("SX-CONFIG-08", f"the Ignition config's storage.luks[{index}].{field} {what}", cure)
 
 
 def _wrong(luks: Luks) -> Iterator[tuple[str, str, str]]:
@@ -131,7 +132,9 @@ def keys(state: Path) -> dict[str, bytearray]:
         return {name: bytearray(_content(url)) for name, url in found.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise FirstbootError(
-            f"{state} does not have the keys of the config's volumes", "report this version of Ignition"
+            "SX-CONFIG-09",
+            f"{state} does not have the keys of the config's volumes",
+            "report this version of Ignition",
         ) from None
 
 

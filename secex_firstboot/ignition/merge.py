@@ -55,12 +55,14 @@ class _Reader:
             return None
         self.followed += 1
         if self.followed > _MOST:
-            raise Refusal(f"the Ignition config has more than {_MOST} references", "merge some of them")
+            raise Refusal(
+                "SX-CONFIG-10", f"the Ignition config has more than {_MOST} references", "merge some of them"
+            )
         try:
             return fields_of(inline.content(reference, _LIMIT))
         except inline.ContentError as error:
             cure = "correct it; butane makes sources, hashes and compression from files"
-            raise Refusal(f"the Ignition config's {place} {error}", cure) from None
+            raise Refusal("SX-CONFIG-11", f"the Ignition config's {place} {error}", cure) from None
 
 
 def _merged(parent: Mapping[str, Any], child: Mapping[str, Any], kind: Shape) -> Fields:

@@ -77,6 +77,7 @@ def refused() -> Refusal:
     each start of the guest.
     """
     return Refusal(
+        "SX-CONFIG-12",
         "the config is damaged or was altered, is not for this image's key, or is no valid Ignition config",
         "look at it with secex-firstboot --dry-run --config FILE on a workstation, and encrypt it again",
     )
@@ -99,6 +100,7 @@ def read_message(device: Path, limit: int = MESSAGE_LIMIT) -> BinaryIO:
                 _copy_message(disk, message, limit)
         except OSError as error:
             raise Refusal(
+                "SX-CONFIG-13",
                 f"the config disk {device} cannot be read ({error.strerror})",
                 "check how the disk is attached",
             ) from None
@@ -112,7 +114,7 @@ def _copy_message(disk: BinaryIO, message: BinaryIO, limit: int) -> None:
     first = next(chunks, b"")
     whole = chain([first], chunks)
     if not first.strip(b"\0"):
-        raise Refusal("the config disk is empty", ENCRYPT_AGAIN)
+        raise Refusal("SX-CONFIG-14", "the config disk is empty", ENCRYPT_AGAIN)
     if first.startswith(_BEGIN):
         binary = _dearmored(whole, limit)
         behind = Packets(message, binary, limit).take_message() + b"".join(binary)
@@ -172,11 +174,12 @@ def _decoded(digits: bytes) -> bytes:
 
 
 def _damaged_armor() -> Refusal:
-    return Refusal("the armor of the message on the config disk is damaged", ENCRYPT_AGAIN)
+    return Refusal("SX-CONFIG-15", "the armor of the message on the config disk is damaged", ENCRYPT_AGAIN)
 
 
 def _something_behind() -> Refusal:
     return Refusal(
+        "SX-CONFIG-16",
         "there is something else behind the message on the config disk",
         "write zeros to the config disk, then one encrypted file to its start",
     )
@@ -221,7 +224,7 @@ def decrypt(message: BinaryIO, private_key: Path, work: Path) -> bytes:
 def _home(work: Path) -> Iterator[Path]:
     """A directory for keyring and agent that only gpg's user and root can enter; gone afterwards."""
     if len(str(work)) > _LONGEST_WORK_PATH:
-        raise FirstbootError(f"the path {work} is too long for gpg-agent's sockets")
+        raise FirstbootError("SX-CONFIG-17", f"the path {work} is too long for gpg-agent's sockets")
     home = Path(tempfile.mkdtemp(prefix="gpg-", dir=work))
     try:
         if _sandbox():
@@ -231,7 +234,7 @@ def _home(work: Path) -> Iterator[Path]:
         # An agent that ends removes its sockets meanwhile: a file that is gone already is no error.
         shutil.rmtree(home, ignore_errors=True)
         if exists(home):
-            raise FirstbootError(f"the private key's directory {home} could not be removed")
+            raise FirstbootError("SX-CONFIG-18", f"the private key's directory {home} could not be removed")
 
 
 def _sandbox() -> list[str]:
@@ -251,7 +254,9 @@ def _gpg(home: Path) -> Any:
         return _Gpg(gnupghome=str(home), options=_OPTIONS, env=_environment())
     except (OSError, ValueError) as error:
         raise FirstbootError(
-            f"gpg does not start ({error})", "build the image again with gpg, gpg-agent, setpriv and unshare"
+            "SX-CONFIG-19",
+            f"gpg does not start ({error})",
+            "build the image again with gpg, gpg-agent, setpriv and unshare",
         ) from None
 
 
@@ -264,10 +269,14 @@ def _import_key(gpg: Any, private_key: Path) -> None:
         result = gpg.import_keys(private_key.read_bytes())
     except OSError as error:
         raise Refusal(
-            f"the image's private key {private_key} cannot be read ({error.strerror})", _BUILD_AGAIN
+            "SX-CONFIG-20",
+            f"the image's private key {private_key} cannot be read ({error.strerror})",
+            _BUILD_AGAIN,
         ) from None
     if not int(result.sec_read or 0):
-        raise Refusal(f"the image's private key {private_key} is none that gpg can read", _BUILD_AGAIN)
+        raise Refusal(
+            "SX-CONFIG-21", f"the image's private key {private_key} is none that gpg can read", _BUILD_AGAIN
+        )
 
 
 def _unwrap(home: Path, message: BinaryIO) -> _Result:
@@ -324,7 +333,7 @@ def _why_not(status: str, gpg: Any) -> Refusal:
     """Nothing but what anybody can see in the message, as soon as the private key was used on it."""
     errors = re.findall(r"^\[GNUPG:\] ERROR pkdecrypt_failed ([0-9]+)", status, re.MULTILINE)
     if any(int(code) & 0xFFFF == _NO_PIN_ENTRY for code in errors):
-        return Refusal("the image's private key has a passphrase", _BUILD_AGAIN)
+        return Refusal("SX-CONFIG-22", "the image's private key has a passphrase", _BUILD_AGAIN)
     recipients = _recipients(status)
     keys = [
         (identity, capabilities)
@@ -336,12 +345,14 @@ def _why_not(status: str, gpg: Any) -> Refusal:
     if recipients:
         ours = ", ".join(identity for identity, capabilities in keys if "e" in capabilities)
         return Refusal(
+            "SX-CONFIG-23",
             f"the config is encrypted to {', '.join(f'key {name}' for name in recipients)}; "
             f"the image's key is {ours}",
             "encrypt the config to the public key that came with this image",
         )
     if "[GNUPG:] NEED_PASSPHRASE_SYM " in status:
         return Refusal(
+            "SX-CONFIG-24",
             "the config is encrypted with a passphrase",
             "encrypt it to the public key that came with this image",
         )

@@ -141,4 +141,4 @@ def _why_not(write: Write, path: PurePosixPath, volumes: Sequence[str]) -> tuple
 
 def _refusal(place: str, reason: tuple[str, str]) -> Refusal:
     what, cure = reason
-    return Refusal(f"the Ignition config's {place} {what}", cure)
+    return Refusal("SX-CONFIG-25", f"the Ignition config's {place} {what}", cure)

@@ -102,7 +102,7 @@ class Packets:
         if octet & 0x80:
             return octet
         if at_start:
-            raise Refusal("the config disk holds no OpenPGP message", ENCRYPT_AGAIN)
+            raise Refusal("SX-CONFIG-26", "the config disk holds no OpenPGP message", ENCRYPT_AGAIN)
         raise truncated()
 
     def _body(self, header: int) -> _Body:
@@ -111,7 +111,9 @@ class Packets:
         if header & 0x03 < 3:
             return [self._step(self._number(1 << (header & 0x03)))]
         if self.source:
-            raise Refusal("the message on the config disk does not say how long it is", ENCRYPT_AGAIN)
+            raise Refusal(
+                "SX-CONFIG-27", "the message on the config disk does not say how long it is", ENCRYPT_AGAIN
+            )
         return [self._step(self.size - self.position)]
 
     def _parts(self) -> Iterator[tuple[int, int]]:
@@ -235,19 +237,26 @@ def _text(pieces: Iterator[bytes], limit: int) -> bytes:
 
 
 def not_encrypted() -> Refusal:
-    return Refusal("the OpenPGP data on the config disk is not an encrypted message", ENCRYPT_AGAIN)
+    return Refusal(
+        "SX-CONFIG-28", "the OpenPGP data on the config disk is not an encrypted message", ENCRYPT_AGAIN
+    )
 
 
 def truncated() -> Refusal:
-    return Refusal("the message on the config disk is cut off", "write the whole encrypted file to the disk")
+    return Refusal(
+        "SX-CONFIG-29",
+        "the message on the config disk is cut off",
+        "write the whole encrypted file to the disk",
+    )
 
 
 def too_large(limit: int) -> Refusal:
     return Refusal(
+        "SX-CONFIG-30",
         f"the message on the config disk is larger than {limit} bytes",
         "keep large files out of the config and let Ignition fetch them",
     )
 
 
 def _damaged() -> Refusal:
-    return Refusal("the message on the config disk is not one plaintext", ENCRYPT_AGAIN)
+    return Refusal("SX-CONFIG-31", "the message on the config disk is not one plaintext", ENCRYPT_AGAIN)

@@ -65,6 +65,7 @@ def check(version: str, newest: str | None) -> None:
         return
     known = newest if final or not last else f"3.{last - 1}.0, and {newest}"
     raise Refusal(
+        "SX-CONFIG-32",
         f"the Ignition config is of specification {version}; Ignition here knows 3.0.0 to {known}",
         "write the config for one of these and encrypt it again",
     )

@@ -44,7 +44,7 @@ def check_references(references: Mapping[str, Resource]) -> None:
     """
     for place, resource in references.items():
         if _is_changeable(resource):
-            raise Refusal(_changeable(place, resource), _CURE)
+            raise Refusal("SX-CONFIG-33", _changeable(place, resource), _CURE)
 
 
 def _scheme(resource: Resource) -> str:
@@ -63,13 +63,15 @@ def _judge(found: _Found, warn: Callable[[str], None]) -> None:
     scheme = _scheme(found.resource)
     if found.kind == "secret" and scheme in _UNPROTECTED:
         raise Refusal(
-            f"{found.place} comes over {scheme}, so the host can read it", "use https or a data URL"
+            "SX-CONFIG-34",
+            f"{found.place} comes over {scheme}, so the host can read it",
+            "use https or a data URL",
         )
     if not _is_changeable(found.resource):
         return
     what = _changeable(found.place, found.resource)
     if found.kind == "no say":
-        raise Refusal(what, _CURE)
+        raise Refusal("SX-CONFIG-35", what, _CURE)
     warn(f"{what}: {_CURE}")
 
 

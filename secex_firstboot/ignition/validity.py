@@ -79,7 +79,7 @@ def check(config: Config) -> None:
         _homes,
     ):
         for place, what, cure in find(config):
-            raise Refusal(f"the Ignition config's {place} {what}", cure)
+            raise Refusal("SX-CONFIG-36", f"the Ignition config's {place} {what}", cure)
 
 
 def _paths(config: Config) -> Iterator[Finding]:

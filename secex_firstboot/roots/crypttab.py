@@ -20,6 +20,7 @@ def merge(existing: bytes, ours: Sequence[str]) -> bytes:
     """
     if len(existing) > _LIMIT or b"\0" in existing:
         raise Refusal(
+            "SX-ROOT-01",
             f"{paths.CRYPTTAB} of the image is no crypttab",
             "build the image with a crypttab as crypttab(5) says",
         )
@@ -29,6 +30,7 @@ def merge(existing: bytes, ours: Sequence[str]) -> bytes:
     for line in others:
         if (name := line.split()[0]) in names:
             raise Refusal(
+                "SX-ROOT-02",
                 f"{paths.CRYPTTAB} has another line for the volume {name.decode()}",
                 "build the image, and write the config, without it: first boot makes this volume",
             )

@@ -44,11 +44,13 @@ def check(context: Context, root: Path) -> None:
     keys = [path for path in _private_keys(root) if path not in found]
     if keys:
         raise Refusal(
+            "SX-ROOT-03",
             f"the image holds private keys that all its guests would share: {_names(root, keys)}",
             "build it without, and give each guest its own in its Ignition config",
         )
     if found and not value(context.command_line, IDENTITY):
         raise Refusal(
+            "SX-ROOT-04",
             f"the image holds what identifies one machine: {_names(root, found)}",
             f"build it without, or with {IDENTITY}",
         )
@@ -92,7 +94,11 @@ def _made_anew(root: Path) -> Iterator[Path]:
 def _private_keys(root: Path) -> Iterator[Path]:
     for number, path in enumerate(_files(root / "etc")):
         if number == _FILES_LIMIT:
-            raise Refusal(f"the image has more than {_FILES_LIMIT} files below /etc", "build it with fewer")
+            raise Refusal(
+                "SX-ROOT-05",
+                f"the image has more than {_FILES_LIMIT} files below /etc",
+                "build it with fewer",
+            )
         named = fnmatch(str(path.relative_to(root)), _PRIVATE_KEY_FILES)
         if named or (path.lstat().st_size <= _SIZE_LIMIT and _PRIVATE_KEY.search(path.read_bytes())):
             yield path

@@ -12,4 +12,4 @@ from secex_firstboot.contract import paths
 def check_provisioned(root: Path, nothing: str) -> None:
     """Raise Refusal if first boot did not set up the system on ``root``; ``nothing`` says what follows."""
     if not exists(paths.below(root, paths.LUKS_KEYS / "root")):
-        raise Refusal("this system was not set up by secex-firstboot", nothing)
+        raise Refusal("SX-SYSTEM-01", "this system was not set up by secex-firstboot", nothing)

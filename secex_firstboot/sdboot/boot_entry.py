@@ -36,14 +36,18 @@ def find(boot: Path) -> BootEntry:
     """The boot entry of the boot partition mounted on ``boot``. Raises Refusal if there is none to use."""
     entries = sorted((boot / _ENTRIES).glob("*.conf"), key=lambda path: _version_key(path.stem))
     if not entries:
-        raise Refusal(f"the boot partition has no boot entry in {_ENTRIES}", _CURE)
+        raise Refusal("SX-SDBOOT-01", f"the boot partition has no boot entry in {_ENTRIES}", _CURE)
     if len(entries) > _ENTRIES_LIMIT:
-        raise Refusal(f"the boot partition has more than {_ENTRIES_LIMIT} boot entries", _CURE)
+        raise Refusal(
+            "SX-SDBOOT-02", f"the boot partition has more than {_ENTRIES_LIMIT} boot entries", _CURE
+        )
     name = f"{_ENTRIES}/{entries[-1].name}"
     fields = _fields(name, _read(boot, name))
     kernels = fields.get("linux", [])
     if len(kernels) != 1:
-        raise Refusal(f"the boot entry {name} names {len(kernels)} kernels instead of one", _CURE)
+        raise Refusal(
+            "SX-SDBOOT-03", f"the boot entry {name} names {len(kernels)} kernels instead of one", _CURE
+        )
     return BootEntry(
         title=" ".join(fields.get("title", [])),
         version=" ".join(fields.get("version", [])),
@@ -81,11 +85,11 @@ def _read(boot: Path, name: str) -> str:
     with _resolve(boot, name).open("rb") as file:
         content = file.read(_ENTRY_LIMIT + 1)
     if len(content) > _ENTRY_LIMIT:
-        raise Refusal(f"the boot entry {name} is larger than {_ENTRY_LIMIT} bytes", _CURE)
+        raise Refusal("SX-SDBOOT-04", f"the boot entry {name} is larger than {_ENTRY_LIMIT} bytes", _CURE)
     try:
         return content.decode()
     except UnicodeDecodeError:
-        raise Refusal(f"the boot entry {name} is not UTF-8 text", _CURE) from None
+        raise Refusal("SX-SDBOOT-05", f"the boot entry {name} is not UTF-8 text", _CURE) from None
 
 
 def _resolve(boot: Path, name: str) -> Path:
@@ -97,7 +101,9 @@ def _resolve(boot: Path, name: str) -> Path:
         except (OSError, RuntimeError, ValueError):  # missing, a loop of links, a NUL
             continue
         if not path.is_relative_to(boot.resolve()):
-            raise Refusal(f"the boot entry's file {name!r} is outside the boot partition", _CURE)
+            raise Refusal(
+                "SX-SDBOOT-06", f"the boot entry's file {name!r} is outside the boot partition", _CURE
+            )
         if is_regular(path):
             return path
-    raise Refusal(f"the boot entry's file {name!r} is missing on the boot partition", _CURE)
+    raise Refusal("SX-SDBOOT-07", f"the boot entry's file {name!r} is missing on the boot partition", _CURE)

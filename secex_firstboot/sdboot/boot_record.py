@@ -135,7 +135,9 @@ def _make_boot_map(se: Path, disk: Disk, scratch: Path) -> bytes:
     finally:
         start.unlink(missing_ok=True)
     if written[disk.block_size :] != before[disk.block_size :]:
-        raise FirstbootError("zipl wrote more than the boot record", "use a zipl of s390-tools 2.35 or newer")
+        raise FirstbootError(
+            "SX-SDBOOT-08", "zipl wrote more than the boot record", "use a zipl of s390-tools 2.35 or newer"
+        )
     return written[: disk.block_size]
 
 

@@ -74,6 +74,7 @@ def create(
         unfinished.replace(output)
     except OSError as error:
         raise FirstbootError(
+            "SX-SDBOOT-09",
             f"{output} cannot be made: {error.strerror}",
             "make sure its partition has room for one more image",
         ) from error
@@ -102,6 +103,7 @@ def _check_key_slots(made: Path, keys: Iterable[ec.EllipticCurvePublicKey], buil
         slots = image.key_slots(file)
     if sorted(slots) != sorted({key_hash(each) for each in keys}):
         raise FirstbootError(
+            "SX-SDBOOT-10",
             f"the image that {builder} made is not for exactly the host keys that were proven",
             "make sure the image has an unchanged s390-tools, and give host-key documents as IBM offers them",
         )
@@ -114,6 +116,7 @@ def find_boot_loaders() -> image.BootLoaders:
         if is_regular(found.stage3a) and is_regular(found.stage3b):
             return found
     raise Refusal(
+        "SX-SDBOOT-11",
         "the initramfs has neither pvimg nor genprotimg nor IBM's boot loaders",
         f"build the image with s390-tools 2.36 or newer, or put stage3a.bin and stage3b_reloc.bin in"
         f" {BOOT_LOADER_DIRECTORIES[0]}",
@@ -153,6 +156,7 @@ def _one_file(ramdisk: Sequence[Path], directory: Path) -> Path:
     needed, free = initramfs.joined_size(ramdisk), shutil.disk_usage(directory).free
     if needed > free:
         raise FirstbootError(
+            "SX-SDBOOT-12",
             f"the ramdisk needs {needed >> 20} MiB in {directory.parent}, which has {free >> 20} MiB free",
             "give the guest more memory",
         )

@@ -180,11 +180,14 @@ def command_line_component(command_line: str, kernel: Path) -> bytes:
     line = command_line.encode()
     if b"\0" in line:
         raise Refusal(
-            "the kernel command line has a NUL in it", "remove it: the kernel would stop reading there"
+            "SX-SDBOOT-13",
+            "the kernel command line has a NUL in it",
+            "remove it: the kernel would stop reading there",
         )
     limit = _command_line_limit(kernel)
     if len(line) + 1 > limit:
         raise Refusal(
+            "SX-SDBOOT-14",
             f"the kernel command line has {len(line)} bytes, the kernel {kernel.name} takes {limit - 1}",
             "use a shorter one",
         )
@@ -195,16 +198,21 @@ def check_host_keys(host_keys: Sequence[ec.EllipticCurvePublicKey]) -> None:
     """Raise Refusal unless an image can be made for exactly these hosts."""
     if not host_keys:
         raise Refusal(
-            "no host key is given", "name at least one host-key document: no host could start the image"
+            "SX-SDBOOT-15",
+            "no host key is given",
+            "name at least one host-key document: no host could start the image",
         )
     for key in host_keys:
         if not isinstance(key.curve, ec.SECP521R1):
             raise Refusal(
-                f"a host key is on the curve {key.curve.name}, not secp521r1", "use IBM Z host-key documents"
+                "SX-SDBOOT-16",
+                f"a host key is on the curve {key.curve.name}, not secp521r1",
+                "use IBM Z host-key documents",
             )
     most = (_HEADER_PAGES * PAGE - _header_size(0)) // _length(_KEY_SLOT)
     if len(host_keys) > most:
         raise Refusal(
+            "SX-SDBOOT-17",
             f"{len(host_keys)} host keys are given, an image takes {most}: KVM of a host before Linux 7.0"
             f" starts none with an SE header larger than {_HEADER_PAGES * PAGE >> 10} KiB",
             "name fewer host-key documents",
@@ -215,7 +223,7 @@ def check_ramdisk(ramdisk: Sequence[Path]) -> int:
     """The size of the ramdisk in bytes. Raises Refusal if a part of it is missing or empty."""
     for part in ramdisk:
         if _size(part) == 0:
-            raise Refusal(f"the initramfs {part} is empty", "build the initramfs again")
+            raise Refusal("SX-SDBOOT-18", f"the initramfs {part} is empty", "build the initramfs again")
     return initramfs.joined_size(ramdisk)
 
 
@@ -260,7 +268,9 @@ def _slots(header: bytes) -> list[bytes]:
 
 
 def _no_image(what: str) -> FirstbootError:
-    return FirstbootError(f"the new image has {what}", "use s390-tools 2.35 or newer, unchanged")
+    return FirstbootError(
+        "SX-SDBOOT-19", f"the new image has {what}", "use s390-tools 2.35 or newer, unchanged"
+    )
 
 
 class _Components:
@@ -389,7 +399,7 @@ def _boot_loader(path: Path, arguments: struct.Struct) -> bytes:
     cure = "install IBM's boot loaders (package s390-tools) again"
     size = _size(path, cure)
     if not arguments.size < size <= _BOOT_LOADER_LIMIT:
-        raise Refusal(f"{path} has {size} bytes and is no boot loader", cure)
+        raise Refusal("SX-SDBOOT-20", f"{path} has {size} bytes and is no boot loader", cure)
     return path.read_bytes()
 
 
@@ -401,6 +411,7 @@ def _command_line_limit(kernel: Path) -> int:
         limit = file.read(8)
     if len(limit) < 8:
         raise Refusal(
+            "SX-SDBOOT-21",
             f"{kernel} is no s390x kernel: nothing is there behind its first {_KERNEL_ENTRY:#x} bytes",
             "use the distribution's vmlinuz",
         )
@@ -409,7 +420,7 @@ def _command_line_limit(kernel: Path) -> int:
 
 def _size(path: Path, cure: str = "check that it is on the boot partition") -> int:
     if not is_regular(path):
-        raise Refusal(f"{path} is missing or no regular file", cure)
+        raise Refusal("SX-SDBOOT-22", f"{path} is missing or no regular file", cure)
     return path.stat().st_size
 
 

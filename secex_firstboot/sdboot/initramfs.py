@@ -86,13 +86,17 @@ def _with_parents(entries: Mapping[str, Entry]) -> dict[str, Entry]:
     for name, entry in entries.items():
         path = _archive_path(name)
         if str(path) in tree:
-            raise FirstbootError(f"{name} stands twice in an initramfs", "name each file once")
+            raise FirstbootError(
+                "SX-SDBOOT-23", f"{name} stands twice in an initramfs", "name each file once"
+            )
         tree[str(path)] = entry
     for path in [PurePosixPath(name) for name in tree]:
         for parent in path.parents[:-1]:
             if not isinstance(tree.setdefault(str(parent), Directory()), Directory):
                 raise FirstbootError(
-                    f"{parent} is a file and a directory in an initramfs", "rename one of the two"
+                    "SX-SDBOOT-24",
+                    f"{parent} is a file and a directory in an initramfs",
+                    "rename one of the two",
                 )
     return tree
 
@@ -101,9 +105,13 @@ def _archive_path(name: str) -> PurePosixPath:
     """The path as it stands in the archive, without the leading slash."""
     path = PurePosixPath(name.lstrip("/"))
     if not path.parts or ".." in path.parts or "\0" in name or str(path) == _TRAILER:
-        raise FirstbootError(f"{name!r} cannot be a file of an initramfs", "use a plain absolute path")
+        raise FirstbootError(
+            "SX-SDBOOT-25", f"{name!r} cannot be a file of an initramfs", "use a plain absolute path"
+        )
     if len(os.fsencode(path)) >= _PATH_LIMIT:
-        raise FirstbootError(f"a path in an initramfs is longer than {_PATH_LIMIT - 1} bytes", "shorten it")
+        raise FirstbootError(
+            "SX-SDBOOT-26", f"a path in an initramfs is longer than {_PATH_LIMIT - 1} bytes", "shorten it"
+        )
     return path
 
 
@@ -125,7 +133,9 @@ def _copy(source: BinaryIO, archive: BinaryIO, size: int) -> None:
     while left:
         piece = source.read(min(left, _CHUNK))
         if not piece:
-            raise FirstbootError(f"{source.name} became shorter while it was read", "start again")
+            raise FirstbootError(
+                "SX-SDBOOT-27", f"{source.name} became shorter while it was read", "start again"
+            )
         archive.write(piece)
         left -= len(piece)
 
@@ -134,7 +144,9 @@ def _write_header(
     archive: BinaryIO, path: str, *, number: int = 0, mode: int = 0, links: int, size: int = 0
 ) -> None:
     if size > _SIZE_LIMIT:
-        raise FirstbootError(f"{path} has {size} bytes, an initramfs takes {_SIZE_LIMIT}", "leave it out")
+        raise FirstbootError(
+            "SX-SDBOOT-28", f"{path} has {size} bytes, an initramfs takes {_SIZE_LIMIT}", "leave it out"
+        )
     name = os.fsencode(path) + b"\0"
     owner = group = time = device = checksum = 0
     fields = (

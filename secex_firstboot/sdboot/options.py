@@ -32,6 +32,7 @@ def check(command_line: str) -> None:
     for word in loosely(command_line):
         if name(word) in ROOT_FROM_NETWORK:
             raise Refusal(
+                "SX-SDBOOT-29",
                 f"the kernel command line has {name(word)}=, and a root from the network is the host's",
                 f"build the image without it, with {parameters.ROOT}",
             )

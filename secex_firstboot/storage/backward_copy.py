@@ -84,7 +84,7 @@ def _opened(path: Path, flags: int) -> Iterator[int]:
     try:
         descriptor = os.open(path, flags | os.O_DIRECT | os.O_CLOEXEC)
     except OSError as error:
-        raise FirstbootError(f"cannot open {path} for copying: {error.strerror}") from error
+        raise FirstbootError("SX-DISK-01", f"cannot open {path} for copying: {error.strerror}") from error
     try:
         yield descriptor
     finally:
@@ -115,4 +115,6 @@ def _write(descriptor: int, data: memoryview, offset: int) -> None:
 
 
 def _failed(verb: str, offset: int, reason: str | None) -> FirstbootError:
-    return FirstbootError(f"cannot {verb} byte {offset} while copying: {reason}", "look at the disk's health")
+    return FirstbootError(
+        "SX-DISK-02", f"cannot {verb} byte {offset} while copying: {reason}", "look at the disk's health"
+    )

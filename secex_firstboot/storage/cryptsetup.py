@@ -183,7 +183,7 @@ class CryptSetupError(FirstbootError):
 
     def __init__(self, action: str, code: int, words: str = "", cure: str = "") -> None:
         self.errno = code
-        super().__init__(f"cannot {action}: {words or os.strerror(code)}", cure)
+        super().__init__("SX-DISK-03", f"cannot {action}: {words or os.strerror(code)}", cure)
 
 
 class _ErrorLines(threading.local):
@@ -213,7 +213,9 @@ def _library() -> ctypes.CDLL:
     try:
         library = ctypes.CDLL("libcryptsetup.so.12")
     except OSError:
-        raise FirstbootError("libcryptsetup is not installed", "install libcryptsetup12") from None
+        raise FirstbootError(
+            "SX-DISK-04", "libcryptsetup is not installed", "install libcryptsetup12"
+        ) from None
     for name, (result, arguments) in _FUNCTIONS.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments

@@ -110,7 +110,7 @@ def device(number: str) -> Path:
     name = next(line.removeprefix("DEVNAME=") for line in uevent.splitlines() if line.startswith("DEVNAME="))
     node = Path("/dev") / name
     if number_of(node) != number:
-        raise FirstbootError(f"{node} is not the block device {number}", "start again")
+        raise FirstbootError("SX-DISK-05", f"{node} is not the block device {number}", "start again")
     return node
 
 
@@ -128,7 +128,9 @@ def crypt_mode(name: str) -> str:
     uuid = run(["dmsetup", "info", "--columns", "--noheadings", "-o", "uuid", name]).strip()
     targets = table(name)
     if [target.type for target in targets] != ["crypt"]:
-        raise FirstbootError(f"/dev/mapper/{name} is not an encrypted volume", "start again from the image")
+        raise FirstbootError(
+            "SX-DISK-06", f"/dev/mapper/{name} is not an encrypted volume", "start again from the image"
+        )
     cipher, *arguments = targets[0].arguments
     options = [option for option in arguments[5:] if option.startswith(("integrity:", "sector_size:"))]
     return " ".join([uuid, cipher, *options])

@@ -101,13 +101,20 @@ def find_disk() -> Disk:
         return complete[0]
     if complete:
         names = " and ".join(str(disk.device) for disk in complete)
-        raise Refusal(f"{names} both carry partitions se, boot and root", "attach only the disk to provision")
+        raise Refusal(
+            "SX-DISK-07",
+            f"{names} both carry partitions se, boot and root",
+            "attach only the disk to provision",
+        )
     nearest = max(candidates, key=lambda disk: len(disk.partitions), default=None)
     if nearest is None:
         raise DeviceMissing(
-            "no disk has the partitions of an SE-ready image", "attach the SE-ready image as a disk"
+            "SX-DISK-08",
+            "no disk has the partitions of an SE-ready image",
+            "attach the SE-ready image as a disk",
         )
     raise DeviceMissing(
+        "SX-DISK-09",
         f"{nearest.device} has no partition {nearest.missing(LASTING)}",
         "start from an unchanged SE-ready image",
     )
@@ -124,10 +131,12 @@ def find_by_serial(serial: str) -> Path:
         return found[0]
     if found:
         raise Refusal(
-            f"{' and '.join(map(str, found))} both have the serial {serial}", "attach only one of them"
+            "SX-DISK-10",
+            f"{' and '.join(map(str, found))} both have the serial {serial}",
+            "attach only one of them",
         )
     raise DeviceMissing(
-        f"no disk has the serial {serial}", f"attach it as a virtio disk with serial={serial}"
+        "SX-DISK-11", f"no disk has the serial {serial}", f"attach it as a virtio disk with serial={serial}"
     )
 
 

@@ -80,7 +80,9 @@ def _read_metadata(image: Path, sector_size: int) -> bytes:
         metadata = stream.read(planned.areas_start - DATA_OFFSET)
     made = read_integrity_superblock(metadata[:SUPERBLOCK_BYTES]).layout(DATA_OFFSET)
     if made != planned:
-        raise FirstbootError(f"dm-integrity chose the layout {made}, not {planned}", "report this kernel")
+        raise FirstbootError(
+            "SX-DISK-12", f"dm-integrity chose the layout {made}, not {planned}", "report this kernel"
+        )
     return metadata
 
 

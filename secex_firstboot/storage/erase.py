@@ -29,12 +29,16 @@ def erase(device: Path, offset: int, size: int, progress: Callable[[int, int], N
             count = os.preadv(descriptor, [memoryview(buffer)[:wanted]], at)
             low, high = max(offset - at, 0), min(end - at, _CHUNK)
             if count < high:
-                raise FirstbootError(f"{device} ends at byte {at + count}", "look at the disk's health")
+                raise FirstbootError(
+                    "SX-DISK-13", f"{device} ends at byte {at + count}", "look at the disk's health"
+                )
             zeros = bytes(high - low)
             if buffer[low:high] != zeros:
                 buffer[low:high] = zeros
                 if os.pwritev(descriptor, [memoryview(buffer)[:count]], at) != count:
-                    raise FirstbootError(f"cannot write byte {at} of {device}", "look at the disk's health")
+                    raise FirstbootError(
+                        "SX-DISK-14", f"cannot write byte {at} of {device}", "look at the disk's health"
+                    )
             progress(at + high - offset, size)
         os.fsync(descriptor)
     finally:

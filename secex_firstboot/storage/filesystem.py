@@ -50,12 +50,16 @@ def identify(device: Path, name: str, offset: int = 0) -> FileSystem:
         if int.from_bytes(ext4[0x60:0x64], "little") & 0x80:  # INCOMPAT_64BIT
             blocks |= int.from_bytes(ext4[0x150:0x154], "little") << 32
         return _checked(FileSystem("ext4", block * blocks, min(block, 4096)), name)
-    raise Refusal(f"the file system of {name} is neither ext4 nor xfs", "build the image with one of them")
+    raise Refusal(
+        "SX-DISK-15", f"the file system of {name} is neither ext4 nor xfs", "build the image with one of them"
+    )
 
 
 def _checked(found: FileSystem, name: str) -> FileSystem:
     if found.sector_size not in (512, 1024, 2048, 4096) or not 0 < found.size < 1 << 60:
-        raise Refusal(f"the {found.type} superblock of {name} makes no sense", "build the image again")
+        raise Refusal(
+            "SX-DISK-16", f"the {found.type} superblock of {name} makes no sense", "build the image again"
+        )
     return found
 
 

@@ -38,7 +38,9 @@ class UnsoundTable(FirstbootError):
     """There is no partition table, or not a whole one."""
 
     def __init__(self, what: str) -> None:
-        super().__init__(f"there is no sound partition table: {what}", "start from an unchanged image")
+        super().__init__(
+            "SX-DISK-17", f"there is no sound partition table: {what}", "start from an unchanged image"
+        )
 
 
 @dataclass(frozen=True)

@@ -46,17 +46,21 @@ def _from_file(path: Path) -> Grow:
     except FileNotFoundError:
         return Grow.BACKGROUND
     if len(content) > _SETTINGS_LIMIT:
-        raise Refusal(f"{path} is larger than {_SETTINGS_LIMIT} bytes", "shorten it")
+        raise Refusal("SX-DISK-18", f"{path} is larger than {_SETTINGS_LIMIT} bytes", "shorten it")
     found = Grow.BACKGROUND
     for number, line in enumerate(content.decode(errors="replace").splitlines(), start=1):
         if not (text := line.strip()) or text.startswith("#"):
             continue
         key, _, word = text.partition("=")
         if key != _KEY:
-            raise Refusal(f"{path}, line {number}: only {_KEY}=VALUE can be set here", "correct the line")
+            raise Refusal(
+                "SX-DISK-19", f"{path}, line {number}: only {_KEY}=VALUE can be set here", "correct the line"
+            )
         if word not in list(Grow):
             raise Refusal(
-                f"{path}, line {number}: {_KEY} has an unknown value", f"use one of {', '.join(Grow)}"
+                "SX-DISK-20",
+                f"{path}, line {number}: {_KEY} has an unknown value",
+                f"use one of {', '.join(Grow)}",
             )
         found = Grow(word)
     return found
@@ -93,7 +97,9 @@ def grow_all(context: Context, mount_point: Path, device: Path, lock: Path, *, s
             root.grow(target)
             if root.size() <= end:
                 if target < limit:
-                    raise FirstbootError(f"{mount_point} did not grow", "look at the kernel's messages")
+                    raise FirstbootError(
+                        "SX-DISK-21", f"{mount_point} did not grow", "look at the kernel's messages"
+                    )
                 break  # the rest is smaller than what the file system can use
         context.say(f"{mount_point} has {root.size() >> 20} MiB, all that it can use of {device}")
     os.sync()  # ext4 may still have the last step in memory; /var can be another file system
@@ -106,6 +112,7 @@ def _zero(context: Context, root: Mounted, end: int, target: int, limit: int) ->
     def still_the_end(zeroed: int, _: int) -> None:  # asked after each MiB, and so before the next
         if root.size() != end:
             raise FirstbootError(
+                "SX-DISK-22",
                 f"something else has changed the size of {root.where}",
                 "start secex-firstboot-grow.service again when that has ended",
             )
@@ -123,5 +130,7 @@ def _locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise FirstbootError("another process is growing the root file system", "let it finish") from None
+            raise FirstbootError(
+                "SX-DISK-23", "another process is growing the root file system", "let it finish"
+            ) from None
         yield

@@ -111,7 +111,7 @@ class IntegritySuperblock:
 def read_integrity_superblock(blob: bytes) -> IntegritySuperblock:
     """Read the superblock at the start of ``blob``; FirstbootError if it is not one of ours."""
     if len(blob) < _SUPERBLOCK.size:
-        raise FirstbootError("the dm-integrity superblock is cut short")
+        raise FirstbootError("SX-DISK-24", "the dm-integrity superblock is cut short")
     magic, version, log2_interleave, tag_size, sections, sectors, flags, log2_block = _SUPERBLOCK.unpack_from(
         blob
     )
@@ -127,7 +127,7 @@ def read_integrity_superblock(blob: bytes) -> IntegritySuperblock:
     }
     for field, wrong in refused.items():
         if wrong:
-            raise FirstbootError(f"the dm-integrity superblock has an unexpected {field}")
+            raise FirstbootError("SX-DISK-25", f"the dm-integrity superblock has an unexpected {field}")
     return IntegritySuperblock(
         version=version,
         interleave=_SECTOR << log2_interleave,

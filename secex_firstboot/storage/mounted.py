@@ -40,7 +40,7 @@ class Mounted:
     def find(cls, where: Path, device: Path) -> Self:
         """Raises FirstbootError if what is mounted on ``where`` does not lie on ``device``."""
         if where.stat().st_dev != device.stat().st_rdev:
-            raise FirstbootError(f"{device} is not mounted on {where}")
+            raise FirstbootError("SX-DISK-26", f"{device} is not mounted on {where}")
         type = filesystem.identify(device, str(device)).type
         return cls(where, device, type, os.statvfs(where).f_bsize)
 
@@ -80,6 +80,7 @@ class Mounted:
             return fcntl.ioctl(descriptor, request, argument)
         except OSError as error:
             raise FirstbootError(
+                "SX-DISK-27",
                 f"cannot ask or grow the {self.type} on {self.where}: {error.strerror}",
                 "look at the kernel's messages",
             ) from error

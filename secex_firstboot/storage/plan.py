@@ -123,6 +123,7 @@ def lay_out(disk: Disk, boot: Source, root: Source, headroom: int, record_key: s
     if missing > 0:
         mib = -(-missing // MIB)
         raise Refusal(
+            "SX-DISK-28",
             f"{disk.device} is too small by {mib} MiB",
             f"power off and enlarge the image: qemu-img resize IMAGE +{mib}M",
         )
@@ -153,7 +154,9 @@ def _volume(
     saved_tree: Span | None = None,
 ) -> VolumePlan:
     if source.file_system.type not in ("ext4", "xfs"):
-        raise Refusal(f"the file system of {name} is {source.file_system.type}", "use ext4 or xfs")
+        raise Refusal(
+            "SX-DISK-29", f"the file system of {name} is {source.file_system.type}", "use ext4 or xfs"
+        )
     return VolumePlan.model_validate(
         {
             "name": name,
@@ -174,20 +177,26 @@ def _check_order(partitions: dict[str, Partition], others: tuple[Partition, ...]
     for other in others:
         if other.end > root.start:
             raise Refusal(
+                "SX-DISK-30",
                 f"partition {other.number} {other.name!r} lies where root has to grow",
                 "build the image without it, or with it before root",
             )
     for name in HASH_TREES.values():
         if partitions[name].start < root.end:
-            raise Refusal(f"partition {name} does not lie behind root", "build the image in this order")
+            raise Refusal(
+                "SX-DISK-31", f"partition {name} does not lie behind root", "build the image in this order"
+            )
     if partitions["boot"].end > root.start:
-        raise Refusal("partition boot does not lie before root", "build the image in this order")
+        raise Refusal(
+            "SX-DISK-32", "partition boot does not lie before root", "build the image in this order"
+        )
 
 
 def _check_boot_room(partition: Partition, source: Source) -> None:
     missing = required_device_size(source.size, sector_size(source)) - partition.size
     if missing > 0:
         raise Refusal(
+            "SX-DISK-33",
             f"partition boot is too small by {-(-missing // MIB)} MiB",
             "build the image with a larger boot partition and the same file system in it",
         )

@@ -64,6 +64,7 @@ def load(se: Path, key: bytes) -> ProgressRecord:
     tag, body = content[:_TAG_SIZE], content[_TAG_SIZE:]
     if len(content) > _LIMIT or not hmac.compare_digest(tag, _tag(key, body)):
         raise FirstbootError(
+            "SX-DISK-34",
             "the progress record on partition se was not written by this first boot",
             "the disk was changed from outside; start again from the image",
         )
@@ -71,7 +72,7 @@ def load(se: Path, key: bytes) -> ProgressRecord:
         return ProgressRecord.model_validate_json(body)
     except ValidationError:
         raise FirstbootError(
-            "the progress record was written by another version of secex-firstboot"
+            "SX-DISK-35", "the progress record was written by another version of secex-firstboot"
         ) from None
 
 

@@ -28,7 +28,9 @@ def device_below(name: str) -> Path:
         targets = devicemapper.table(name)
         if [target.type for target in targets] == ["crypt"]:
             return devicemapper.device(targets[0].arguments[3])
-    raise FirstbootError("Ignition has not opened it as LUKS2", "look at ignition-disks.service")
+    raise FirstbootError(
+        "SX-DISK-36", "Ignition has not opened it as LUKS2", "look at ignition-disks.service"
+    )
 
 
 def is_open(header: Path, name: str) -> bool:
@@ -72,6 +74,7 @@ def _check(found: VolumeDescription) -> None:
         or found.sector_size not in _SECTOR_SIZES
     ):
         raise FirstbootError(
+            "SX-DISK-37",
             "its header is not one that Ignition makes without options",
             "if it is yours, start anew from the image as published, with wipeVolume true in the config",
         )

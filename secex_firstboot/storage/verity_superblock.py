@@ -86,6 +86,7 @@ def parse(content: bytes, name: str, *, tree_room: int, data_room: int) -> Super
 
 def _refusal(name: str, what: str) -> FirstbootError:
     return FirstbootError(
+        "SX-DISK-38",
         f"the dm-verity superblock for {name} {what}",
         "make the image's hash tree with veritysetup's defaults",
     )

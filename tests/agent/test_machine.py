@@ -32,12 +32,12 @@ class Fake(Step):
     ) -> None:
         self.name, self.stage, self.status = name, stage, status or ready("to do")
         self.refuses, self.works = refuses, works
-        self.error = FirstbootError(f"{name} broke") if breaks else error
+        self.error = FirstbootError("SX-TEST-01", f"{name} broke") if breaks else error
         self.performed = 0
 
     def observe(self, context: Context) -> Status:
         if self.refuses:
-            raise Refusal(f"{self.name} refuses", "mend it")
+            raise Refusal("SX-TEST-01", f"{self.name} refuses", "mend it")
         return self.status
 
     def perform(self, context: Context) -> None:
@@ -142,14 +142,14 @@ def test_a_step_that_breaks_stops_before_the_later_steps(
         (
             OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
             "first failed: No space left on device: give the guest more memory, or the image a larger"
-            " partition se",
+            " partition se [SX-STEP-03]",
         ),
         (
             OSError(errno.EIO, os.strerror(errno.EIO), "/dev/vda"),
-            "first failed: Input/output error (/dev/vda): look at the disk's health",
+            "first failed: Input/output error (/dev/vda): look at the disk's health [SX-STEP-03]",
         ),
-        (OSError("no more"), "first failed: no more"),
-        (MemoryError(), "first failed: out of memory: give the guest more memory"),
+        (OSError("no more"), "first failed: no more [SX-STEP-03]"),
+        (MemoryError(), "first failed: out of memory: give the guest more memory [SX-STEP-04]"),
     ],
     ids=["full", "disk", "other", "memory"],
 )
@@ -250,7 +250,7 @@ def test_a_dry_run_asks_every_step_and_performs_none(context: Context, runtime: 
     seen = machine.dry_run(context, steps)
     assert [(row.step.name, row.state, row.detail) for row in seen] == [
         ("a", "done", "yes"),
-        ("b", "refused", "b refuses: mend it"),
+        ("b", "refused", "b refuses: mend it [SX-TEST-01]"),
         ("c", "ready", "to do"),
         ("d", "waiting", "no"),
     ]

@@ -46,7 +46,7 @@ def test_a_dry_run_prints_one_line_a_step(capsys: pytest.CaptureFixture[str]) ->
     assert rows[0].split(maxsplit=2)[1:] == [
         "refused",
         "this machine is not an IBM Secure Execution guest: start the SE-ready image on an IBM z15 or"
-        " LinuxONE III or newer, as a Secure Execution guest",
+        " LinuxONE III or newer, as a Secure Execution guest [SX-PLATFORM-02]",
     ]
 
 
@@ -93,11 +93,11 @@ def test_an_error_of_several_lines_is_printed_as_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(stage: Stage, context: Context) -> None:
-        raise FirstbootError("first\nsecond", "third\r\n\tfourth")
+        raise FirstbootError("SX-TEST-01", "first\nsecond", "third\r\n\tfourth")
 
     monkeypatch.setattr(machine, "run", fail)
     assert cli.main(["--stage", "seal"]) == 1
-    assert capsys.readouterr().err == "secex-firstboot: first second: third fourth\n"
+    assert capsys.readouterr().err == "secex-firstboot: first second: third fourth [SX-TEST-01]\n"
 
 
 @needs_locked_memory
@@ -118,7 +118,7 @@ def test_a_stage_prints_its_progress_on_standard_output(
 ) -> None:
     def run(stage: Stage, context: Context) -> None:
         context.say("line")
-        raise Refusal("no")
+        raise Refusal("SX-TEST-01", "no")
 
     monkeypatch.setattr(machine, "run", run)
     assert cli.main(["--stage", "seal"]) == 1

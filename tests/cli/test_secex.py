@@ -33,12 +33,12 @@ def ending(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (FirstbootError("it", "do"), 1),
+        (FirstbootError("SX-TEST-01", "it", "do"), 1),
         (OSError(5, "it"), 1),
         (ModuleNotFoundError("it", name="it"), 1),
-        (Refusal("it", "do"), 3),
-        (Unreachable("it", "do"), 75),
-        (DeviceMissing("it", "do"), 75),
+        (Refusal("SX-TEST-01", "it", "do"), 3),
+        (Unreachable("SX-TEST-01", "it", "do"), 75),
+        (DeviceMissing("SX-TEST-01", "it", "do"), 75),
     ],
 )
 def test_ways_to_fail_have_codes_of_their_own_and_one_line(
@@ -59,14 +59,14 @@ def test_an_interrupt_is_no_story(
 def test_whoever_may_not_look_is_told_to_be_root(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    error = FirstbootError("cannot tell", "look at the disk's health")
+    error = FirstbootError("SX-TEST-01", "cannot tell", "look at the disk's health")
     error.__cause__ = PermissionError(13, "Permission denied")
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     assert ending(monkeypatch, error) == Exit.FAILED
     assert capsys.readouterr().err == "secex: cannot tell: run it as root\n"
     monkeypatch.setattr("os.geteuid", lambda: 0)
     assert ending(monkeypatch, error) == Exit.FAILED
-    assert capsys.readouterr().err == "secex: cannot tell: look at the disk's health\n"
+    assert capsys.readouterr().err == "secex: cannot tell: look at the disk's health [SX-TEST-01]\n"
 
 
 def test_exit_codes_are_in_help_and_manual() -> None:

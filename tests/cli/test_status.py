@@ -150,7 +150,9 @@ def test_where_first_boot_has_not_been_one_line_says_so(
     assert secex.main(["status", "--root", str(tmp_path), *options]) == Exit.REFUSED
     output = capsys.readouterr()
     assert output.out == ""
-    assert output.err == ("secex: this system was not set up by secex-firstboot: it has no status to show\n")
+    assert output.err == (
+        "secex: this system was not set up by secex-firstboot: it has no status to show [SX-SYSTEM-01]\n"
+    )
 
 
 def test_it_works_where_what_only_a_guest_has_is_not_installed(root: Path, tmp_path: Path) -> None:

@@ -210,8 +210,8 @@ def test_an_agent_that_the_kernel_ended_is_spoken_for(initramfs: Initramfs) -> N
     initramfs.stand_in("journalctl", f'case "$*" in *--dmesg*) echo "{killed}" ;; esac')
     shown = initramfs.run("ignition.firstboot").stdout
     assert (
-        "why:          the guest has too little memory, the kernel ended secex-firstboot: give it more\n"
-        in shown
+        "why:          the guest has too little memory, the kernel ended secex-firstboot: give it more"
+        " [SX-BOOT-05]\n" in shown
     )
 
 

@@ -516,7 +516,7 @@ class Points:
         self.patience.append(seconds)
         if url in self.served:
             return self.served[url]
-        raise Refusal(f"no answer from {url}", "wait")
+        raise Refusal("SX-TEST-01", f"no answer from {url}", "wait")
 
 
 def test_crls_are_fetched_once_where_the_certificates_say(tmp_path: Path) -> None:

@@ -443,7 +443,7 @@ def test_openshift_s_name_of_a_host_key_is_refused_with_ours(look: Look) -> None
     assert (code, rows["hostkeys"]["state"]) == (1, "refused")
     assert rows["hostkeys"]["detail"] == (
         "storage.files[0].path is OpenShift's name for a host-key document (ibm-z-reg-hostkey-...): "
-        "first boot takes /etc/se-hostkeys/ibm-z-hostkey-NAME"
+        "first boot takes /etc/se-hostkeys/ibm-z-hostkey-NAME [SX-CHECK-07]"
     )
 
 

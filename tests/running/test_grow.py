@@ -33,5 +33,6 @@ def test_the_command_line_says_why_it_refuses(
     elsewhere.move(monkeypatch, tmp_path)
     assert firstboot.main(["--grow"]) == 1
     assert capsys.readouterr().err == (
-        "secex-firstboot: this system was not set up by secex-firstboot: there is nothing to grow here\n"
+        "secex-firstboot: this system was not set up by secex-firstboot: there is nothing to grow here "
+        "[SX-SYSTEM-01]\n"
     )

@@ -159,7 +159,7 @@ def test_a_volume_that_is_not_open_has_no_mapping(running: Path) -> None:
 
 def test_what_fails_is_said_and_the_rest_is_told(running: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
-        raise FirstbootError("no", "really")
+        raise FirstbootError("SX-TEST-01", "no", "really")
 
     monkeypatch.setattr(devicemapper, "crypt_mode", fail)
     monkeypatch.setattr(Mounted, "find", fail)
@@ -168,8 +168,8 @@ def test_what_fails_is_said_and_the_rest_is_told(running: Path, monkeypatch: pyt
         Mapping(f"/dev/mapper/{name}", 64 * MIB, None) for name in ("boot", "root")
     ]
     assert found.growth == Growth(None, True, None, 64 * MIB)
-    assert "the table of root: no: really" in found.untold
-    assert "the size of the root file system: no: really" in found.untold
+    assert "the table of root: no: really [SX-TEST-01]" in found.untold
+    assert "the size of the root file system: no: really [SX-TEST-01]" in found.untold
     assert any(line.startswith("when root grows: ") for line in found.untold)
 
 

@@ -64,7 +64,7 @@ class Machine:
 
     def find_by_serial(self, serial: str) -> Path:
         if serial not in self.serials:
-            raise DeviceMissing(f"no disk has the serial {serial}", f"serial={serial}")
+            raise DeviceMissing("SX-TEST-01", f"no disk has the serial {serial}", f"serial={serial}")
         return self.serials[serial]
 
     def open_verity(self, *names: str, root_hash: str = "") -> None:

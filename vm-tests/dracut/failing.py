@@ -35,7 +35,7 @@ def take_in_trouble(step: Step, title: str, context: Context) -> StepReport:
     report = take(step, title, context)
     note_secrets()
     if asked_for("fail", step):
-        raise FirstbootError(f"the test lets {step.name} fail", "attach another disk")
+        raise FirstbootError("SX-TEST-01", f"the test lets {step.name} fail", "attach another disk")
     return report
 
 

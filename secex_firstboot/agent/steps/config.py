@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 
@@ -30,9 +31,10 @@ class DecryptConfig(Step):
                 checks.stored(places.IGNITION_USER_CONFIG.read_bytes(), devices)
             return done("Ignition has the config; the private key is gone")
         if exists(places.CONFIG_REFUSED):
-            raise Refusal(places.CONFIG_REFUSED.read_text(encoding="utf-8"))
+            raise Refusal(*json.loads(places.CONFIG_REFUSED.read_bytes()))
         if not exists(paths.PRIVATE_KEY):
             raise Refusal(
+                "SX-STEP-05",
                 f"the initramfs has no private key {paths.PRIVATE_KEY}",
                 "build the SE-ready image with the key that configs are encrypted to",
             )
@@ -48,7 +50,7 @@ class DecryptConfig(Step):
             _forbid_local_login(context)
             write_private(places.IGNITION_USER_CONFIG, plain)
         except FirstbootError as error:
-            write_private(places.CONFIG_REFUSED, str(error).encode())
+            write_private(places.CONFIG_REFUSED, json.dumps([error.id, error.message, error.cure]).encode())
             raise
         finally:
             paths.PRIVATE_KEY.unlink(missing_ok=True)

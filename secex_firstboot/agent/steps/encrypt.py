@@ -220,6 +220,7 @@ class Encryption:
         )
         if grown or (exists(where / overlay.TOP) and progress is not Progress.FINISHED):
             raise FirstbootError(
+                "SX-STEP-06",
                 "the progress record on partition se is older than what is on root",
                 "the disk was changed from outside; start again from the image",
             )
@@ -291,6 +292,7 @@ def refuse_sealed(root: Path) -> None:
     """Raise FirstbootError if first boot ended on this root: then the host has put back an older sdboot."""
     if exists(paths.below(root, paths.SEALED)):
         raise FirstbootError(
+            "SX-STEP-07",
             "this system was set up before, and an older boot image was put back",
             "put back the newest sdboot and boot record, or start again from the image",
         )

@@ -32,6 +32,7 @@ class Mount(Step):
             # The first: what is mounted over it is the overlay that Ignition writes to.
             if not mapping or mapping.number != numbers[0] or not volumes.is_open(context, name):
                 raise FirstbootError(
+                    "SX-STEP-08",
                     f"what is mounted on {where} is not the encrypted volume {name}",
                     f"start with {ROOT}, and build the image without what maps disks by itself",
                 )
@@ -42,5 +43,7 @@ class Mount(Step):
 
     def perform(self, context: Context) -> None:
         raise FirstbootError(
-            "the encrypted volumes are not mounted", "look at sysroot.mount and sysroot-boot.mount"
+            "SX-STEP-09",
+            "the encrypted volumes are not mounted",
+            "look at sysroot.mount and sysroot-boot.mount",
         )

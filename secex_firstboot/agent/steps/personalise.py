@@ -111,7 +111,9 @@ def _source(context: Context, name: str) -> Source:
     if file_system.size > size:
         # The host can shorten what the tree covers without changing the root hash.
         raise Refusal(
-            f"the hash tree for {name} does not cover the whole file system", "build the image again"
+            "SX-STEP-10",
+            f"the hash tree for {name} does not cover the whole file system",
+            "build the image again",
         )
     return Source(root_hash=verified.root_hash(context, name), size=size, file_system=file_system)
 
@@ -121,6 +123,7 @@ def _check_options(context: Context, of_entry: str) -> None:
     options.check(options.first_boot_command_line(of_entry))
     if parameters.of_ours(of_entry) != parameters.of_ours(context.command_line):
         raise Refusal(
+            "SX-STEP-11",
             "the boot entry of the image has other secex arguments than its boot image",
             "build the image with the same ones in both",
         )
@@ -132,6 +135,7 @@ def _check_room(se: Path, entry: BootEntry) -> None:
     missing = needed - shutil.disk_usage(se).free
     if missing > 0:
         raise Refusal(
+            "SX-STEP-12",
             f"partition se is too small by {-(-missing // MIB)} MiB for a second boot image",
             "build the image with a larger partition se",
         )

@@ -25,6 +25,7 @@ class Platform(Step):
         system_disk = disk.find_disk()
         if context.phase is Phase.FIRST and not system_disk.has_hash_trees:
             raise DeviceMissing(
+                "SX-PLATFORM-01",
                 f"{system_disk.device} has no partitions boothash and roothash, so it was provisioned before",
                 "start it with its own sdboot, or start again from an unchanged image",
             )
@@ -41,6 +42,7 @@ def _check_secure_execution() -> None:
         secure = False
     if not secure:
         raise Refusal(
+            "SX-PLATFORM-02",
             "this machine is not an IBM Secure Execution guest",
             "start the SE-ready image on an IBM z15 or LinuxONE III or newer, as a Secure Execution guest",
         )
@@ -50,6 +52,7 @@ def _check_no_swap() -> None:
     """Memory that is swapped out, zram's writeback included, lies on the host's disk (proc(5))."""
     if len(places.SWAPS.read_text(encoding="utf-8").splitlines()) > 1:
         raise Refusal(
+            "SX-PLATFORM-03",
             "swap is on in the initramfs, and could take keys to the host's disk",
             "build the image without swap in its initramfs; turn it on in the provisioned system",
         )

@@ -151,6 +151,7 @@ def _systemctl(*words: str) -> bool:
         if _UNITS_FAULT.fullmatch(error.output):
             return False
         raise FirstbootError(
+            "SX-STEP-13",
             "systemd's unit files cannot be read, or not be enabled",
             "look at the disk's health, and start again: first boot goes on from here",
         ) from None

@@ -47,7 +47,9 @@ class Volumes(Step):
                 try:
                     _reopen(each.name, keys.get(each.name), system_disk)
                 except FirstbootError as error:
-                    raise FirstbootError(f"storage.luks[{index}]: {error.message}", error.cure) from error
+                    raise FirstbootError(
+                        error.id, f"storage.luks[{index}]: {error.message}", error.cure
+                    ) from error
         finally:
             for key in keys.values():
                 key[:] = bytes(len(key))
@@ -57,8 +59,8 @@ class Volumes(Step):
 
 def _reopen(name: str, key: bytearray | None, system_disk: frozenset[int]) -> None:
     if key is None:
-        raise FirstbootError("Ignition has no key of it", "look at ignition-disks.service")
+        raise FirstbootError("SX-STEP-14", "Ignition has no key of it", "look at ignition-disks.service")
     device = reopen.device_below(name)
     if device.stat().st_rdev in system_disk:
-        raise FirstbootError("it lies on the system disk", "use another disk")
+        raise FirstbootError("SX-STEP-15", "it lies on the system disk", "use another disk")
     reopen.reopen(name, device, key, luks_volumes.header(name), places.RUNTIME)

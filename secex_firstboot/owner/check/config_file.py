@@ -62,13 +62,16 @@ def read(path: Path) -> Given:
             text = stream.read(openpgp.CONFIG_LIMIT + 1)
     except OSError as error:
         raise Refusal(
+            "SX-CHECK-01",
             f"{path} cannot be read: {error.strerror}",
             "--config=FILE names the Ignition config that is not encrypted yet",
         ) from None
     if len(text) > openpgp.CONFIG_LIMIT:
-        raise Refusal(f"{path} is larger than a config may be", "let Ignition fetch the large files")
+        raise Refusal(
+            "SX-CHECK-02", f"{path} is larger than a config may be", "let Ignition fetch the large files"
+        )
     if foreign := _foreign(text):
-        raise Refusal(f"{path} {foreign[0]}", foreign[1])
+        raise Refusal("SX-CHECK-03", f"{path} {foreign[0]}", foreign[1])
     decoder = go_json.Decoder()
     return Given(path, *merge.read(text, decoder), decoder.unknown)
 
@@ -118,6 +121,7 @@ def _specification(version: str) -> list[str]:
         return [f"whether the image's Ignition is of the few versions that know {version}"]
     if patch != "0" or int(minor) > max(_KNOWN_SINCE):
         raise Refusal(
+            "SX-CHECK-04",
             f"the Ignition config is of specification {version}; there are 3.0.0 to 3.{max(_KNOWN_SINCE)}.0",
             "write the config for one of these, 3.3.0 for any image",
         )
@@ -138,7 +142,7 @@ def validate(path: Path, context: Context) -> list[str]:
         if "unsupported config version" in error.output:
             return [f"{what} ({_VALIDATOR} here does not know this specification)"]
         raise Refusal(
-            f"{_VALIDATOR} refuses the Ignition config: {error.output[:500]}", "correct it"
+            "SX-CHECK-05", f"{_VALIDATOR} refuses the Ignition config: {error.output[:500]}", "correct it"
         ) from None
     for line in filter(None, warnings.splitlines()):
         context.warn(f"{_VALIDATOR}: {line}")

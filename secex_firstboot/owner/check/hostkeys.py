@@ -41,6 +41,7 @@ def look(
     named(given.config)
     if certificates and not exists(certificates):
         raise Refusal(
+            "SX-CHECK-06",
             f"there is no directory {certificates}",
             "--certificates=DIRECTORY names the root certificates that the image trusts",
         )
@@ -73,7 +74,7 @@ def _check_names(given: Given, context: Context) -> None:
             what = f"{place}.path is OpenShift's name for a host-key document (ibm-z-reg-hostkey-...)"
             cure = f"first boot takes {paths.SYSTEM_HOST_KEYS}/ibm-z-hostkey-NAME"
             if not config.host_keys(given.config):
-                raise Refusal(what, cure)
+                raise Refusal("SX-CHECK-07", what, cure)
             context.warn(f"{what}: {cure}")
 
 
@@ -137,7 +138,7 @@ class _Proof(Proof):
     def _crl(self, url: str, seconds: float | None) -> bytes:
         try:
             if self.offline:
-                raise Unreachable("It is not fetched here")
+                raise Unreachable("SX-CHECK-08", "It is not fetched here")
             return super()._crl(url, seconds)
         except Unreachable:
             self.unreachable.append(url)

@@ -37,7 +37,7 @@ def _raw(image: Path) -> Iterator[Path]:
         with image.open("rb") as stream:
             is_qcow2 = stream.read(4) == _QCOW2
     except OSError as error:
-        raise Refusal(f"{image} cannot be read: {error.strerror}", _CURE) from None
+        raise Refusal("SX-CHECK-09", f"{image} cannot be read: {error.strerror}", _CURE) from None
     if not is_qcow2:
         yield image
         return
@@ -51,9 +51,11 @@ def _disk(raw: Path, shown_as: Path) -> Disk:
     try:
         disk = disk_image.read(raw, shown_as)
     except UnsoundTable as error:
-        raise Refusal(f"{shown_as}: {error.message}", _CURE) from None
+        raise Refusal(error.id, f"{shown_as}: {error.message}", _CURE) from None
     if missing := disk.missing(NUMBERS):
-        raise Refusal(f"{shown_as} has no partition {missing}", "start from an unchanged SE-ready image")
+        raise Refusal(
+            "SX-CHECK-10", f"{shown_as} has no partition {missing}", "start from an unchanged SE-ready image"
+        )
     return disk
 
 
@@ -65,6 +67,8 @@ def _source(raw: Path, disk: Disk, name: str) -> Source:
     found = filesystem.identify(raw, name, offset=partition.start)
     if found.size > superblock.data_bytes:
         raise Refusal(
-            f"the hash tree for {name} does not cover the whole file system", "build the image again"
+            "SX-CHECK-11",
+            f"the hash tree for {name} does not cover the whole file system",
+            "build the image again",
         )
     return Source(root_hash="0" * 64, size=superblock.data_bytes, file_system=found)

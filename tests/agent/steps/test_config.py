@@ -175,7 +175,7 @@ def test_config_is_ready_with_a_private_key_and_a_config_disk(machine: Machine) 
 
 def test_config_without_a_disk_is_refused(machine: Machine) -> None:
     put(paths.PRIVATE_KEY)
-    with pytest.raises(DeviceMissing, match=r"serial=ignition_crypted$"):
+    with pytest.raises(DeviceMissing, match=r"serial=ignition_crypted \[SX"):
         observe(machine, DecryptConfig())
 
 
