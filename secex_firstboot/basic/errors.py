@@ -19,7 +19,10 @@ class FirstbootError(Exception):
 
 
 class Refusal(FirstbootError):
-    """The ground is wrong. Raised only before the first destructive write."""
+    """The ground is wrong: the same again is refused again, and what was asked for has written nothing yet.
+
+    Whether a first boot had written something before is another question, see agent.places.COMMITTED.
+    """
 
 
 class DeviceMissing(Refusal):
