@@ -145,6 +145,20 @@ def test_an_image_is_laid_out_raw_or_qcow2(look: Look, image: Path, tmp_path: Pa
         )
 
 
+@pytest.mark.parametrize("how", ["backing file", "data file"])
+def test_an_image_that_names_another_file_is_refused(
+    look: Look, image: Path, tmp_path: Path, how: str
+) -> None:
+    qcow2, data = tmp_path / "image.qcow2", tmp_path / "data"
+    backed, split = ["-F", "raw", "-b", str(image)], ["-o", f"data_file={data}"]
+    options = backed if how == "backing file" else split
+    size = ["300M"] if how == "data file" else []
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *options, qcow2, *size], check=True)
+    code, rows = look({"storage": {"files": [host_key(), *proof()]}}, f"--disk={qcow2}")
+    assert code == 1
+    assert "names the file with the rest" in rows["personalise"]["detail"]
+
+
 def test_an_image_without_room_is_refused_with_the_mib_missing(look: Look, tmp_path: Path) -> None:
     image = make_image(tmp_path, 130)
     code, rows = look({"storage": {"files": [host_key(), *proof()]}}, f"--disk={image}")

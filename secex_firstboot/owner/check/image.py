@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,11 @@ from secex_firstboot.storage.disk import Disk
 from secex_firstboot.storage.gpt import UnsoundTable
 from secex_firstboot.storage.plan import MIB, Source, lay_out
 
-_QCOW2 = b"QFI\xfb"  # QEMU: docs/interop/qcow2.txt
+# The header of a qcow2: magic, version, where the name of a backing file is, and in version 3 the features
+# that a reader has to know, of which one is a file beside it with the data (QEMU: docs/interop/qcow2.txt).
+_QCOW2 = struct.Struct(">4sIQ56xQ")
+_MAGIC = b"QFI\xfb"
+_DATA_FILE = 1 << 2
 _CURE = "--disk=IMAGE names the SE-ready image, raw or qcow2, as large as root shall be"
 
 
@@ -35,16 +40,30 @@ def look(image: Path) -> Look:
 def _raw(image: Path) -> Iterator[Path]:
     try:
         with image.open("rb") as stream:
-            is_qcow2 = stream.read(4) == _QCOW2
+            start = stream.read(_QCOW2.size)
     except OSError as error:
         raise Refusal("SX-CHECK-09", f"{image} cannot be read: {error.strerror}", _CURE) from None
-    if not is_qcow2:
+    if not start.startswith(_MAGIC):
         yield image
         return
+    if _names_another_file(start):
+        raise Refusal(
+            "SX-CHECK-12",
+            f"{image} is a part of an image, and names the file with the rest",
+            f"look where that leads, and make one file: qemu-img convert -O qcow2 {image} WHOLE.qcow2",
+        )
     with tempfile.TemporaryDirectory() as directory:
         raw = Path(directory, "raw")
         process.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", image, raw])
         yield raw
+
+
+def _names_another_file(start: bytes) -> bool:
+    """Whose ever the image is would choose what is read here."""
+    if len(start) < _QCOW2.size:
+        return False  # and qemu-img says what is wrong with it
+    _, version, backing_file, features = _QCOW2.unpack(start)
+    return bool(backing_file or (version > 2 and features & _DATA_FILE))
 
 
 def _disk(raw: Path, shown_as: Path) -> Disk:
