@@ -40,27 +40,27 @@ def main() -> int:
     return 0 if all(report["proof"].values()) else 1
 
 
-def run(output: Path, *, closely: bool, every_file: bool = False, root: str = "xfs") -> dict[str, Any]:
+def run(output: Path, *, closely: bool, at_length: bool = False, root: str = "xfs") -> dict[str, Any]:
     """The whole story, below ``output``. ``closely``: restart without the LUKS2 headers on the disk, let root
-    grow to the end of a smaller disk, and have a volume that the config asks for. ``every_file``: list them
-    all, too, which takes the guest minutes.
+    grow to the end of a smaller disk, and have a volume that the config asks for. ``at_length``: in the
+    initramfs list all files, and try a dry run, too, which takes the guest minutes.
     """
     recipe, size, configure = Recipe(root_file_system=root), DISK_SIZE, firstboot.plain_config
     if closely:
         configure = owners_volume.configure
-        listing = " secex-test.manifest" if every_file else ""
-        recipe = Recipe(options=f"{_GROWING} secex-test.dry-run{listing}")
+        more = " secex-test.manifest secex-test.dry-run" if at_length else ""
+        recipe = Recipe(options=f"{_GROWING}{more}")
         size = _GROWING_DISK_SIZE
     with firstboot.make_site(output, recipe, configure) as (where, network):
         firstboot.enlarge(where.image, where.disk, size)
-        report = provision(where, network, closely=closely, every_file=every_file)
+        report = provision(where, network, closely=closely, at_length=at_length)
         report |= restart(where, network, closely=closely)
         report["proof"] = prove(where, report)
     (output / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     return report
 
 
-def provision(where: Site, network: Network, *, closely: bool, every_file: bool) -> dict[str, Any]:
+def provision(where: Site, network: Network, *, closely: bool, at_length: bool) -> dict[str, Any]:
     """The first boot, on the host that the image was built for."""
     debian.say("first boot, on the universal host")
     log = where.directory / "console-1.log"
@@ -81,10 +81,11 @@ def provision(where: Site, network: Network, *, closely: bool, every_file: bool)
             "agent": json.loads(guest.ssh("cat /var/lib/secex-firstboot/report.json", where.identity).stdout),
             "first boot": {"seconds to login": seconds, **dataclasses.asdict(system)},
         }
-        if every_file:
+        if at_length:
             report["files"] = look_at_files(guest, where)
+            report["dry run half way"] = look_at_dry_run(guest, where, "cat /run/secex-test/dry-run.json")
         if closely:
-            report |= look_at_dry_runs(guest, where)
+            report["dry run afterwards"] = look_at_dry_run(guest, where, "secex-firstboot --dry-run --json")
             report["growth"] = look_at_growth(guest, where)
         report["integrity errors, first boot"] = integrity_errors(guest, where)
         if closely:
@@ -103,14 +104,8 @@ def look_at_files(guest: Guest, where: Site) -> dict[str, Any]:
     return {"in the built root": len(built), "different": different}
 
 
-def look_at_dry_runs(guest: Guest, where: Site) -> dict[str, Any]:
-    """One that the tests' dracut module made in the initramfs, and one in the running system."""
-    return {
-        "dry run half way": json.loads(guest.ssh("cat /run/secex-test/dry-run.json", where.identity).stdout),
-        "dry run afterwards": json.loads(
-            guest.ssh("secex-firstboot --dry-run --json", where.identity).stdout
-        ),
-    }
+def look_at_dry_run(guest: Guest, where: Site, command: str) -> Any:
+    return json.loads(guest.ssh(command, where.identity).stdout)
 
 
 def wipe_headers(guest: Guest, where: Site) -> None:

@@ -19,7 +19,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def report(output: Path, pytestconfig: pytest.Config) -> dict[str, object]:
-    demo.run(output, closely=True, every_file=pytestconfig.getoption("--long"))
+    demo.run(output, closely=True, at_length=pytestconfig.getoption("--long"))
     report = json.loads((output / "report.json").read_text())
     assert isinstance(report, dict)
     return report
@@ -52,6 +52,7 @@ def test_first_boot_fits_in_a_guest_with_1_gib(report: dict[str, dict[str, int]]
     assert 0 < report["agent"]["peak_memory_mib"] < report["agent"]["total_memory_mib"] <= 1024
 
 
+@pytest.mark.long
 def test_a_dry_run_half_way_says_what_is_done_and_what_comes(report: dict[str, dict[str, object]]) -> None:
     steps = report["dry run half way"]["steps"]
     assert isinstance(steps, list)

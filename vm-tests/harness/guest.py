@@ -20,6 +20,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from codecs import getincrementaldecoder
@@ -180,6 +181,7 @@ class Guest:
         self._console = ""
         self._matched = 0  # up to here the console was consumed by wait_for
         self._failure: BaseException | None = None
+        self._ssh_sockets: str | None = None
         self.events: list[Event] = []
         self.ultravisor: Ultravisor | None = None
 
@@ -254,12 +256,14 @@ class Guest:
         """Run a command in the guest; tries again until ``timeout`` while there is no connection.
 
         The exit code is the command's. The guest's host key is not checked: only loopback lies between.
+        All commands of a user go through one connection: another one takes the emulated machine seconds.
         """
         deadline = time.monotonic() + timeout
         argv = ["ssh", "-F", "none", "-p", str(self._ssh_port()), "-i", str(identity), f"{user}@127.0.0.1"]
         for option in (
             "BatchMode=yes", "IdentitiesOnly=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null",
-            "LogLevel=ERROR", "ConnectTimeout=20",
+            "LogLevel=ERROR", "ConnectTimeout=20", "ServerAliveInterval=20",
+            "ControlMaster=auto", "ControlPersist=yes", f"ControlPath={self._ssh_directory()}/%r",
         ):  # fmt: skip
             argv[1:1] = ["-o", option]
         while True:
@@ -421,6 +425,12 @@ class Guest:
             "-netdev", ",".join(["user,id=net,ipv6=off,restrict=on", *forwards]), *capture,
             "-device", "virtio-net-ccw,netdev=net,devno=fe.0.1000",
         ]  # fmt: skip
+
+    def _ssh_directory(self) -> str:
+        """Of the sockets of the connections, which end with the guest."""
+        if self._ssh_sockets is None:
+            self._ssh_sockets = self._resources.enter_context(tempfile.TemporaryDirectory(prefix="ssh-"))
+        return self._ssh_sockets
 
     def _ssh_port(self) -> int:
         table = self.monitor.execute("human-monitor-command", **{"command-line": "info usernet"})

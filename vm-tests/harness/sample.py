@@ -30,8 +30,12 @@ def kind(name: str, cases: Sequence[Any], number: int = 1) -> list[Any]:
 def wanted(request: pytest.FixtureRequest, name: str) -> list[Any]:
     """The values of the parameter ``name`` with which tests of the asking one's file run, each once."""
     items = [item for item in request.session.items if item.path == request.path]
-    values = [item.callspec.params[name] for item in items if name in item.callspec.params]  # type: ignore[attr-defined]
-    return list(dict.fromkeys(values))
+    parameters = [
+        item.callspec.params
+        for item in items
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+    ]
+    return list(dict.fromkeys(each[name] for each in parameters if name in each))
 
 
 def in_turn(items: Sequence[Item], number: int, seed: int) -> list[Item]:
