@@ -40,7 +40,6 @@ from harness.ultravisor import Reason
 
 from secex_firstboot.hostkeys import document
 from secex_firstboot.sdboot import boot_record, image
-from secex_firstboot.sdboot.initramfs import File, write_archive
 from secex_firstboot.storage import encrypted
 
 IMAGE, COMMITTED, BOOT_HALF, ROOT_HALF, ROOT_TO_ERASE, ROOT_TO_GROW, ROOT_COPIED, *LATER = Moment
@@ -215,7 +214,7 @@ def sdboot_for_another_cipher(host: Host) -> None:
     """As if first boot had made another volume than the one that is open now."""
     mode = host.target.overlay(PROVISIONED)["/etc/luks/root.mode"]
     assert b"xts(aes)" in mode
-    rebuild_sdboot(host, {"/etc/luks/root.mode": mode.replace(b"xts(aes)", b"xts(serpent)")})
+    rebuild_sdboot(host, {"/etc/luks/root.mode": mode.replace(b"xts(aes)", b"xts(sm4)")})
 
 
 def sdboot_for_another_host(host: Host) -> None:
@@ -223,17 +222,21 @@ def sdboot_for_another_host(host: Host) -> None:
 
 
 def rebuild_sdboot(host: Host, files: dict[str, bytes], name: str = "customer-1") -> None:
-    """Put onto the blocks of the final sdboot one with other files, for another host."""
+    """Put onto the blocks of the final sdboot one of the same size with other files, for another host."""
     final = ultravisor.unpack(host.target.sdboot(PROVISIONED), host.target.host_key(PROVISIONED))
-    ramdisk, overlay = host.directory / "ramdisk", host.directory / "overlay.cpio"
-    ramdisk.write_bytes(final.ramdisk)
-    write_archive(overlay, {path: File(content) for path, content in files.items()})
+    ramdisk, content = host.directory / "ramdisk", final.ramdisk
+    for path, other in files.items():
+        ours = host.target.overlay(PROVISIONED)[path]
+        assert content.count(ours) == 1  # in an archive that is not compressed
+        assert len(ours) == len(other)
+        content = content.replace(ours, other)
+    ramdisk.write_bytes(content)
     tree, sdboot = host.target.tree, host.directory / "sdboot"
     with sdboot.open("wb") as stream:
         image.build(
             stream,
             kernel=debian.kernel(tree),
-            ramdisk=[ramdisk, overlay] if files else [ramdisk],
+            ramdisk=[ramdisk],
             command_line=final.command_line,
             host_keys=[
                 document.parse(
@@ -245,12 +248,12 @@ def rebuild_sdboot(host: Host, files: dict[str, bytes], name: str = "customer-1"
                 tree / "usr/share/s390-tools/pvimg/stage3b_reloc.bin",
             ),
         )
-    content = sdboot.read_bytes()
+    rebuilt = sdboot.read_bytes()
     blocks = raw_disk.blocks(host.disk, "se", f"/{boot_record.IMAGE}")
-    assert len(content) <= len(blocks) * BLOCK
+    assert len(rebuilt) == len(blocks) * BLOCK
     se = host.partition("se")
     for number, block in enumerate(blocks):
-        host.write(se + block * BLOCK, content[number * BLOCK : (number + 1) * BLOCK])
+        host.write(se + block * BLOCK, rebuilt[number * BLOCK : (number + 1) * BLOCK])
 
 
 def flip_armor(host: Host) -> None:
