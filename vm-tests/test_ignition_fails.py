@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -288,10 +287,6 @@ def test_what_the_real_ignition_says_is_understood(name: str, tmp_path: Path) ->
     assert any(WORD in message.text for message in log) or stage.startswith("fetch")
 
 
-# What Ignition writes before a message, without syslog: internal/log/stdout.go.
-PRIORITIES = {"CRITICAL": 2, "ERROR": 3, "WARNING": 4, "INFO": 6, "DEBUG": 7}
-
-
 def ignition(stage: str, config: dict[str, Any], directory: Path) -> list[Message]:
     """Run one stage, through qemu-user, on a root with little in it; returns its log."""
     system = debian.build()
@@ -322,5 +317,5 @@ def ignition(stage: str, config: dict[str, Any], directory: Path) -> list[Messag
         capture_output=True,
         text=True,
     )
-    lines = re.findall(r"^([A-Z]+) *: (.*)$", done.stdout.replace(str(root), "/sysroot"), re.MULTILINE)
-    return [Message(PRIORITIES[priority], text) for priority, text in lines]
+    lines = done.stdout.replace(str(root), "/sysroot").splitlines()
+    return [message for line in lines if (message := Message.on_stdout(line))]

@@ -51,21 +51,24 @@ def advice(found: Failure, *, committed: bool) -> str:
 
 
 def _log() -> list[Message]:
-    """Its log goes to syslog; what it prints when it fails, the whole config, is another stream."""
+    """Its log goes to syslog, or, where the unit says --log-to-stdout, to its standard output. There is also
+    what it prints when it fails: the whole config.
+    """
     output = process.run(
         [
             *("journalctl", "--quiet", "--boot", "--all", "--output=json", f"--lines={_LINES}"),
-            *("--output-fields=PRIORITY,MESSAGE", "SYSLOG_IDENTIFIER=ignition", "_TRANSPORT=syslog"),
+            *("--output-fields=PRIORITY,MESSAGE,_TRANSPORT", "SYSLOG_IDENTIFIER=ignition"),
         ]
     )
-    return [_message(json.loads(line)) for line in output.splitlines()]
+    return [message for line in output.splitlines() if (message := _message(json.loads(line)))]
 
 
-def _message(entry: dict[str, Any]) -> Message:
+def _message(entry: dict[str, Any]) -> Message | None:
     """journalctl(1): a field that is not printable text is an array of bytes."""
     text = entry["MESSAGE"]
-    return Message(
-        int(entry["PRIORITY"]), bytes(text).decode(errors="replace") if isinstance(text, list) else str(text)
+    text = bytes(text).decode(errors="replace") if isinstance(text, list) else str(text)
+    return (
+        Message(int(entry["PRIORITY"]), text) if entry["_TRANSPORT"] == "syslog" else Message.on_stdout(text)
     )
 
 

@@ -4,7 +4,7 @@ Ignition's log quotes the config, so nothing of it is ever printed. Its messages
 phrases it is known to use, which tell the kind of failure, and with the names in the merged config, which
 tell the entry. What comes out are words of this file, field names of the specification, and numbers.
 
-Ignition 2.14 to 2.26: internal/log/log.go for the shape of a message, internal/exec for what is said where,
+Ignition 2.14 to 2.26: internal/log for the shape of a message, internal/exec for what is said where,
 config/shared/errors/errors.go for what a config is rejected for.
 """
 
@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from itertools import pairwise
 from typing import Any
 
 STAGES = ("fetch-offline", "fetch", "kargs", "disks", "mount", "files")
@@ -22,7 +23,21 @@ STAGES = ("fetch-offline", "fetch", "kargs", "disks", "mount", "files")
 _SYSROOT = "/sysroot"  # what the units call Ignition with
 _ALIASES = "/run/ignition/dev_aliases"  # internal/exec/util/device_alias.go
 _FETCHED = "fetched referenced config "
+_STAGE = "Stage: "
 _ENDED = "Ignition failed: "
+
+# internal/log/stdout.go; no line of the config that it prints looks like this, being JSON.
+_PRIORITIES = {
+    "EMERGENCY": 0,
+    "ALERT": 1,
+    "CRITICAL": 2,
+    "ERROR": 3,
+    "WARNING": 4,
+    "NOTICE": 5,
+    "INFO": 6,
+    "DEBUG": 7,
+}
+_ON_STDOUT = re.compile(rf"({'|'.join(_PRIORITIES)}) *: (.*)", re.DOTALL)
 
 
 class Blame(Enum):
@@ -39,6 +54,12 @@ class Message:
 
     priority: int
     text: str
+
+    @classmethod
+    def on_stdout(cls, line: str) -> Message | None:
+        """As Ignition prints it with --log-to-stdout, and then nowhere else; None for what else it prints."""
+        found = _ON_STDOUT.fullmatch(line)
+        return cls(_PRIORITIES[found[1]], found[2]) if found else None
 
 
 @dataclass(frozen=True)
@@ -224,10 +245,8 @@ def explain(log: Sequence[Message], merged: Any, user: Any = None) -> Failure | 
 
     ``merged`` is the config as Ignition's fetch stage left it, ``user`` the one before; {} if there is none.
     """
-    starts = [at for at, message in enumerate(log) if message.text.startswith("Stage: ")]
-    run = log[starts[-1] :] if starts else []
-    stage = run[0].text.removeprefix("Stage: ") if run else ""
-    if stage not in STAGES or not any(message.text.startswith(_ENDED) for message in run):
+    stage, run = _last_run(log)
+    if not any(message.text.startswith(_ENDED) for message in run):
         return None
     if stage.startswith("fetch"):
         return _fetching(stage, run, user)
@@ -237,6 +256,15 @@ def explain(log: Sequence[Message], merged: Any, user: Any = None) -> Failure | 
     place, entry = _find(entries, trouble)
     what, blame = _kind("\n".join(trouble), inline=_is_inline(entry))
     return Failure(stage, place or section, what, blame)
+
+
+def _last_run(log: Sequence[Message]) -> tuple[str, Sequence[Message]]:
+    """The last stage and what it said; unmounting what the mount stage has mounted is none."""
+    starts = [at for at, message in enumerate(log) if message.text.startswith(_STAGE)]
+    for start, end in reversed([*pairwise([*starts, len(log)])]):
+        if (stage := log[start].text.removeprefix(_STAGE)) in STAGES:
+            return stage, log[start:end]
+    return "", ()
 
 
 def _fetching(stage: str, run: Sequence[Message], user: Any) -> Failure:

@@ -148,6 +148,14 @@ def test_an_ignition_that_did_not_fail_is_not_explained() -> None:
     assert failure.explain([Message(2, text) for _, text in ended if "Stage" not in text], {}) is None
 
 
+@pytest.mark.parametrize("how", ["Ignition finished successfully", "Ignition failed: cannot unmount"])
+def test_what_is_unmounted_afterwards_does_not_count(how: str) -> None:
+    """The unit of the mount stage is stopped when another has failed."""
+    after = [Message(6, "Stage: umount"), Message(2 if "failed" in how else 6, how)]
+    found = failure.explain([*messages(RECORDED[12]), *after], RECORDED[12]["config"])
+    assert str(found) == f"Ignition's files stage: storage.files[0]: {NO_DIRECTORY}"
+
+
 def test_what_an_earlier_stage_said_does_not_count() -> None:
     before = [Message(6, "Stage: disks"), Message(2, "disks: op(1): [failed]   x: hash verification failed")]
     found = failure.explain([*before, *messages(RECORDED[12])], RECORDED[12]["config"])
@@ -184,11 +192,20 @@ def test_content_from_a_server_may_be_the_server_s_fault() -> None:
 # --- the two lines for the screen ---
 
 
+def lines_of(message: Message, transport: str) -> list[str]:
+    """As Ignition writes a message; when it has failed, its config comes before that on standard output."""
+    if transport == "syslog":
+        return [message.text]
+    config = ["{", '  "path": "/CRITICAL : Ignition failed: x"', "}"]
+    name = {2: "CRITICAL", 3: "ERROR", 4: "WARNING", 6: "INFO", 7: "DEBUG"}[message.priority]
+    return [*(config if message.text.startswith("Ignition failed") else []), f"{name:<9}: {message.text}"]
+
+
 @pytest.fixture
 def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """journalctl gives this log, in the form that it has; the merged config is the recorded one."""
 
-    def journal(recorded: dict[str, Any], *, committed: bool) -> list[str]:
+    def journal(recorded: dict[str, Any], *, committed: bool, transport: str = "syslog") -> list[str]:
         merged = tmp_path / "ignition.json"
         merged.write_text(json.dumps(recorded["config"]))
         mark = tmp_path / "committed"
@@ -200,10 +217,12 @@ def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(places, "COMMITTED", mark)
         entries = [
             {
-                "PRIORITY": str(message.priority),
-                "MESSAGE": message.text if message.text.isprintable() else list(message.text.encode()),
+                "PRIORITY": str(message.priority) if transport == "syslog" else "6",
+                "MESSAGE": text if text.isprintable() else list(text.encode()),
+                "_TRANSPORT": transport,
             }
             for message in messages(recorded)
+            for text in lines_of(message, transport)
         ]
         output = "".join(json.dumps(entry) + "\n" for entry in entries)
         monkeypatch.setattr(process, "run", lambda argv: output)
@@ -224,6 +243,14 @@ def test_behind_the_commit_point_a_config_at_fault_means_to_begin_anew(journal: 
         f"Ignition's files stage: storage.files[0]: {NO_DIRECTORY}",
         "This guest has to begin anew from the image, with a mended config.",
     ]
+
+
+@pytest.mark.parametrize("number", range(len(RECORDED)))
+def test_where_the_unit_logs_to_standard_output_the_same_is_told(journal: Any, number: int) -> None:
+    """As those of the mount and files stages do."""
+    told = journal(RECORDED[number], committed=True)
+    assert journal(RECORDED[number], committed=True, transport="stdout") == told
+    assert told
 
 
 def test_behind_the_commit_point_a_server_that_is_gone_does_not(journal: Any) -> None:
