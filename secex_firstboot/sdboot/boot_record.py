@@ -1,16 +1,19 @@
 """Making an image on ``se`` what the firmware starts, in an order that survives a power cut at any moment.
 
-The firmware finds the image by block numbers: the boot record (the disk's first block) names the boot map's
-blocks, and that the image's. So zipl writes its boot record to a copy of the disk's start, and once image and
-boot map are safe on disk, one write of one block switches. Until then the image, the boot map and the boot
-record before it are kept below ``previous``, and a start after a crash finds there which of the two holds.
+The firmware finds images by block numbers: the boot record (the disk's first block) names the boot map's
+blocks, and that the images'. So zipl writes its boot record to a copy of the disk's start, and once images
+and boot map are safe on disk, one write of one block switches. Until then the images, the boot map and the
+boot record before it are kept below ``previous``: a start after a crash finds there which of the two holds.
+
+The boot map offers one image, or two: the newest, and as a fallback the one before it. Which of them starts
+is the host's choice (loadparm 1 or 2), the guest's for its next restart, or else the boot map's default.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,9 +24,12 @@ from secex_firstboot.storage import filesystem, loop
 from secex_firstboot.storage.disk import Disk
 
 IMAGE = "sdboot"
+FALLBACK = "sdboot.old"
 NEW_IMAGE = "sdboot.new"
 BOOT_MAP = "bootmap"
 PROGRAM = 440  # bytes of the first block; behind them lies a partition table, which grows with the disk
+
+IMAGE_ENTRY, FALLBACK_ENTRY = 1, 2  # their numbers in the boot map
 
 _PREVIOUS = "previous"
 _RECORD = "record"
@@ -51,12 +57,16 @@ def settle(se: Path, disk: Disk) -> None:
     if exists(previous) and _read(previous / _RECORD, PROGRAM) == _read(disk.device, PROGRAM):
         for name in (IMAGE, BOOT_MAP):
             _restore(previous / name, se / name)
+        if exists(previous / FALLBACK):
+            _restore(previous / FALLBACK, se / FALLBACK)
+        else:
+            (se / FALLBACK).unlink(missing_ok=True)
         sync(se)
     tidy(se)
 
 
 def tidy(se: Path) -> None:
-    """Remove everything but the image that boots: the one before it, and one that never became bootable."""
+    """Remove everything but what boots: what was kept while that was made, and what never became bootable."""
     for name in (_PREVIOUS, f"{_PREVIOUS}.new"):
         _remove(se / name)
     for pattern in (f"{NEW_IMAGE}*", f"{BOOT_MAP}_temp.*"):  # zipl's own, zipl/include/bootmap.h
@@ -65,14 +75,34 @@ def tidy(se: Path) -> None:
     sync(se)
 
 
-def install(se: Path, disk: Disk, scratch: Path) -> None:
-    """Make ``sdboot.new`` on the mounted partition ``se`` the image that boots, and then the only one.
+def install(
+    se: Path, disk: Disk, scratch: Path, *, fallback: str | None = None, default: int = IMAGE_ENTRY
+) -> None:
+    """Make ``sdboot.new`` on the mounted partition ``se`` the image that boots.
 
-    ``scratch`` is a directory in RAM. Nothing of a switch that was cut short may be left: settle() first.
+    ``fallback``: which of IMAGE and FALLBACK, as they are now, it has beside it; without, it becomes the only
+    one. ``default``: the entry that starts if nobody chooses. ``scratch`` is a directory in RAM. Nothing of a
+    switch that was cut short may be left: settle() first.
     """
     _keep(se, disk)
+    if fallback is None:
+        (se / FALLBACK).unlink(missing_ok=True)
+    else:
+        _restore(se / fallback, se / FALLBACK)
     (se / NEW_IMAGE).replace(se / IMAGE)
-    record = _make_boot_map(se, disk, scratch)
+    _switch(se, disk, scratch, default)
+
+
+def choose(se: Path, disk: Disk, scratch: Path, default: int, *, fallback: bool = True) -> None:
+    """Let another entry start if nobody chooses; without ``fallback``, IMAGE is the only one from now on."""
+    _keep(se, disk)
+    if not fallback:
+        (se / FALLBACK).unlink(missing_ok=True)
+    _switch(se, disk, scratch, default)
+
+
+def _switch(se: Path, disk: Disk, scratch: Path, default: int) -> None:
+    record = _make_boot_map(se, disk, scratch, default)
     sync(se / BOOT_MAP)
     sync(se)
     _write_record(disk, record)
@@ -83,7 +113,7 @@ def install(se: Path, disk: Disk, scratch: Path) -> None:
 def _keep(se: Path, disk: Disk) -> None:
     new = se / f"{_PREVIOUS}.new"
     new.mkdir(mode=0o700)
-    for name in (IMAGE, BOOT_MAP):
+    for name in (IMAGE, FALLBACK, BOOT_MAP):
         if exists(se / name):
             os.link(se / name, new / name)
     write_private(new / _RECORD, _read(disk.device, disk.block_size))
@@ -92,10 +122,10 @@ def _keep(se: Path, disk: Disk) -> None:
 
 
 def _restore(kept: Path, file: Path) -> None:
-    """Give ``file`` the inode of ``kept`` again; rename(2) does nothing where it has it still."""
+    """Give ``file`` the inode of ``kept``; rename(2) does nothing where it has it already."""
     if not exists(kept) or (exists(file) and kept.samefile(file)):
         return
-    new = kept.with_name(f"{kept.name}.again")
+    new = file.with_name(f"{NEW_IMAGE}.link")
     new.unlink(missing_ok=True)
     os.link(kept, new)
     new.replace(file)
@@ -111,34 +141,47 @@ def _remove(directory: Path) -> None:
         shutil.rmtree(gone)
 
 
-def _make_boot_map(se: Path, disk: Disk, scratch: Path) -> bytes:
+def _make_boot_map(se: Path, disk: Disk, scratch: Path, default: int) -> bytes:
     """Let zipl(8) make the boot map, and return the boot record that it would have written to the disk."""
-    start = scratch / "disk-start"
+    start, menu = scratch / "disk-start", scratch / "zipl.conf"
     try:
         before = _read(disk.device, _START_SIZE)
         with open_private(start) as stream:
             stream.write(before)
         with loop.attached(start, block_size=disk.block_size) as device:
-            run(
-                [
-                    "zipl",
-                    f"--target={se}",
-                    f"--image={se / IMAGE}",
-                    f"--targetbase={device}",
-                    "--targettype=SCSI",
-                    f"--targetblocksize={disk.block_size}",
-                    f"--targetoffset={disk.partitions['se'].start // disk.block_size}",
-                ]
-            )
+            target = {
+                "target": se,
+                "targetbase": device,
+                "targettype": "SCSI",
+                "targetblocksize": disk.block_size,
+                "targetoffset": disk.partitions["se"].start // disk.block_size,
+            }
+            if exists(se / FALLBACK):
+                write_private(menu, _menu(se, target, default).encode())
+                # Of boot entries it would read those of the running system, too.
+                run(["zipl", f"--config={menu}", "--menu=start", f"--blsdir={scratch / 'no-boot-entries'}"])
+            else:
+                options = (f"--{name}={value}" for name, value in target.items())
+                run(["zipl", f"--image={se / IMAGE}", *options])
             sync(device)
         written = start.read_bytes()
     finally:
         start.unlink(missing_ok=True)
+        menu.unlink(missing_ok=True)
     if written[disk.block_size :] != before[disk.block_size :]:
         raise FirstbootError(
             "SX-SDBOOT-08", "zipl wrote more than the boot record", "use a zipl of s390-tools 2.35 or newer"
         )
     return written[: disk.block_size]
+
+
+def _menu(se: Path, target: Mapping[str, object], default: int) -> str:
+    """zipl.conf(5) for both images. Which is newest the numbers say: zipl has no use for the names."""
+    images = ((IMAGE_ENTRY, IMAGE), (FALLBACK_ENTRY, FALLBACK))
+    sections = [f"[image{number}]\ntarget = {se}\nimage = {se / name}\n" for number, name in images]
+    lines = [":start", *(f"{name} = {value}" for name, value in target.items())]
+    lines += [f"{number} = image{number}" for number, _ in images]
+    return "".join(sections) + "\n".join([*lines, f"default = {default}", "secure = 0", ""])
 
 
 def _read(path: Path, size: int) -> bytes:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,15 +21,27 @@ from secex_firstboot.storage.disk import Disk, Partition
 pytestmark = needs.loop_devices
 
 ZIPL = f"""#!{sys.executable}
-import hashlib, os, sys
-options = dict(word.split("=", 1) for word in sys.argv[1:])
-image = hashlib.sha256(open(options["--image"], "rb").read()).digest()
-boot_map = options["--target"] + "/bootmap"
+import configparser, hashlib, os, re, sys
+options = dict(word.removeprefix("--").split("=", 1) for word in sys.argv[1:])
+images, default = [options.get("image")], "1"
+if "config" in options:
+    assert not os.path.exists(options["blsdir"])
+    text = re.sub("^:(.*)$", r"[:\\1]", open(options["config"]).read(), flags=re.M)
+    config = configparser.ConfigParser()
+    config.read_string(text)
+    menu = config[":" + options["menu"]]
+    images = [config[menu[number]]["image"] for number in ("1", "2")]
+    options, default = dict(menu), menu["default"]
+assert options["targettype"] == "SCSI" and int(options["targetoffset"]) > 0
+content = default.encode()
+for image in images:
+    content += hashlib.sha256(open(image, "rb").read()).digest()
+boot_map = options["target"] + "/bootmap"
 with open(boot_map + "~", "wb") as stream:
-    stream.write(image)
+    stream.write(content)
 os.rename(boot_map + "~", boot_map)
-with open(options["--targetbase"], "r+b") as device:
-    device.write(hashlib.sha256(image).digest())
+with open(options["targetbase"], "r+b") as device:
+    device.write(hashlib.sha256(content).digest())
     if os.environ.get("ZIPL_WRITES_MORE"):
         device.seek(4096)
         device.write(b"more")
@@ -63,12 +76,22 @@ def disk(se: Path, tmp_path: Path) -> Disk:
     return found
 
 
-def boots(se: Path, disk: Disk) -> bytes | None:
-    """The image that the boot record starts: blocks stay as long as one name of their file is left."""
+def offers(se: Path, disk: Disk) -> tuple[list[bytes | None], int]:
+    """The images that the boot record leads to, and which of them it starts, from 1 on.
+
+    Blocks stay as long as one name of their file is left.
+    """
     files = [path.read_bytes() for path in sorted(se.rglob("*")) if path.is_file()]
-    record = disk.device.read_bytes()[:32]
-    image = next((content for content in files if hashlib.sha256(content).digest() == record), None)
-    return next((content for content in files if hashlib.sha256(content).digest() == image), None)
+    by_digest = {hashlib.sha256(content).digest(): content for content in files}
+    boot_map = by_digest[disk.device.read_bytes()[:32]]
+    digests = [boot_map[at : at + 32] for at in range(1, len(boot_map), 32)]
+    return [by_digest.get(digest) for digest in digests], int(boot_map[:1])
+
+
+def boots(se: Path, disk: Disk) -> bytes | None:
+    """The image that starts if nobody chooses."""
+    images, default = offers(se, disk)
+    return images[default - 1]
 
 
 def test_the_new_image_boots_and_is_the_only_one(se: Path, disk: Disk, tmp_path: Path) -> None:
@@ -171,3 +194,109 @@ def test_what_a_killed_zipl_leaves_is_removed(se: Path, disk: Disk) -> None:
     (se / "bootmap_temp.AbCdEf").write_bytes(b"half")
     boot_record.settle(se, disk)
     assert sorted(path.name for path in se.iterdir()) == ["bootmap", "sdboot"]
+
+
+# --- two images ---
+
+Names = dict[str, bytes]
+
+
+def names(se: Path) -> Names:
+    return {path.name: path.read_bytes() for path in se.iterdir() if path.name != "bootmap"}
+
+
+def try_new(se: Path, disk: Disk, scratch: Path, content: bytes, good: str = boot_record.IMAGE) -> None:
+    (se / "sdboot.new").write_bytes(content)
+    boot_record.install(se, disk, scratch, fallback=good, default=boot_record.FALLBACK_ENTRY)
+
+
+def test_a_new_image_is_offered_and_the_last_good_one_starts(se: Path, disk: Disk, tmp_path: Path) -> None:
+    try_new(se, disk, tmp_path, b"new")
+    assert offers(se, disk) == ([b"new", b"old"], 2)
+    assert names(se) == {"sdboot": b"new", "sdboot.old": b"old"}
+
+
+def test_once_it_has_come_up_it_starts_and_the_other_stays(se: Path, disk: Disk, tmp_path: Path) -> None:
+    try_new(se, disk, tmp_path, b"new")
+    boot_record.choose(se, disk, tmp_path, boot_record.IMAGE_ENTRY)
+    assert offers(se, disk) == ([b"new", b"old"], 1)
+    assert names(se) == {"sdboot": b"new", "sdboot.old": b"old"}
+
+
+def test_the_next_one_has_the_one_before_it_as_fallback(se: Path, disk: Disk, tmp_path: Path) -> None:
+    try_new(se, disk, tmp_path, b"new")
+    boot_record.choose(se, disk, tmp_path, boot_record.IMAGE_ENTRY)
+    try_new(se, disk, tmp_path, b"newer")
+    assert offers(se, disk) == ([b"newer", b"new"], 2)
+
+
+def test_one_that_never_came_up_does_not_become_the_fallback(se: Path, disk: Disk, tmp_path: Path) -> None:
+    try_new(se, disk, tmp_path, b"broken")
+    try_new(se, disk, tmp_path, b"mended", good=boot_record.FALLBACK)
+    assert offers(se, disk) == ([b"mended", b"old"], 2)
+
+
+@pytest.mark.parametrize("how", ["installed", "chosen"])
+def test_without_a_fallback_one_image_is_left(se: Path, disk: Disk, tmp_path: Path, how: str) -> None:
+    try_new(se, disk, tmp_path, b"new")
+    if how == "chosen":
+        boot_record.choose(se, disk, tmp_path, boot_record.IMAGE_ENTRY, fallback=False)
+    else:
+        (se / "sdboot.new").write_bytes(b"new")
+        boot_record.install(se, disk, tmp_path)
+    assert offers(se, disk) == ([b"new"], 1)
+    assert names(se) == {"sdboot": b"new"}
+
+
+CHANGES: dict[str, Callable[[Path, Disk, Path], None]] = {
+    "tried": lambda se, disk, scratch: try_new(se, disk, scratch, b"newer"),
+    "tried, after a broken one": lambda se, disk, scratch: try_new(
+        se, disk, scratch, b"newer", boot_record.FALLBACK
+    ),
+    "confirmed": lambda se, disk, scratch: boot_record.choose(se, disk, scratch, boot_record.IMAGE_ENTRY),
+    "alone": lambda se, disk, scratch: boot_record.choose(
+        se, disk, scratch, boot_record.IMAGE_ENTRY, fallback=False
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_after_a_cut_at_any_moment_what_is_offered_and_its_names_are_the_old_or_the_new(
+    se: Path,
+    disk: Disk,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Path, Disk, Path], None],
+) -> None:
+    try_new(se, disk, tmp_path, b"new")
+    saved_se, saved_disk = shutil.copytree(se, tmp_path / "saved"), disk.device.read_bytes()
+
+    def begin() -> None:
+        """With two images, of which the second starts."""
+        shutil.rmtree(se)
+        shutil.copytree(saved_se, se)
+        disk.device.write_bytes(saved_disk)
+
+    before = offers(se, disk), names(se)
+    change(se, disk, tmp_path)
+    after = offers(se, disk), names(se)
+    assert before != after
+    seen = []
+    for cut_before in range(1000):
+        begin()
+        with monkeypatch.context() as patched:
+            operations(patched, cut_before)
+            try:
+                change(se, disk, tmp_path)
+                break
+            except PowerCut:
+                pass
+        offered = offers(se, disk)
+        boot_record.settle(se, disk)
+        seen.append((offers(se, disk), names(se)))
+        assert seen[-1][0] == offered  # settling switches nothing
+        assert seen[-1] in (before, after)
+    assert seen[0] == before
+    assert seen[-1] == after
+    switched = [each == after for each in seen]
+    assert switched == sorted(switched)
