@@ -26,6 +26,7 @@ from secex_firstboot.cli.verb import Exit, Verb
 
 VERBS = {
     "status": "in a guest: hosts, volumes, growth, versions, and how first boot went",
+    "update": "in a guest: a new boot image, if its kernel, initramfs, options or keys have changed",
 }
 
 _EPILOG = """\

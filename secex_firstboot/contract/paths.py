@@ -28,6 +28,9 @@ SYSTEM_CERTIFICATES = SYSTEM_HOST_KEYS / "certs"
 SEALED = LUKS_KEYS / "sealed"  # the final sdboot starts, and nothing of first boot is left
 SYSTEM_REPORT = Path("/var/lib/secex-firstboot/report.json")
 GROWN = Path("/var/lib/secex-firstboot/grown")  # the root file system reaches the end of its volume
+IMAGE_STATE = Path(
+    "/var/lib/secex-firstboot/boot-image"
+)  # what the boot image is made of, see roots.system_image
 SETTINGS = Path("/etc/secex-firstboot.conf")  # the user's
 RUNTIME = Path("/run/secex-firstboot")  # of the initramfs, too: no secrets
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from secex_firstboot.basic.errors import Refusal
@@ -35,6 +35,16 @@ def merge(existing: bytes, ours: Sequence[str]) -> bytes:
                 "build the image, and write the config, without it: first boot makes this volume",
             )
     return b"".join(line + b"\n" for line in [*others, *mine])
+
+
+def of(names: Collection[str], content: bytes) -> bytes:
+    """The lines of these volumes, as they are."""
+    lines = [
+        line
+        for line in content.split(b"\n")
+        if line.split()[:1] and line.split()[0].decode(errors="replace") in names
+    ]
+    return b"".join(line + b"\n" for line in lines)
 
 
 def read(path: Path) -> bytes:

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from secex_firstboot.basic.context import Context
+from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.hostkeys import document
 from secex_firstboot.sdboot import boot_entry, boot_record, create
 from secex_firstboot.sdboot.initramfs import Entry, write_archive
+
+_ROOM = 8 << 20  # bytes; for what is not of these files
+
+
+def check_room(se: Path, entry: boot_entry.BootEntry, *more: Path) -> None:
+    """Raise Refusal if there is no room on ``se`` for one more image, with these ``more`` files in it."""
+    parts = (entry.linux, *entry.initrd, *more)
+    missing = sum(path.stat().st_size for path in parts) + _ROOM - shutil.disk_usage(se).free
+    if missing > 0:
+        raise Refusal(
+            "SX-STEP-12",
+            f"partition se is too small by {-(-missing >> 20)} MiB for a second boot image",
+            "build the image with a larger partition se",
+        )
 
 
 def build_sdboot(

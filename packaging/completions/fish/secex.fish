@@ -50,7 +50,7 @@ function _shtab_secex_using
   test "$_shtab_secex_cmdpath" = "$argv"
 end
 
-set -g _shtab_secex_commands status
+set -g _shtab_secex_commands status update
 set -g _shtab_secex_opts_with_value --root
 
 complete -c secex -e
@@ -63,3 +63,6 @@ complete -c secex -n '_shtab_secex_using; and test $_shtab_secex_npos -eq 0' -a 
 complete -c secex -n '_shtab_secex_using status' -s h -l help -d 'show this help message and exit'
 complete -c secex -n '_shtab_secex_using status' -l json -d 'print JSON for programs'
 complete -c secex -n '_shtab_secex_using status' -l root -xka "(__fish_complete_directories)" -d 'look at the root file system that is mounted there (default: /)'
+complete -c secex -n '_shtab_secex_using; and test $_shtab_secex_npos -eq 0' -a update -d 'In a guest: a new boot image, if its kernel, initramfs, options or keys have changed.'
+complete -c secex -n '_shtab_secex_using update' -s h -l help -d 'show this help message and exit'
+complete -c secex -n '_shtab_secex_using update' -l json -d 'print JSON for programs'

@@ -21,7 +21,7 @@ from secex_firstboot.contract import parameters, paths
 from secex_firstboot.contract.partitions import VOLUMES
 from secex_firstboot.ignition import config
 from secex_firstboot.roots import identity
-from secex_firstboot.sdboot import boot_entry, boot_record, image, options
+from secex_firstboot.sdboot import boot_entry, boot_record, contents, image, options
 from secex_firstboot.sdboot.boot_entry import BootEntry
 from secex_firstboot.sdboot.initramfs import Directory, Entry, File
 from secex_firstboot.storage import disk, encrypted, filesystem, growing, loop, progress_record, verity
@@ -54,7 +54,7 @@ class Personalise(Step):
             image.command_line_component(boot_image.system_command_line(entry.options), entry.linux)
             with boot_image.se_mounted(system_disk) as se:
                 boot_record.settle(se, system_disk)
-                _check_room(se, entry)
+                contents.check_room(se, entry, places.IGNITION_MERGED_CONFIG)
                 self._commit(context, plan, entry, se, system_disk)
         write_private(places.COMMITTED, b"")
         for name in VOLUMES:
@@ -126,18 +126,6 @@ def _check_options(context: Context, of_entry: str) -> None:
             "SX-STEP-11",
             "the boot entry of the image has other secex arguments than its boot image",
             "build the image with the same ones in both",
-        )
-
-
-def _check_room(se: Path, entry: BootEntry) -> None:
-    parts = (entry.linux, *entry.initrd, places.IGNITION_MERGED_CONFIG)
-    needed = sum(path.stat().st_size for path in parts) + 8 * MIB
-    missing = needed - shutil.disk_usage(se).free
-    if missing > 0:
-        raise Refusal(
-            "SX-STEP-12",
-            f"partition se is too small by {-(-missing // MIB)} MiB for a second boot image",
-            "build the image with a larger partition se",
         )
 
 

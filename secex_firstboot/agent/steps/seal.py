@@ -12,11 +12,11 @@ from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.basic.files import write_private
 from secex_firstboot.basic.process import ToolError, run
 from secex_firstboot.contract import paths
+from secex_firstboot.contract.boot_image import Arguments
 from secex_firstboot.contract.partitions import VOLUMES
 from secex_firstboot.ignition import config, local_login
-from secex_firstboot.roots import crypttab, remains
-from secex_firstboot.sdboot import boot_entry, boot_record
-from secex_firstboot.sdboot.initramfs import Directory, Entry, File
+from secex_firstboot.roots import crypttab, remains, system_image
+from secex_firstboot.sdboot import boot_record
 from secex_firstboot.storage import devicemapper, disk, filesystem, growing
 
 # Of the running system. Packages enable them, and a preset does in an image that was made without.
@@ -79,9 +79,10 @@ class Seal(Step):
         return ready("write keys and crypttab to the system, build the final sdboot, make it bootable")
 
     def perform(self, context: Context) -> None:
-        files, lines = key_files(), crypttab_lines()
-        _add_to_crypttab(paths.below(places.SYSROOT, paths.CRYPTTAB), lines)
+        files = key_files()
+        _add_to_crypttab(paths.below(places.SYSROOT, paths.CRYPTTAB), crypttab_lines())
         _enable_units(context)
+        _remember()
         # Last: check-root, at later boots, knows by them that root has all that was to be written there.
         for path, content in files.items():
             write_private(places.SYSROOT / path.relative_to("/"), content)
@@ -89,22 +90,36 @@ class Seal(Step):
             context, places.SYSROOT, devicemapper.MAPPER / "root", places.RUNTIME / "grow.lock"
         )
         system_disk = disk.find_disk()
-        entry = boot_entry.find(places.SYSROOT / "boot")
-        added: dict[str, Entry] = {str(paths.LUKS_KEYS): Directory(0o700)}
-        added |= {str(path): File(content) for path, content in files.items()}
-        added[str(paths.CRYPTTAB)] = File(crypttab.merge(b"", lines))
-        for name, content in local_login.unit_files(boot_image.login_units()).items():
-            path = paths.NO_LOGIN_UNITS / name
-            write_private(path, content)
-            added[str(path)] = File(content)
+        image = system_image.find(places.SYSROOT, places.SYSROOT / "boot")
         with boot_image.se_mounted(system_disk) as se:
             boot_record.settle(se, system_disk)
-            line = boot_image.system_command_line(entry.options)
-            boot_image.build(context, entry, se, command_line=line, overlay=added)
+            image.build(context, se, scratch=places.STATE)
             boot_record.install(se, system_disk, places.RUNTIME)
+            system_image.record(places.SYSROOT, image.made())
             remains.remove(se, places.SYSROOT)
         shutil.rmtree(places.STATE)
         places.IGNITION_USER_CONFIG.unlink(missing_ok=True)
+
+
+def _remember() -> None:
+    """Of the config and its proof, what later boot images are made of; logins are off in this boot, too."""
+    units = boot_image.login_units()
+    switches, masks = local_login.arguments(units)
+    of_config = config.parse(places.IGNITION_MERGED_CONFIG.read_bytes()).kernel_arguments
+    files = local_login.unit_files(units)
+    for name, content in files.items():
+        write_private(paths.NO_LOGIN_UNITS / name, content)
+    system_image.remember(
+        places.SYSROOT,
+        Arguments(
+            should_exist=tuple(of_config.should_exist),
+            should_not_exist=tuple(of_config.should_not_exist),
+            switches=tuple(switches),
+            masks=tuple(masks),
+        ),
+        files,
+        {path.name: path.read_bytes() for path in sorted(places.HOST_KEYS.iterdir())},
+    )
 
 
 def key_files() -> dict[Path, bytes]:

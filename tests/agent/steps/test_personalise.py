@@ -23,6 +23,7 @@ from secex_firstboot.agent.steps.personalise import Personalise
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.contract import paths
 from secex_firstboot.contract.dry_run import State
+from secex_firstboot.sdboot import contents
 from secex_firstboot.sdboot.boot_entry import BootEntry
 from secex_firstboot.sdboot.initramfs import Directory, File
 from secex_firstboot.storage.plan import MIB
@@ -110,10 +111,10 @@ def test_an_se_partition_without_room_for_a_second_image_is_refused(
 
     put(places.IGNITION_MERGED_CONFIG, "x" * MIB)
     free(69)
-    personalise._check_room(machine.root, entry)
+    contents.check_room(machine.root, entry, places.IGNITION_MERGED_CONFIG)
     free(68)
     with pytest.raises(Refusal, match="partition se is too small by 1 MiB"):
-        personalise._check_room(machine.root, entry)
+        contents.check_room(machine.root, entry, places.IGNITION_MERGED_CONFIG)
 
 
 def test_the_committed_image_brings_back_all_state_and_the_merged_config(machine: Machine) -> None:

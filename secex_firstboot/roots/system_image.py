@@ -1,0 +1,164 @@
+"""The boot image of a provisioned system, made of what is on its root: by first boot's last step, and later
+by every update.
+
+What only the config says (kernel arguments, masked units) and what was proven (host-key documents) is kept
+on the root, which is encrypted: below IMAGE_STATE.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from secex_firstboot.basic.context import Context
+from secex_firstboot.basic.errors import FirstbootError
+from secex_firstboot.basic.files import exists, is_directory, is_regular, sync, write_private
+from secex_firstboot.contract import paths
+from secex_firstboot.contract.boot_image import Arguments, Made
+from secex_firstboot.contract.partitions import VOLUMES
+from secex_firstboot.ignition.config import KernelArguments
+from secex_firstboot.roots import crypttab
+from secex_firstboot.sdboot import boot_entry, contents, options
+from secex_firstboot.sdboot.boot_entry import BootEntry
+from secex_firstboot.sdboot.initramfs import Directory, Entry, File
+
+_ARGUMENTS = "arguments.json"
+_MADE = "made.json"
+_NO_LOGIN = "no-login"  # laid out like paths.NO_LOGIN_UNITS
+_HOSTS = "hosts"  # host-key documents, as they were proven
+_KEY_FILES = ("", ".header", ".mode")
+_LIMIT = 1 << 20  # bytes of a file here that is read whole
+_HEADER_LIMIT = 32 << 20  # of a LUKS2 header
+_CURE = "look at the disk's health; secex-firstboot(8), FILES, says what belongs there"
+
+
+@dataclass(frozen=True)
+class SystemImage:
+    """``files`` are what the initramfs gets beside what is in it: path -> content. ``documents`` are host-key
+    documents, which were proven."""
+
+    entry: BootEntry
+    command_line: str
+    files: Mapping[str, bytes]
+    documents: Mapping[str, bytes]
+
+    def made(self) -> Made:
+        """What it is made of; no secret can be told from that."""
+        inputs = {f"file {path}": content for path, content in self.files.items()}
+        inputs |= {f"host {name}": content for name, content in self.documents.items()}
+        inputs["command line"] = self.command_line.encode()
+        digests = {name: hashlib.sha256(content).hexdigest() for name, content in inputs.items()}
+        digests["kernel"] = _digest(self.entry.linux)
+        for number, path in enumerate(self.entry.initrd):
+            digests[f"initramfs {number}"] = _digest(path)
+        return Made(inputs=dict(sorted(digests.items())))
+
+    def build(self, context: Context, se: Path, scratch: Path) -> None:
+        """Write ``sdboot.new`` on ``se``. ``scratch``, an existing directory, gets secrets for a moment."""
+        private: dict[str, Entry] = {str(paths.LUKS_KEYS): Directory(0o700)}
+        documents = scratch / "hosts"
+        shutil.rmtree(documents, ignore_errors=True)
+        documents.mkdir(mode=0o700)
+        try:
+            for name, content in self.documents.items():
+                write_private(documents / name, content)
+            contents.build_sdboot(
+                context,
+                self.entry,
+                se,
+                command_line=self.command_line,
+                overlay=private | {path: File(content) for path, content in self.files.items()},
+                documents=documents,
+                archive=scratch / "overlay.cpio",
+                scratch=scratch,
+            )
+        finally:
+            shutil.rmtree(documents)
+
+
+def remember(
+    root: Path, arguments: Arguments, units: Mapping[str, bytes], documents: Mapping[str, bytes]
+) -> None:
+    """Write what ``find`` then reads, besides what is on ``root`` anyway. ``units``: see local_login."""
+    state = paths.below(root, paths.IMAGE_STATE)
+    for name, files in ((_NO_LOGIN, units), (_HOSTS, documents)):
+        directory, new = state / name, state / f"{name}.new"
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(mode=0o700, parents=True)
+        for file, content in files.items():
+            (new / file).parent.mkdir(mode=0o700, exist_ok=True)
+            write_private(new / file, content)
+        shutil.rmtree(directory, ignore_errors=True)
+        new.replace(directory)
+    write_private(state / _ARGUMENTS, arguments.model_dump_json().encode())
+    sync(state)
+
+
+def find(root: Path, boot: Path) -> SystemImage:
+    """The one that the root file system mounted on ``root`` and ``boot`` is to start from.
+
+    Raises Refusal for a boot entry that cannot be used, FirstbootError if something is missing.
+    """
+    state = paths.below(root, paths.IMAGE_STATE)
+    try:
+        kept = Arguments.model_validate_json(_read(state / _ARGUMENTS))
+    except ValueError:
+        raise FirstbootError(
+            "SX-ROOT-06", f"{state / _ARGUMENTS} is not what first boot wrote", _CURE
+        ) from None
+    entry = boot_entry.find(boot)
+    wanted = KernelArguments(
+        should_exist=list(kept.should_exist), should_not_exist=list(kept.should_not_exist)
+    )
+    keys = [paths.LUKS_KEYS / f"{name}{kind}" for name in VOLUMES for kind in _KEY_FILES]
+    files = {str(path): _read(paths.below(root, path), _HEADER_LIMIT) for path in keys}
+    files[str(paths.CRYPTTAB)] = crypttab.of(VOLUMES, _read(paths.below(root, paths.CRYPTTAB)))
+    files |= {
+        str(paths.NO_LOGIN_UNITS / name): content for name, content in _files(state / _NO_LOGIN).items()
+    }
+    return SystemImage(
+        entry=entry,
+        command_line=options.system_command_line(
+            entry.options, wanted, list(kept.switches), list(kept.masks)
+        ),
+        files=files,
+        documents=_files(state / _HOSTS),
+    )
+
+
+def made(root: Path) -> Made | None:
+    """Of what the newest image was made; None if that is not recorded."""
+    path = paths.below(root, paths.IMAGE_STATE / _MADE)
+    try:
+        return Made.model_validate_json(_read(path)) if exists(path) else None
+    except ValueError:
+        return None  # it is made again
+
+
+def record(root: Path, made: Made) -> None:
+    write_private(paths.below(root, paths.IMAGE_STATE / _MADE), made.model_dump_json().encode())
+
+
+def _read(path: Path, limit: int = _LIMIT) -> bytes:
+    """A regular file of at most ``limit`` bytes."""
+    if not is_regular(path):
+        raise FirstbootError("SX-ROOT-07", f"{path} is missing or no regular file", _CURE)
+    with path.open("rb") as stream:
+        content = stream.read(limit + 1)
+    if len(content) > limit:
+        raise FirstbootError("SX-ROOT-08", f"{path} is larger than {limit} bytes", _CURE)
+    return content
+
+
+def _files(directory: Path) -> dict[str, bytes]:
+    """What is below it: names relative to it, sorted."""
+    paths = sorted(path for path in directory.rglob("*") if not is_directory(path, follow_symlinks=False))
+    return {str(path.relative_to(directory)): _read(path) for path in paths}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,150 @@
+"""The boot image of a provisioned system: of what it is made, nothing left out and nothing too much."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from secex_firstboot.basic.errors import FirstbootError
+from secex_firstboot.contract.boot_image import Arguments, Made
+from secex_firstboot.contract.partitions import VOLUMES
+from secex_firstboot.roots import system_image
+
+CRYPTTAB = b"""\
+# a comment
+my-data UUID=1 /etc/luks/my-data luks
+boot PARTUUID=2 /etc/luks/boot luks,header=/etc/luks/boot.header
+
+root PARTUUID=3 /etc/luks/root luks,header=/etc/luks/root.header
+"""
+ARGUMENTS = Arguments(
+    should_exist=("audit=0",),
+    should_not_exist=("rd.neednet=1",),
+    switches=("systemd.firstboot=no",),
+    masks=("systemd.mask=debug-shell.service",),
+)
+UNITS = {"debug-shell.service": b"", "emergency.service.d/10-off.conf": b"[Service]\n"}
+DOCUMENTS = {"ibm-z-hostkey-a": b"document"}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """As first boot leaves it."""
+    for name in VOLUMES:
+        for kind in ("", ".header", ".mode"):
+            put(tmp_path / f"etc/luks/{name}{kind}", f"{name}{kind}".encode())
+    put(tmp_path / "etc/luks/my-data.header", b"of a volume of the config")
+    put(tmp_path / "etc/crypttab", CRYPTTAB)
+    put(tmp_path / "boot/vmlinuz", b"kernel")
+    put(tmp_path / "boot/initrd", b"initramfs")
+    entry = "linux /vmlinuz\ninitrd /initrd\noptions root=LABEL=root rd.neednet=1 secex.grow=off\n"
+    put(tmp_path / "boot/loader/entries/a.conf", entry.encode())
+    system_image.remember(tmp_path, ARGUMENTS, UNITS, DOCUMENTS)
+    return tmp_path
+
+
+def put(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def made(root: Path) -> dict[str, str]:
+    return system_image.find(root, root / "boot").made().inputs
+
+
+def test_the_initramfs_gets_what_opens_both_volumes_and_keeps_logins_off(root: Path) -> None:
+    files = system_image.find(root, root / "boot").files
+    keys = {f"/etc/luks/{name}{kind}" for name in VOLUMES for kind in ("", ".header", ".mode")}
+    no_login = {f"/etc/secex-no-login/{name}" for name in UNITS}
+    assert files.keys() == keys | no_login | {"/etc/crypttab"}
+    assert files["/etc/crypttab"] == b"".join(
+        line for line in CRYPTTAB.splitlines(keepends=True) if line.startswith((b"boot ", b"root "))
+    )
+
+
+def test_its_command_line_is_the_entrys_as_the_config_wanted_it(root: Path) -> None:
+    words = system_image.find(root, root / "boot").command_line.split()
+    assert {"root=/dev/mapper/root", "secex.grow=off", "audit=0", *ARGUMENTS.switches, *ARGUMENTS.masks} <= {
+        *words
+    }
+    assert not {"root=LABEL=root", "rd.neednet=1", "ignition.firstboot"} & {*words}
+
+
+def test_it_is_for_the_proven_hosts(root: Path) -> None:
+    put(root / "etc/se-hostkeys/ibm-z-hostkey-b", b"of somebody else")
+    assert system_image.find(root, root / "boot").documents == DOCUMENTS
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("boot/vmlinuz", "kernel"),
+        ("boot/initrd", "initramfs 0"),
+        ("etc/luks/root", "file /etc/luks/root"),
+        ("etc/luks/boot.header", "file /etc/luks/boot.header"),
+        ("var/lib/secex-firstboot/boot-image/hosts/ibm-z-hostkey-a", "host ibm-z-hostkey-a"),
+        ("var/lib/secex-firstboot/boot-image/no-login/debug-shell.service",
+         "file /etc/secex-no-login/debug-shell.service"),
+    ],
+)  # fmt: skip
+def test_whatever_changes_is_seen_and_named(root: Path, path: str, name: str) -> None:
+    before = made(root)
+    assert made(root) == before
+    put(root / path, b"other")
+    after = made(root)
+    assert {each for each in before.keys() | after.keys() if before.get(each) != after.get(each)} == {name}
+
+
+def test_a_changed_line_for_another_volume_changes_nothing(root: Path) -> None:
+    before = made(root)
+    put(root / "etc/crypttab", CRYPTTAB.replace(b"UUID=1 ", b"UUID=7 "))
+    assert made(root) == before
+
+
+def test_another_boot_entry_counts_once_it_is_the_newest(root: Path) -> None:
+    before = made(root)
+    put(root / "boot/vmlinuz-2", b"newer kernel")
+    put(root / "boot/loader/entries/b.conf", b"linux /vmlinuz-2\noptions quiet\n")
+    after = made(root)
+    assert before["kernel"] != after["kernel"]
+    assert "initramfs 0" not in after
+
+
+@pytest.mark.parametrize("kept", [b"", b"{}}", b'{"should_exist": 1}', b'{"more": []}'])
+def test_a_state_that_first_boot_did_not_write_is_an_error(root: Path, kept: bytes) -> None:
+    put(root / "var/lib/secex-firstboot/boot-image/arguments.json", kept)
+    with pytest.raises(FirstbootError, match="is not what first boot wrote"):
+        made(root)
+
+
+@pytest.mark.parametrize("path", ["etc/luks/root", "etc/luks/boot.mode", "etc/crypttab"])
+def test_what_is_missing_is_named(root: Path, path: str) -> None:
+    (root / path).unlink()
+    with pytest.raises(FirstbootError, match=f"{path} is missing or no regular file"):
+        made(root)
+
+
+def test_what_is_remembered_is_private_and_replaced_as_a_whole(root: Path) -> None:
+    system_image.remember(root, Arguments(), {}, {"ibm-z-hostkey-b": b"other"})
+    state = root / "var/lib/secex-firstboot/boot-image"
+    assert sorted(path.name for path in state.rglob("*")) == [
+        "arguments.json",
+        "hosts",
+        "ibm-z-hostkey-b",
+        "no-login",
+    ]
+    assert all(path.stat().st_mode & 0o077 == 0 for path in state.rglob("*"))
+
+
+def test_the_record_of_the_newest_image_is_found_again(root: Path) -> None:
+    assert system_image.made(root) is None
+    now = system_image.find(root, root / "boot").made()
+    system_image.record(root, now)
+    assert system_image.made(root) == now
+
+
+def test_a_record_that_cannot_be_read_is_none(root: Path) -> None:
+    system_image.record(root, Made(inputs={}))
+    put(root / "var/lib/secex-firstboot/boot-image/made.json", b"{")
+    assert system_image.made(root) is None
