@@ -41,9 +41,10 @@ def main() -> int:
 
 
 def run(output: Path, *, closely: bool, at_length: bool = False, root: str = "xfs") -> dict[str, Any]:
-    """The whole story, below ``output``. ``closely``: restart without the LUKS2 headers on the disk, let root
-    grow to the end of a smaller disk, and have a volume that the config asks for. ``at_length``: in the
-    initramfs list all files, and try a dry run, too, which takes the guest minutes.
+    """The whole story, below ``output``. ``closely``: restart from an updated boot image, and without the
+    LUKS2 headers on the disk, let root grow to the end of a smaller disk, and have a volume that the config
+    asks for. ``at_length``: in the initramfs list all files, and try a dry run, too, which takes the guest
+    minutes.
     """
     recipe, size, configure = Recipe(root_file_system=root), DISK_SIZE, firstboot.plain_config
     if closely:
@@ -89,6 +90,7 @@ def provision(where: Site, network: Network, *, closely: bool, at_length: bool) 
             report["growth"] = look_at_growth(guest, where)
         report["integrity errors, first boot"] = integrity_errors(guest, where)
         if closely:
+            report["update"] = update(guest, where)
             wipe_headers(guest, where)
             spoil(guest, where)
             leave_traces(guest, where)
@@ -106,6 +108,20 @@ def look_at_files(guest: Guest, where: Site) -> dict[str, Any]:
 
 def look_at_dry_run(guest: Guest, where: Site, command: str) -> Any:
     return json.loads(guest.ssh(command, where.identity).stdout)
+
+
+def update(guest: Guest, where: Site) -> dict[str, Any]:
+    """What ``secex update`` says has changed: of the sealed system, and with one more kernel argument."""
+
+    def changed(command: str) -> Any:
+        done = guest.ssh(command, where.identity, timeout=firstboot.BOOT_TIMEOUT)
+        return json.loads(done.stdout)["changed"] if done.returncode == 0 else done.stderr
+
+    add = f"sed -i 's/^options .*/& {ADDED_ARGUMENT}/' /boot/loader/entries/*.conf"
+    return {"sealed": changed("secex update --json"), "added": changed(f"{add} && secex update --json")}
+
+
+ADDED_ARGUMENT = "printk.time=1"
 
 
 def wipe_headers(guest: Guest, where: Site) -> None:

@@ -120,6 +120,15 @@ def test_a_volume_of_the_owners_opens_with_the_header_on_root_whatever_the_host_
     }
 
 
+def test_an_update_is_what_the_next_start_has_and_is_made_only_if_something_changed(
+    report: dict[str, Any],
+) -> None:
+    assert report["update"] == {"sealed": [], "added": ["command line"]}
+    first, second = (report[boot]["command_line"].split() for boot in ("first boot", "second boot"))
+    assert demo.ADDED_ARGUMENT not in first
+    assert demo.ADDED_ARGUMENT in second
+
+
 def test_the_host_finds_nothing_of_it_on_its_disk(output: Path, report: object) -> None:
     disk = Path(owners_volume.disk(output).path)
     assert owners_volume.holds(disk, "aes-xts-plain64")  # in the header: what is there is found
