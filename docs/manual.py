@@ -93,9 +93,9 @@ def listed(page: str) -> str:
     begin = page.index(".Sh MESSAGES\n")
     end = page.index(".Sh SEE ALSO\n")
     rows: dict[str, list[tuple[str, str]]] = {}
-    for ids, *row in messages():
+    for ids, message, cure in messages():
         for each in ids:
-            rows.setdefault(each, []).append((row[0], row[1]))
+            rows.setdefault(each, []).append((message, cure))
     lines = [".Sh MESSAGES", ".Bl -tag -width Ds"]
     for each in sorted(rows):
         lines.append(f".It Cm {_plain(each)}")

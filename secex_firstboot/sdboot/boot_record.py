@@ -56,9 +56,9 @@ def settle(se: Path, disk: Disk) -> None:
     previous = se / _PREVIOUS
     if exists(previous) and _read(previous / _RECORD, PROGRAM) == _read(disk.device, PROGRAM):
         for name in (IMAGE, BOOT_MAP):
-            _restore(previous / name, se / name)
+            _link(previous / name, se / name)
         if exists(previous / FALLBACK):
-            _restore(previous / FALLBACK, se / FALLBACK)
+            _link(previous / FALLBACK, se / FALLBACK)
         else:
             (se / FALLBACK).unlink(missing_ok=True)
         sync(se)
@@ -81,14 +81,14 @@ def install(
     """Make ``sdboot.new`` on the mounted partition ``se`` the image that boots.
 
     ``fallback``: which of IMAGE and FALLBACK, as they are now, it has beside it; without, it becomes the only
-    one. ``default``: the entry that starts if nobody chooses. ``scratch`` is a directory in RAM. Nothing of a
-    switch that was cut short may be left: settle() first.
+    one. ``default``: the entry that starts if nobody chooses. ``scratch`` is a directory elsewhere. Nothing
+    of a switch that was cut short may be left: settle() first.
     """
     _keep(se, disk)
     if fallback is None:
         (se / FALLBACK).unlink(missing_ok=True)
     else:
-        _restore(se / fallback, se / FALLBACK)
+        _link(se / fallback, se / FALLBACK)
     (se / NEW_IMAGE).replace(se / IMAGE)
     _switch(se, disk, scratch, default)
 
@@ -121,7 +121,7 @@ def _keep(se: Path, disk: Disk) -> None:
     sync(se)
 
 
-def _restore(kept: Path, file: Path) -> None:
+def _link(kept: Path, file: Path) -> None:
     """Give ``file`` the inode of ``kept``; rename(2) does nothing where it has it already."""
     if not exists(kept) or (exists(file) and kept.samefile(file)):
         return

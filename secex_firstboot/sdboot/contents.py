@@ -40,7 +40,7 @@ def build_sdboot(
 ) -> None:
     """Write ``sdboot.new`` on ``se``: kernel and initramfs of ``entry``, and ``overlay`` appended.
 
-    ``documents`` is a directory with the proven host-key documents; ``archive``, a file in memory, has the
+    ``documents`` is a directory with the proven host-key documents; ``archive``, a private file, has the
     overlay for a moment; ``scratch`` is a directory for a moment's files.
     """
     found = [document.parse(path.name, path.read_bytes()) for path in sorted(documents.iterdir())]

@@ -40,9 +40,9 @@ def create(
     ``host_keys`` are the host-key documents and their keys, verified before: IBM's tools read the documents
     themselves, the built-in builder needs the keys alone. Whoever makes the image, it is for exactly these
     keys. ``output`` appears complete, on disk and with mode 0600, or not at all; an existing one is replaced.
-    ``scratch`` must be in memory, never on the disk: it holds the command line and the joined ramdisk in
-    plain, for a builder that reads files (the built-in one needs none of it). ``progress`` is called by the
-    built-in builder alone.
+    ``scratch`` must be in memory or on the encrypted root: it holds the command line and the joined ramdisk
+    in plain, for a builder that reads files (the built-in one needs none of it). ``progress`` is called by
+    the built-in builder alone.
     """
     keys = list(host_keys.values())
     image.check_host_keys(keys)

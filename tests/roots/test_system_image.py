@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.machine import put
 
 from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.contract.boot_image import Arguments, Made
@@ -42,11 +43,6 @@ def root(tmp_path: Path) -> Path:
     put(tmp_path / "boot/loader/entries/a.conf", entry.encode())
     system_image.remember(tmp_path, ARGUMENTS, UNITS, DOCUMENTS)
     return tmp_path
-
-
-def put(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
 
 
 def made(root: Path) -> dict[str, str]:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from support.machine import put
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import Refusal
@@ -76,11 +77,6 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(boot_record, "install", install)
     monkeypatch.setattr(contents, "build_sdboot", build)
     return made
-
-
-def put(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
 
 
 def test_with_nothing_changed_nothing_is_made(machine: Machine) -> None:

@@ -118,9 +118,9 @@ def header(name: str) -> str:
 NO_SWAP = "Filename Type Size Used Priority\n"  # proc(5): a line of headings
 
 
-def put(path: Path, content: str = "") -> Path:
+def put(path: Path, content: str | bytes = "") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
 
 
