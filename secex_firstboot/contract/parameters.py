@@ -261,7 +261,7 @@ def _is_ours(word: str) -> bool:
 
 
 def _concerns(word: str) -> bool:
-    return _is_ours(word) or (name(word) in _NAMES and ("=" in word or name(word) == FIRSTBOOT.name))
+    return _is_ours(word) or name(word) in _NAMES
 
 
 def _read(word: str, row: Parameter[T]) -> T:

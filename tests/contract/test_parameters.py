@@ -155,6 +155,9 @@ def test_what_only_looks_like_one_of_ours_is_not_ours(word: str) -> None:
         '"root=/dev/mapper/root"',
         "-- root=/dev/vdb",
         'x="a root=/dev/vdb"',
+        "-- root",
+        "-- systemd.gpt_auto",
+        '"rd.systemd.gpt_auto"',
         "-- ignition.firstboot",
         '"ignition.firstboot"',
         f'bootfs.roothash="{HASH}"',
@@ -169,7 +172,7 @@ def test_what_only_some_readers_would_find_is_refused(words: str) -> None:
 
 def test_quotes_and_what_is_for_init_do_not_matter_elsewhere() -> None:
     line = (
-        f"""{NEEDED} secex.grow=off dyndbg="file a.c +p; func b root" x='y' ignition.firstboot -- --log=x"""
+        f"""{NEEDED} secex.grow=off dyndbg="file a.c +p; func b rootfs" x='y' ignition.firstboot -- --log=x"""
     )
     check(line, [*parameters.NEEDED, *parameters.OURS])
     assert value(line, parameters.GROW) is Grow.OFF
