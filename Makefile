@@ -5,6 +5,7 @@ PREFIX     ?= /usr
 PYTHONDIR  ?= $(shell /usr/bin/python3 -c 'import sysconfig as s; n = "deb_system" if "deb_system" in s.get_scheme_names() else s.get_default_scheme(); print(s.get_path("purelib", n, vars={"base": "$(PREFIX)"}))')
 DRACUTDIR  ?= $(PREFIX)/lib/dracut/modules.d
 UNITDIR    ?= $(PREFIX)/lib/systemd/system
+KERNELDIR  ?= $(PREFIX)/lib/kernel/install.d
 PRESETDIR  ?= $(PREFIX)/lib/systemd/system-preset
 SYSCTLDIR  ?= $(PREFIX)/lib/sysctl.d
 MANDIR     ?= $(PREFIX)/share/man
@@ -13,7 +14,7 @@ ZSHDIR     ?= $(PREFIX)/share/zsh/site-functions
 FISHDIR    ?= $(PREFIX)/share/fish/vendor_completions.d
 
 # The units outside of the initramfs.
-SYSTEM_UNITS := secex-firstboot-grow.service secex-firstboot-tidy.service
+SYSTEM_UNITS := $(addprefix secex-firstboot-,grow.service hosts.service hosts.timer image.service tidy.service update.path update.service)
 
 VENV   := build/venv
 PYTHON := $(VENV)/bin/python
@@ -99,6 +100,7 @@ install: ## Install package, dracut module and units below DESTDIR
 	install -D -m 644 -t "$(DESTDIR)$(DRACUTDIR)/50secex-firstboot" \
 	    $(filter-out %.preset $(SYSTEM_UNITS:%=systemd/%),$(wildcard systemd/*))
 	install -D -m 644 -t "$(DESTDIR)$(UNITDIR)" $(SYSTEM_UNITS:%=systemd/%)
+	install -D -m 755 packaging/kernel-install "$(DESTDIR)$(KERNELDIR)/95-secex-firstboot.install"
 	install -D -m 644 systemd/secex-firstboot.preset "$(DESTDIR)$(PRESETDIR)/80-secex-firstboot.preset"
 	install -D -m 644 systemd/secex-firstboot.sysctl "$(DESTDIR)$(SYSCTLDIR)/90-secex-firstboot.conf"
 	for page in docs/*.[1-8]; do \

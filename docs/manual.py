@@ -50,6 +50,8 @@ def default(row: Parameter[Any]) -> str:
         return "An image has to have it."
     if row is parameters.PLATFORM:
         return "An image should have it."
+    if row is parameters.GENERATION:
+        return ""
     if isinstance(row.default, bool):
         return "Not so by default." if row.values else ""
     return f"The default is `{row.default}`."

@@ -5,7 +5,9 @@
 
 main() {
     mounted_from_the_volume
+    has_no_links
     left_by_first_boot
+    may_start
 }
 
 refuse() {
@@ -26,17 +28,39 @@ mounted_from_the_volume() {
     refuse SX-BOOT-02 'what is mounted as root is not the volume that first boot made'
 }
 
+# They would lead to the files of sdboot.
+has_no_links() {
+    for path in etc etc/luks etc/luks/boot etc/luks/root etc/luks/generations; do
+        [ ! -L "$top/sysroot/$path" ] || refuse SX-BOOT-04 "the root file system has a link for /$path"
+    done
+}
+
 # The keys are older than what they are for: they open a root that Ignition has not written to, or not all of it, with
 # the owner's secrets beside it. First boot writes them there once all the rest is in place, and sdboot comes after.
-# No links: they would lead to the files of sdboot.
 left_by_first_boot() {
     for name in boot root; do
-        for path in etc etc/luks "etc/luks/$name"; do
-            [ ! -L "$top/sysroot/$path" ] || refuse SX-BOOT-04 "the root file system has a link for /$path"
-        done
         cmp -s "$top/etc/luks/$name" "$top/sysroot/etc/luks/$name" ||
             refuse SX-BOOT-03 'the root file system is from before first boot had ended'
     done
+}
+
+# The command line is encrypted, and so is root, which knows what numbers may start: the newest boot image, and the one
+# to fall back to. An older one is for an older system, with the holes that an update has closed.
+may_start() {
+    generation=
+    set -f
+    # shellcheck disable=SC2013  # words
+    for word in $(cat "$top/proc/cmdline"); do
+        case $word in
+            secex.generation=*) generation=${word#*=} ;;
+        esac
+    done
+    # shellcheck disable=SC2046  # a number a line
+    set -- $(cat "$top/sysroot/etc/luks/generations" 2> /dev/null)
+    for each; do
+        [ "$each" != "$generation" ] || return 0
+    done
+    refuse SX-BOOT-06 "this boot image has the number ${generation:-none}, and the root file system is for ${*:-none}"
 }
 
 top=$1

@@ -8,7 +8,10 @@ import pytest
 from harness import debian
 
 PACKAGES = ("secex-firstboot", "secex-tools")
-UNITS = ("secex-firstboot-grow.service", "secex-firstboot-tidy.service")
+UNITS = [
+    f"secex-firstboot-{name}"
+    for name in ("grow.service", "hosts.timer", "image.service", "tidy.service", "update.path")
+]
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -20,7 +23,8 @@ def test_the_package_is_installed_with_all_that_it_depends_on(package: str) -> N
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_its_scripts_have_enabled_the_unit(unit: str) -> None:
-    link = debian.build() / "etc/systemd/system/multi-user.target.wants" / unit
+    target = "timers" if unit.endswith(".timer") else "multi-user"
+    link = debian.build() / f"etc/systemd/system/{target}.target.wants" / unit
     assert str(link.readlink()) == f"/usr/lib/systemd/system/{unit}"
 
 

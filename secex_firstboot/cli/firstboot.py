@@ -63,6 +63,27 @@ def parser() -> argparse.ArgumentParser:
         help="in the running system: remove what a power cut at the end of first boot left behind",
     )
     what.add_argument(
+        "--started",
+        action="store_true",
+        help="in the running system, once it is up: keep its boot image, and say if a newer one failed",
+    )
+    what.add_argument(
+        "--stopping",
+        action="store_true",
+        help="when the running system ends: make a boot image if one is due, and let a restart try it",
+    )
+    what.add_argument(
+        "--kernel-added",
+        metavar="RELEASE",
+        help="in the running system, for hooks of packages: give this kernel a boot entry and a boot image",
+    )
+    what.add_argument(
+        "--kernel-goes", metavar="RELEASE", help="before it is removed: refuse that if it is still needed"
+    )
+    what.add_argument(
+        "--kernel-gone", metavar="RELEASE", help="after it was removed: remove its boot entry, too"
+    )
+    what.add_argument(
         "--explain",
         action="store_true",
         help="after Ignition failed in the initramfs: say why, and what to do; nothing if it cannot be told",
@@ -113,6 +134,12 @@ def main(arguments: list[str] | None = None) -> int:
             _run(options.stage)
         elif options.grow:
             _grow()
+        elif options.kernel_added or options.kernel_goes or options.kernel_gone:
+            _kernel(options)
+        elif options.started:
+            _started()
+        elif options.stopping:
+            _stopping()
         else:
             _tidy()
     except (FirstbootError, OSError) as error:
@@ -158,6 +185,34 @@ def _tidy() -> None:
     from secex_firstboot.running import tidy
 
     tidy.in_system(_context(), Path("/"))
+
+
+def _kernel(options: argparse.Namespace) -> None:
+    from secex_firstboot.basic import memory
+    from secex_firstboot.running import kernels
+
+    memory.lock()
+    context, root = _context(), Path("/")
+    if options.kernel_added:
+        kernels.added(context, root, options.kernel_added)
+    elif options.kernel_goes:
+        kernels.check_may_go(root, options.kernel_goes)
+    else:
+        kernels.gone(context, root, options.kernel_gone)
+
+
+def _started() -> None:
+    from secex_firstboot.running import trying
+
+    trying.at_start(_context(), Path("/"))
+
+
+def _stopping() -> None:
+    from secex_firstboot.basic import memory
+    from secex_firstboot.running import trying
+
+    memory.lock()
+    trying.at_stop(_context(_JOURNAL_INTERVAL), Path("/"))
 
 
 def _dry_run(*, as_json: bool) -> int:

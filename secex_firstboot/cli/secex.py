@@ -27,6 +27,8 @@ from secex_firstboot.cli.verb import Exit, Verb
 VERBS = {
     "status": "in a guest: hosts, volumes, growth, versions, and how first boot went",
     "update": "in a guest: a new boot image, if its kernel, initramfs, options or keys have changed",
+    "hosts": "in a guest: the machines that may start it: list, add, remove, check",
+    "kargs": "in a guest: the kernel arguments of its boot entry: show, add, remove",
 }
 
 _EPILOG = """\

@@ -13,7 +13,7 @@ from secex_firstboot.cli.verb import Exit, add_json, print_json
 from secex_firstboot.contract.dry_run import Observation, State, as_json
 
 if TYPE_CHECKING:
-    from secex_firstboot.running.status import Growth, Host, Status, Volume
+    from secex_firstboot.running.status import BootImages, Growth, Host, Status, Volume
 
 EXAMPLES = """\
   secex status
@@ -78,6 +78,7 @@ def _json(found: Status, dry_run: dict[str, Any] | None, untold: list[str]) -> d
     return {
         "schema": SCHEMA,
         **asdict(found),
+        "boot_images": found.boot_images and _boot_images_json(found.boot_images),
         "dry_run": dry_run,
         "first_boot": found.first_boot and found.first_boot.model_dump(mode="json"),
         "untold": untold,
@@ -98,6 +99,7 @@ def _page(found: Status, phase: str, seen: list[Observation] | None, untold: Seq
         ("hosts", [_host(each) for each in found.hosts] or ["no host-key document is there"]),
         ("", [] if found.this_machine else ["the kernel does not tell this machine's keys"]),
         ("volumes", [line for each in found.volumes for line in _volume(each, running=found.running)]),
+        ("boot images", list(_boot_images(found.boot_images)) if found.boot_images else ["not told"]),
         ("growth", [_growth(found.growth)]),
         (
             "versions",
@@ -143,6 +145,33 @@ def _volume(volume: Volume, *, running: bool) -> Iterator[str]:
     if header:
         how = "without integrity" if header.integrity == "none" else f"with {header.integrity}"
         yield f"  {header.cipher} {how}, sectors of {header.sector_size} bytes, header {volume.file}"
+
+
+def _boot_images_json(images: BootImages) -> dict[str, Any]:
+    both = {"newest": images.newest, "fallback": images.fallback}
+    return asdict(images) | {key: each and each.model_dump(mode="json") for key, each in both.items()}
+
+
+_NEXT = {
+    "new": "new, the next restart tries it",
+    "tried": "tried at the last restart",
+    "failed": "TRIED, DID NOT COME UP: secex update makes another after a change, or --again tries it again",
+    "up": "it has come up",
+}
+
+
+def _boot_images(images: BootImages) -> Iterator[str]:
+    for image in (images.newest, images.fallback):
+        if image:
+            state = _NEXT[image.state]
+            if image.state == "new" and image.generation == images.starts:
+                state = "new"
+            runs = ", runs" if image.generation == images.running else ""
+            starts = ", starts" if image.generation == images.starts else ""
+            kernel = f", kernel {image.kernel}" if image.kernel else ""
+            yield f"{image.generation}{kernel}{runs}{starts}: {state}"
+    if not images.fallback:
+        yield "there is none to fall back to"
 
 
 def _growth(growth: Growth) -> str:

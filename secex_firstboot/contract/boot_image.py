@@ -1,14 +1,20 @@
-"""What a provisioned system knows of its boot image beyond what it is made of: files on its root."""
+"""What a provisioned system knows of its boot images beyond what is on its root anyway: files there."""
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 from pydantic import BaseModel, ConfigDict
 
+from secex_firstboot.contract.settings import Fallback
 
-class Arguments(BaseModel):
-    """What becomes of the boot entry's options: the config's kernelArguments, and what keeps logins off."""
 
+class _Kept(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Arguments(_Kept):
+    """What becomes of the boot entry's options: the config's kernelArguments, and what keeps logins off."""
 
     should_exist: tuple[str, ...] = ()
     should_not_exist: tuple[str, ...] = ()
@@ -16,9 +22,41 @@ class Arguments(BaseModel):
     masks: tuple[str, ...] = ()
 
 
-class Made(BaseModel):
-    """Of what the newest image was made: each input's name, and the SHA-256 of what it was."""
+class State(StrEnum):
+    """How far a boot image has come."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    NEW = "new"  # it has not been started yet
+    TRIED = "tried"  # the machine was asked to start it at the restart that followed
+    FAILED = "failed"  # after that the one before it was up, and not this one
+    UP = "up"  # the system that it starts has come up
 
+
+class Image(_Kept):
+    """A boot image. ``generation`` is the number on its command line, see parameters.GENERATION; ``identity``
+    tells its file from others, see boot_record.identity. ``inputs``: of what it was made, the SHA-256 each.
+    """
+
+    generation: int
+    identity: str
+    kernel: str
+    state: State = State.NEW
     inputs: dict[str, str]
+
+
+class Images(_Kept):
+    """Those in the boot map: the newest, and if there is one, the one to fall back to."""
+
+    newest: Image
+    fallback: Image | None = None
+    setting: Fallback = Fallback.TRY
+
+    @property
+    def generations(self) -> set[int]:
+        return {each.generation for each in (self.newest, self.fallback) if each}
+
+    @property
+    def starts_newest(self) -> bool:
+        """Whether it is what starts if nobody chooses."""
+        if not self.fallback or self.newest.state is State.UP:
+            return True
+        return self.setting is Fallback.DIRECT and self.newest.state is not State.FAILED

@@ -196,9 +196,19 @@ LOGIN = _switch(
     "allowed",
     "For development: leave logins on consoles as the image has them, see [LOGINS].",
 )
+# In the command line of the final sdboot and its updates alone.
+GENERATION = Parameter(
+    f"{_PREFIX}generation",
+    ("NUMBER",),
+    _number,
+    "The number of the boot image, in those that the system makes: its root file system knows which may "
+    "start. No image has it.",
+    default=0,
+    is_not="a number",
+)
 OURS: tuple[Parameter[Any], ...] = (HEADROOM, HOSTKEY_VERIFY, GROW, NETWORK, IDENTITY, EMERGENCY, LOGIN)
 
-ALL: tuple[Parameter[Any], ...] = (FIRSTBOOT, *ROOT_HASHES.values(), PLATFORM, *NEEDED, *OURS)
+ALL: tuple[Parameter[Any], ...] = (FIRSTBOOT, *ROOT_HASHES.values(), PLATFORM, *NEEDED, *OURS, GENERATION)
 _NAMES = frozenset(each for row in ALL for each in row.names)
 
 

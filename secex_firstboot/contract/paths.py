@@ -25,12 +25,15 @@ CRYPTTAB = PurePosixPath("/etc/crypttab")
 SYSTEM_HOST_KEYS = Path("/etc/se-hostkeys")
 HOST_KEY_PREFIX = "ibm-z-hostkey-"  # of the documents there
 SYSTEM_CERTIFICATES = SYSTEM_HOST_KEYS / "certs"
+# Numbers of the boot images that may start, a line each: check-root reads it, in the initramfs.
+GENERATIONS = LUKS_KEYS / "generations"
 SEALED = LUKS_KEYS / "sealed"  # the final sdboot starts, and nothing of first boot is left
 SYSTEM_REPORT = Path("/var/lib/secex-firstboot/report.json")
 GROWN = Path("/var/lib/secex-firstboot/grown")  # the root file system reaches the end of its volume
 IMAGE_STATE = Path(
     "/var/lib/secex-firstboot/boot-image"
 )  # what the boot image is made of, see roots.system_image
+BOOT_IMAGES = IMAGE_STATE / "images.json"  # contract.boot_image.Images
 SETTINGS = Path("/etc/secex-firstboot.conf")  # the user's
 RUNTIME = Path("/run/secex-firstboot")  # of the initramfs, too: no secrets
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,28 +54,29 @@ class Proof:
         for entry in named(self.config):
             content = self._fetcher(Network()).file(entry, "host-key document", DOCUMENT_LIMIT)
             found.append(document.parse(entry.name, content))
-        self._verify(found)
+        self.verify(found)
         for each in found:
             self.context.say(f"host key {each.name}: SHA-256 {document.key_hash(each).hex()}")
         return found
 
-    def _verify(self, documents: Sequence[Document]) -> None:
+    def verify(self, documents: Sequence[Document]) -> None:
+        """Raises Refusal for the first that cannot be proven genuine, and valid now."""
         if self.verification == "no":
             self.context.warn(
                 f"{HOSTKEY_VERIFY.name}=no: nothing proves that the host keys are those of IBM Z"
             )
             return
-        files = [
-            (entry.name, self._fetcher(Network()).file(entry, "file", certificates.FILE_LIMIT))
-            for entry in config.certificates(self.config)
-        ]
         verify.verify(
             documents,
-            certificates.load(self.image_certificates, files),
+            certificates.load(self.image_certificates, self._certificates()),
             now=datetime.now(UTC),
             fetch_crl=self._crl,
             scratch=self.scratch,
         )
+
+    def _certificates(self) -> Iterable[tuple[str, bytes]]:
+        for entry in config.certificates(self.config):
+            yield entry.name, self._fetcher(Network()).file(entry, "file", certificates.FILE_LIMIT)
 
     def _crl(self, url: str, seconds: float | None) -> bytes:
         """As for crl.fetch: patiently, or, where what is given would do, within so many ``seconds``."""

@@ -90,6 +90,10 @@ _ERROR = re.compile(
 )
 
 
+class Revoked(Refusal):
+    """A document is."""
+
+
 def verify(
     documents: Sequence[Document],
     material: Material,
@@ -216,7 +220,7 @@ def _check_not_revoked(documents: Sequence[Document], crls: crl.Crls) -> None:
             )
         if any(each.get_revoked_certificate_by_serial_number(serial) for each in crls):
             fault, cure = _FAULTS[23]
-            raise Refusal("SX-HOSTKEY-32", f"the host-key document {document.name} {fault}", cure)
+            raise Revoked("SX-HOSTKEY-32", f"the host-key document {document.name} {fault}", cure)
 
 
 def _check_chain(

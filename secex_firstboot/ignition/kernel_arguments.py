@@ -7,7 +7,7 @@ systemd(1), systemd-debug-generator(8), dracut.cmdline(7).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from secex_firstboot.basic.errors import Refusal
@@ -87,16 +87,20 @@ FAMILIES = (
 _PLAIN = re.compile(r"[ !-&(-\[\]-~]*")
 
 
-def check(arguments: KernelArguments) -> None:
+def _in_config(kind: str, index: int) -> str:
+    return f"the Ignition config's kernelArguments.{kind}[{index}]"
+
+
+def check(arguments: KernelArguments, place_of: Callable[[str, int], str] = _in_config) -> None:
     """Raises Refusal with the place of the first argument that is not for a config to set."""
     items = {"shouldExist": arguments.should_exist, "shouldNotExist": arguments.should_not_exist}
     for kind, texts in items.items():
         for index, text in enumerate(texts):
-            place = f"kernelArguments.{kind}[{index}]"
+            place = place_of(kind, index)
             if not _PLAIN.fullmatch(text) or text.count('"') % 2 or not text.strip():
                 raise Refusal(
                     "SX-CONFIG-05",
-                    f"the Ignition config's {place} is no kernel argument",
+                    f"{place} is no kernel argument",
                     "use printable ASCII, double quotes in pairs, no single quote and no backslash",
                 )
             _refuse(place, text, FAMILIES)
@@ -105,7 +109,7 @@ def check(arguments: KernelArguments) -> None:
 def refuse(arguments: KernelArguments, family: Family) -> None:
     """Raises Refusal with the place of the first argument of this family that the config adds."""
     for index, text in enumerate(arguments.should_exist):
-        _refuse(f"kernelArguments.shouldExist[{index}]", text, [family])
+        _refuse(_in_config("shouldExist", index), text, [family])
 
 
 def apply(options: str, arguments: KernelArguments) -> str:
@@ -129,8 +133,8 @@ def _refuse(place: str, text: str, families: Iterable[Family]) -> None:
             if family.has(word.partition("=")[0]):
                 raise Refusal(
                     "SX-CONFIG-06",
-                    f"the Ignition config's {place} is one of {' '.join(family.names)} ({family.reason})",
-                    "remove it from the config; secex-firstboot(8) lists what is not for a config to set",
+                    f"{place} is one of {' '.join(family.names)} ({family.reason})",
+                    "leave it out: secex-firstboot(8), KERNEL ARGUMENTS, lists what first boot keeps",
                 )
 
 

@@ -9,26 +9,26 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.basic.files import exists, is_directory, is_regular, sync, write_private
-from secex_firstboot.contract import paths
-from secex_firstboot.contract.boot_image import Arguments, Made
+from secex_firstboot.contract import parameters, paths
+from secex_firstboot.contract.boot_image import Arguments, Image, Images
 from secex_firstboot.contract.partitions import VOLUMES
 from secex_firstboot.ignition.config import KernelArguments
 from secex_firstboot.roots import crypttab
-from secex_firstboot.sdboot import boot_entry, contents, options
+from secex_firstboot.sdboot import boot_entry, boot_record, contents, options
 from secex_firstboot.sdboot.boot_entry import BootEntry
 from secex_firstboot.sdboot.initramfs import Directory, Entry, File
 
 _ARGUMENTS = "arguments.json"
-_MADE = "made.json"
 _NO_LOGIN = "no-login"  # laid out like paths.NO_LOGIN_UNITS
 _HOSTS = "hosts"  # host-key documents, as they were proven
+CERTIFICATES = "certificates"  # those that the image trusts
 _KEY_FILES = ("", ".header", ".mode")
 _LIMIT = 1 << 20  # bytes of a file here that is read whole
 _HEADER_LIMIT = 32 << 20  # of a LUKS2 header
@@ -45,8 +45,8 @@ class SystemImage:
     files: Mapping[str, bytes]
     documents: Mapping[str, bytes]
 
-    def made(self) -> Made:
-        """What it is made of; no secret can be told from that."""
+    def inputs(self) -> dict[str, str]:
+        """Of what it is made, the SHA-256 each; no secret can be told from that."""
         inputs = {f"file {path}": content for path, content in self.files.items()}
         inputs |= {f"host {name}": content for name, content in self.documents.items()}
         inputs["command line"] = self.command_line.encode()
@@ -54,14 +54,15 @@ class SystemImage:
         digests["kernel"] = _digest(self.entry.linux)
         for number, path in enumerate(self.entry.initrd):
             digests[f"initramfs {number}"] = _digest(path)
-        return Made(inputs=dict(sorted(digests.items())))
+        return dict(sorted(digests.items()))
 
-    def build(self, context: Context, se: Path, scratch: Path) -> None:
+    def build(self, context: Context, se: Path, scratch: Path, generation: int) -> Image:
         """Write ``sdboot.new`` on ``se``. ``scratch``, an existing directory, gets secrets for a moment."""
         private: dict[str, Entry] = {str(paths.LUKS_KEYS): Directory(0o700)}
         documents = scratch / "hosts"
         shutil.rmtree(documents, ignore_errors=True)
         documents.mkdir(mode=0o700)
+        inputs = self.inputs()
         try:
             for name, content in self.documents.items():
                 write_private(documents / name, content)
@@ -69,7 +70,9 @@ class SystemImage:
                 context,
                 self.entry,
                 se,
-                command_line=self.command_line,
+                command_line=boot_entry.command_line(
+                    self.command_line, add=[f"{parameters.GENERATION.name}={generation}"]
+                ),
                 overlay=private | {path: File(content) for path, content in self.files.items()},
                 documents=documents,
                 archive=scratch / "overlay.cpio",
@@ -77,24 +80,45 @@ class SystemImage:
             )
         finally:
             shutil.rmtree(documents)
+        return Image(
+            generation=generation,
+            identity=boot_record.identity(se / boot_record.NEW_IMAGE),
+            kernel=self.entry.version,
+            inputs=inputs,
+        )
 
 
 def remember(
-    root: Path, arguments: Arguments, units: Mapping[str, bytes], documents: Mapping[str, bytes]
+    root: Path,
+    arguments: Arguments,
+    units: Mapping[str, bytes],
+    documents: Mapping[str, bytes],
+    certificates: Mapping[str, bytes],
 ) -> None:
-    """Write what ``find`` then reads, besides what is on ``root`` anyway. ``units``: see local_login."""
+    """Write what ``find`` then reads, besides what is on ``root`` anyway. ``units``: see local_login;
+    ``certificates``: those that the image trusts, by which later documents are proven."""
     state = paths.below(root, paths.IMAGE_STATE)
-    for name, files in ((_NO_LOGIN, units), (_HOSTS, documents)):
-        directory, new = state / name, state / f"{name}.new"
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(mode=0o700, parents=True)
+    for name, files in ((_NO_LOGIN, units), (CERTIFICATES, certificates)):
+        shutil.rmtree(state / name, ignore_errors=True)
         for file, content in files.items():
-            (new / file).parent.mkdir(mode=0o700, exist_ok=True)
-            write_private(new / file, content)
-        shutil.rmtree(directory, ignore_errors=True)
-        new.replace(directory)
+            write_private(state / name / file, content)
+    keep_hosts(root, documents)
     write_private(state / _ARGUMENTS, arguments.model_dump_json().encode())
-    sync(state)
+
+
+def hosts(root: Path) -> dict[str, bytes]:
+    """The host-key documents that were proven: name -> PEM."""
+    return _files(paths.below(root, paths.IMAGE_STATE) / _HOSTS)
+
+
+def keep_hosts(root: Path, documents: Mapping[str, bytes]) -> None:
+    """Write what ``hosts`` then reads. Killed on the way, it leaves these and the older ones."""
+    directory = paths.below(root, paths.IMAGE_STATE) / _HOSTS
+    for name, content in documents.items():
+        write_private(directory / name, content)
+    for name in _files(directory).keys() - documents.keys():
+        (directory / name).unlink()
+    sync(directory)
 
 
 def find(root: Path, boot: Path) -> SystemImage:
@@ -125,21 +149,40 @@ def find(root: Path, boot: Path) -> SystemImage:
             entry.options, wanted, list(kept.switches), list(kept.masks)
         ),
         files=files,
-        documents=_files(state / _HOSTS),
+        documents=hosts(root),
     )
 
 
-def made(root: Path) -> Made | None:
-    """Of what the newest image was made; None if that is not recorded."""
-    path = paths.below(root, paths.IMAGE_STATE / _MADE)
+def images(root: Path) -> Images | None:
+    """Those that the system on ``root`` has made; None if that is not recorded."""
+    path = paths.below(root, paths.BOOT_IMAGES)
     try:
-        return Made.model_validate_json(_read(path)) if exists(path) else None
+        return Images.model_validate_json(_read(path)) if exists(path) else None
     except ValueError:
-        return None  # it is made again
+        return None  # one is made again
 
 
-def record(root: Path, made: Made) -> None:
-    write_private(paths.below(root, paths.IMAGE_STATE / _MADE), made.model_dump_json().encode())
+def record(root: Path, images: Images) -> None:
+    """Write what ``images`` then reads; no others may start from now on."""
+    write_private(paths.below(root, paths.BOOT_IMAGES), images.model_dump_json().encode())
+    allow(root, images.generations)
+
+
+def allow(root: Path, generations: Collection[int]) -> None:
+    """Let boot images with these numbers start, and no others: see check-root in the initramfs."""
+    path = paths.below(root, paths.GENERATIONS)
+    content = "".join(f"{each}\n" for each in sorted(generations, reverse=True)).encode()
+    if not exists(path) or _read(path) != content:
+        write_private(path, content)
+
+
+def allowed(root: Path) -> set[int]:
+    """Raises FirstbootError if the file is not what ``allow`` wrote."""
+    path = paths.below(root, paths.GENERATIONS)
+    words = _read(path).split() if exists(path) else []
+    if not all(word.isdigit() and len(word) < 10 for word in words):
+        raise FirstbootError("SX-ROOT-09", f"{path} has something else than numbers", _CURE)
+    return {int(word) for word in words}
 
 
 def _read(path: Path, limit: int = _LIMIT) -> bytes:

@@ -19,9 +19,11 @@ from secex_firstboot import __version__
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.basic.files import exists, size_of
-from secex_firstboot.contract import paths
+from secex_firstboot.contract import parameters, paths
+from secex_firstboot.contract.boot_image import Image, Images
 from secex_firstboot.contract.partitions import VOLUMES
 from secex_firstboot.contract.report import Report
+from secex_firstboot.contract.settings import Fallback
 from secex_firstboot.hostkeys import document
 from secex_firstboot.running import system
 from secex_firstboot.storage import cryptsetup, devicemapper, growing
@@ -101,6 +103,18 @@ class Growth:
 
 
 @dataclass(frozen=True)
+class BootImages:
+    """``running``: the number of the one that this started from; None if that is first boot's, or it is not
+    the running system. ``starts``: the number of the one that starts if nobody chooses."""
+
+    running: int | None
+    starts: int
+    newest: Image
+    fallback: Image | None
+    setting: Fallback
+
+
+@dataclass(frozen=True)
 class Versions:
     """``secex_firstboot`` is what tells this; ``kernel`` the one that runs, ``kernels`` those installed."""
 
@@ -126,6 +140,7 @@ class Status:
     hosts: tuple[Host, ...]
     volumes: tuple[Volume, ...]
     growth: Growth
+    boot_images: BootImages | None
     versions: Versions
     first_boot: Report | None
     untold: tuple[str, ...]
@@ -149,6 +164,7 @@ def gather(root: Path, context: Context | None) -> Status:
         hosts=_hosts(look, keys),
         volumes=(volumes := _volumes(look, live=context is not None)),
         growth=_growth(look, context, volumes[VOLUMES.index("root")].mapping),
+        boot_images=look.tell("the boot images", lambda: _boot_images(look, context)),
         versions=_versions(look),
         first_boot=look.tell(f"{paths.SYSTEM_REPORT}", lambda: _report(look)),
         untold=tuple(look.untold),
@@ -291,6 +307,19 @@ def _growth(look: _Look, context: Context | None, volume: Mapping | None) -> Gro
         ),
         volume_size=volume.size if volume else None,
     )
+
+
+def _boot_images(look: _Look, context: Context | None) -> BootImages | None:
+    content = look.read(paths.BOOT_IMAGES, _REPORT_LIMIT)
+    if content is None:
+        raise ValueError("there is no record of them")
+    try:
+        images = Images.model_validate_json(content)
+    except ValueError:  # whose text quotes it
+        raise ValueError("the record of them is none") from None
+    starts = images.newest if images.starts_newest or not images.fallback else images.fallback
+    running = parameters.value(context.command_line, parameters.GENERATION) if context else 0
+    return BootImages(running or None, starts.generation, images.newest, images.fallback, images.setting)
 
 
 def _versions(look: _Look) -> Versions:

@@ -4,62 +4,139 @@ from __future__ import annotations
 
 import fcntl
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from secex_firstboot.basic.context import Context
-from secex_firstboot.contract import paths
-from secex_firstboot.contract.boot_image import Made
+from secex_firstboot.basic.errors import Refusal
+from secex_firstboot.basic.files import exists
+from secex_firstboot.contract import paths, settings
+from secex_firstboot.contract.boot_image import Image, Images, State
+from secex_firstboot.contract.settings import Fallback
 from secex_firstboot.roots import system_image
-from secex_firstboot.running import system
+from secex_firstboot.roots.system_image import SystemImage
+from secex_firstboot.running import hosts, system
 from secex_firstboot.sdboot import boot_record, contents
 from secex_firstboot.storage import disk
+from secex_firstboot.storage.disk import Disk
 
 _SCRATCH = paths.IMAGE_STATE / "scratch"  # on the encrypted root, as what it gets for a moment is secret
 _NEW = "there is no record of the image before it"
 
 
-def in_system(context: Context, root: Path) -> tuple[str, ...]:
-    """What has changed since the newest image was made, and is in it now; nothing, if it is up to date.
+def in_system(
+    context: Context, root: Path, *, again: bool = False, moving: bool = False
+) -> tuple[tuple[str, ...], Images]:
+    """What has changed since the newest image was made, and is in it now (nothing, if it is up to date), and
+    the images that there are.
 
-    Killed at any moment, it leaves the old image or the new one. Two at once wait for each other. Raises
-    Refusal if first boot did not set up the system on ``root``, or what is there makes no boot image.
+    ``again``: one that is up to date, but did not come up, is tried once more. ``moving``: this machine may
+    be none of its hosts. Killed at any moment, it
+    leaves the old images or the new ones. Two at once wait for each other. Raises Refusal if first boot did
+    not set up the system on ``root``, or what is there makes no boot image.
     """
     system.check_provisioned(root, "it has no boot image to update")
-    with _alone(paths.below(root, paths.RUNTIME / "update.lock")):
+    with alone(root):
+        hosts.settle(context, root, moving=moving)
         image = system_image.find(root, root / "boot")
-        made = image.made()
-        if not (changed := _changed(system_image.made(root), made)):
-            return ()
+        setting = settings.value(root, settings.FALLBACK)
+        images = system_image.images(root)
+        changed = _changed(images.newest.inputs if images else None, image.inputs())
+        if images and not changed:
+            after = set_to(images, setting)
+            if again and images.newest.state is State.FAILED:
+                after = with_newest(after, State.NEW)
+            arrange(root, images, after)
+            return (), after
         context.say(f"changed: {', '.join(changed)}")
-        system_disk = disk.find_disk()
-        with (
-            _scratch(root) as scratch,
-            boot_record.mounted(system_disk, paths.below(root, paths.RUNTIME / "se")) as se,
-        ):
-            boot_record.settle(se, system_disk)
+        return changed, _make(context, root, image, images, setting)
+
+
+def _make(
+    context: Context, root: Path, image: SystemImage, images: Images | None, setting: Fallback
+) -> Images:
+    with _scratch(root) as scratch, _se(root) as (se, system_disk):
+        name, good = _last_good(se, images) if setting is not Fallback.OFF else (None, None)
+        try:
             contents.check_room(se, image.entry)
-            image.build(context, se, scratch)
-            boot_record.install(se, system_disk, scratch)
-        system_image.record(root, made)
-    return changed
+        except Refusal:
+            if name != boot_record.IMAGE or not exists(se / boot_record.FALLBACK):
+                raise
+            # The one before the last good one goes first; only that one starts until the new one is there.
+            boot_record.choose(se, system_disk, scratch, boot_record.IMAGE_ENTRY, fallback=False)
+            contents.check_room(se, image.entry)
+        # One more than any that may have been started, whatever a kill has left of the record.
+        may_start = system_image.allowed(root) | (images.generations if images else set())
+        made = image.build(context, se, scratch, 1 + max(may_start, default=0))
+        after = Images(newest=made, fallback=good, setting=setting)
+        system_image.allow(root, may_start | {made.generation})
+        boot_record.install(se, system_disk, scratch, fallback=name, default=_default(after))
+    system_image.record(root, after)
+    return after
 
 
-def _changed(before: Made | None, now: Made) -> tuple[str, ...]:
+def _last_good(se: Path, images: Images | None) -> tuple[str | None, Image | None]:
+    """Which file on ``se`` is the image that came up last; it is known by its content."""
+    for each in (images.newest, images.fallback) if images else ():
+        for name in (boot_record.IMAGE, boot_record.FALLBACK):
+            if not each or each.state is not State.UP or not exists(se / name):
+                continue
+            if boot_record.identity(se / name) == each.identity:
+                return name, each
+    return None, None
+
+
+def _changed(before: Mapping[str, str] | None, now: Mapping[str, str]) -> tuple[str, ...]:
     """The names of what is new, other, or gone."""
     if before is None:
         return (_NEW,)
-    names = sorted(before.inputs.keys() | now.inputs.keys())
-    return tuple(name for name in names if before.inputs.get(name) != now.inputs.get(name))
+    names = sorted(before.keys() | now.keys())
+    return tuple(name for name in names if before.get(name) != now.get(name))
+
+
+# --- also for what tries them ---
+
+
+def with_newest(images: Images, state: State) -> Images:
+    return images.model_copy(update={"newest": images.newest.model_copy(update={"state": state})})
+
+
+def set_to(images: Images, setting: Fallback) -> Images:
+    """As the user wants it; but the last that came up stays until the newest has."""
+    drop = setting is Fallback.OFF and images.newest.state is State.UP
+    return images.model_copy(update={"setting": setting} | ({"fallback": None} if drop else {}))
+
+
+def arrange(root: Path, before: Images, after: Images) -> None:
+    """Let the boot map and the record be as ``after`` says, which has the same newest image."""
+    if (before.starts_newest, before.fallback) != (after.starts_newest, after.fallback):
+        with _scratch(root) as scratch, _se(root) as (se, system_disk):
+            boot_record.choose(se, system_disk, scratch, _default(after), fallback=bool(after.fallback))
+    if before != after:
+        system_image.record(root, after)
+
+
+def _default(images: Images) -> int:
+    return boot_record.IMAGE_ENTRY if images.starts_newest else boot_record.FALLBACK_ENTRY
 
 
 @contextmanager
-def _alone(lock: Path) -> Iterator[None]:
+def alone(root: Path) -> Iterator[None]:
+    lock = paths.below(root, paths.RUNTIME / "update.lock")
     lock.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with lock.open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def _se(root: Path) -> Iterator[tuple[Path, Disk]]:
+    """Partition se, mounted, with nothing left of a switch that was cut short; and the disk."""
+    system_disk = disk.find_disk()
+    with boot_record.mounted(system_disk, paths.below(root, paths.RUNTIME / "se")) as se:
+        boot_record.settle(se, system_disk)
+        yield se, system_disk
 
 
 @contextmanager

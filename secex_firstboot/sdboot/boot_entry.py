@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from secex_firstboot.basic.errors import Refusal
-from secex_firstboot.basic.files import is_regular
+from secex_firstboot.basic.files import is_regular, write_private
 from secex_firstboot.contract.command_line import join, matches, name, parameters
 
 _ENTRIES = "loader/entries"
@@ -25,23 +25,19 @@ _CURE = "build the image again with a bootable kernel"
 
 @dataclass(frozen=True)
 class BootEntry:
+    """``name`` is that of its file, without ``.conf``."""
+
     title: str
     version: str
     linux: Path
     initrd: tuple[Path, ...]
     options: str
+    name: str = ""
 
 
 def find(boot: Path) -> BootEntry:
     """The boot entry of the boot partition mounted on ``boot``. Raises Refusal if there is none to use."""
-    entries = sorted((boot / _ENTRIES).glob("*.conf"), key=lambda path: _version_key(path.stem))
-    if not entries:
-        raise Refusal("SX-SDBOOT-01", f"the boot partition has no boot entry in {_ENTRIES}", _CURE)
-    if len(entries) > _ENTRIES_LIMIT:
-        raise Refusal(
-            "SX-SDBOOT-02", f"the boot partition has more than {_ENTRIES_LIMIT} boot entries", _CURE
-        )
-    name = f"{_ENTRIES}/{entries[-1].name}"
+    name = f"{_ENTRIES}/{_names(boot)[-1]}"
     fields = _fields(name, _read(boot, name))
     kernels = fields.get("linux", [])
     if len(kernels) != 1:
@@ -54,7 +50,39 @@ def find(boot: Path) -> BootEntry:
         linux=_resolve(boot, kernels[0]),
         initrd=tuple(_resolve(boot, path) for path in fields.get("initrd", [])),
         options=" ".join(fields.get("options", [])),
+        name=Path(name).stem,
     )
+
+
+def naming(boot: Path, file: str) -> list[Path]:
+    """The boot entries whose kernel is ``file`` of the boot partition, whether it is still there or not."""
+    found = []
+    for entry in (f"{_ENTRIES}/{each}" for each in _names(boot)):
+        kernels = _fields(entry, _read(boot, entry)).get("linux", [])
+        if any(kernel.lstrip("/").removeprefix("boot/") == file for kernel in kernels):
+            found.append(boot / entry)
+    return found
+
+
+def add(boot: Path, like: BootEntry, version: str, linux: str, initrd: str) -> Path:
+    """Write one for another kernel, with title and options as they are; returns it, safe on disk.
+
+    It sorts behind the others if its ``version`` is the newest. The files are those of the boot partition.
+    """
+    stem = like.name.removesuffix(f"-{like.version}") if like.version else like.name
+    lines = [f"title {like.title}", f"version {version}", f"linux /{linux}", f"initrd /{initrd}"]
+    path = boot / _ENTRIES / f"{stem}-{version}.conf"
+    write_private(path, "".join(f"{line}\n" for line in [*lines, f"options {like.options}"]).encode())
+    return path
+
+
+def set_options(boot: Path, entry: BootEntry, options: str) -> None:
+    """Write them into the file of ``entry``, in place of its own; the rest stays."""
+    name = f"{_ENTRIES}/{entry.name}.conf"
+    lines = [
+        line for line in _read(boot, name).splitlines() if line.strip().split(maxsplit=1)[:1] != ["options"]
+    ]
+    write_private(boot / name, "".join(f"{line}\n" for line in [*lines, f"options {options}"]).encode())
 
 
 def command_line(options: str, *, add: Sequence[str] = (), remove: Collection[str] = ()) -> str:
@@ -64,6 +92,18 @@ def command_line(options: str, *, add: Sequence[str] = (), remove: Collection[st
     """
     kept = [parameter for parameter in parameters(options) if not matches(name(parameter), remove)]
     return join(kept, [parameter for addition in add for parameter in parameters(addition)])
+
+
+def _names(boot: Path) -> list[str]:
+    """The files of the entries, the one that counts last. Raises Refusal if there is none."""
+    entries = sorted((boot / _ENTRIES).glob("*.conf"), key=lambda path: _version_key(path.stem))
+    if not entries:
+        raise Refusal("SX-SDBOOT-01", f"the boot partition has no boot entry in {_ENTRIES}", _CURE)
+    if len(entries) > _ENTRIES_LIMIT:
+        raise Refusal(
+            "SX-SDBOOT-02", f"the boot partition has more than {_ENTRIES_LIMIT} boot entries", _CURE
+        )
+    return [path.name for path in entries]
 
 
 def _version_key(name: str) -> list[str | int]:

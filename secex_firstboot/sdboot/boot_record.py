@@ -11,6 +11,7 @@ is the host's choice (loadparm 1 or 2), the guest's for its next restart, or els
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -33,7 +34,7 @@ IMAGE_ENTRY, FALLBACK_ENTRY = 1, 2  # their numbers in the boot map
 
 _PREVIOUS = "previous"
 _RECORD = "record"
-_START_SIZE = 1 << 20  # bytes of the disk that zipl sees
+_START_SIZE = 1 << 20  # bytes; of the disk it is what zipl sees
 
 
 @contextmanager
@@ -49,6 +50,12 @@ def mounted(disk: Disk, where: Path) -> Iterator[Path]:
         filesystem.mounted(device, where, type="ext4") as se,
     ):
         yield se
+
+
+def identity(image: Path) -> str:
+    """What tells an image from any other: the SHA-256 of its start, which has the SE header whole, and that
+    has a tag over all the rest (image.py)."""
+    return hashlib.sha256(_read(image, _START_SIZE)).hexdigest()
 
 
 def settle(se: Path, disk: Disk) -> None:

@@ -75,5 +75,6 @@ def _from_our_volumes(options: str) -> str:
             *ROOT_FROM_NETWORK,
             *_FSCK,
             parameters.FIRSTBOOT.name,
+            parameters.GENERATION.name,
         },
     )

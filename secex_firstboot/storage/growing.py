@@ -20,14 +20,12 @@ from pathlib import Path
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.basic.files import size_of, sync, write_private
-from secex_firstboot.contract import parameters, paths
+from secex_firstboot.contract import parameters, paths, settings
 from secex_firstboot.contract.parameters import GROW, Grow
 from secex_firstboot.storage import encrypted
 from secex_firstboot.storage.mounted import Mounted
 
 _STEP = 1 << 30  # zeroed again at most, after a crash; and a TiB is a thousand times growing
-_KEY = "grow"  # in paths.SETTINGS
-_SETTINGS_LIMIT = 4096  # bytes
 _DONE = b"The root file system reaches the end of its volume; there is nothing left to grow.\n"
 
 
@@ -35,35 +33,7 @@ def setting(context: Context, root: Path) -> Grow:
     """What the command line says, or else /etc/secex-firstboot.conf below ``root``. Raises Refusal."""
     if parameters.is_there(context.command_line, GROW):
         return parameters.value(context.command_line, GROW)
-    return _from_file(paths.below(root, paths.SETTINGS))
-
-
-def _from_file(path: Path) -> Grow:
-    """Lines of KEY=VALUE, as in os-release(5) without quotes; a line that begins with # is a comment."""
-    try:
-        with path.open("rb") as stream:
-            content = stream.read(_SETTINGS_LIMIT + 1)
-    except FileNotFoundError:
-        return Grow.BACKGROUND
-    if len(content) > _SETTINGS_LIMIT:
-        raise Refusal("SX-DISK-18", f"{path} is larger than {_SETTINGS_LIMIT} bytes", "shorten it")
-    found = Grow.BACKGROUND
-    for number, line in enumerate(content.decode(errors="replace").splitlines(), start=1):
-        if not (text := line.strip()) or text.startswith("#"):
-            continue
-        key, _, word = text.partition("=")
-        if key != _KEY:
-            raise Refusal(
-                "SX-DISK-19", f"{path}, line {number}: only {_KEY}=VALUE can be set here", "correct the line"
-            )
-        if word not in list(Grow):
-            raise Refusal(
-                "SX-DISK-20",
-                f"{path}, line {number}: {_KEY} has an unknown value",
-                f"use one of {', '.join(Grow)}",
-            )
-        found = Grow(word)
-    return found
+    return settings.value(root, settings.GROW)
 
 
 def at_first_boot(context: Context, mount_point: Path, device: Path, lock: Path) -> None:

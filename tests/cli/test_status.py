@@ -19,8 +19,9 @@ from secex_firstboot.cli import secex
 from secex_firstboot.cli import status as verb
 from secex_firstboot.cli.verb import Exit
 from secex_firstboot.contract.dry_run import Observation, State
+from secex_firstboot.contract.settings import Fallback
 from secex_firstboot.running import status, system
-from secex_firstboot.running.status import Growth, Header, Host, Mapping, Status, Versions, Volume
+from secex_firstboot.running.status import BootImages, Growth, Header, Host, Mapping, Status, Versions, Volume
 
 
 def strict(schema: Any) -> Any:
@@ -30,7 +31,7 @@ def strict(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     closed = {"additionalProperties": False} if schema.get("type") == "object" else {}
-    return {key: strict(value) for key, value in schema.items()} | closed
+    return closed | {key: strict(value) for key, value in schema.items()}
 
 
 SCHEMA = strict(json.loads((REPOSITORY / "docs/status.schema.json").read_text()))
@@ -55,6 +56,7 @@ RUNNING = Status(
         Volume("my-data", "/etc/luks/my-data.header", None, None),
     ),
     growth=Growth("background", True, 2040 * MIB, 2048 * MIB),
+    boot_images=BootImages(2, 2, guest_root.IMAGES.newest, guest_root.IMAGES.fallback, Fallback.TRY),
     versions=Versions("0.1.0", "6.12.1", ("6.12.1",), "106-6", "257"),
     first_boot=guest_root.REPORT,
     untold=("/etc/luks/my-data.header: is larger than 16777216 bytes",),

@@ -38,6 +38,7 @@ ROWS: list[tuple[Parameter[Any], str, Any, list[str]]] = [
     (parameters.IDENTITY, "=replace", True, ["", "=", "=keep"]),
     (parameters.EMERGENCY, "=shell", True, ["", "=", "=shell-not"]),
     (parameters.LOGIN, "=allowed", True, ["", "=", "=yes"]),
+    (parameters.GENERATION, "=12", 12, ["", "=", "=-1", "=x"]),
 ]
 ONCE = [BOOT, ROOT_HASH, *parameters.OURS]
 
@@ -69,7 +70,8 @@ def test_what_is_not_there_has_its_default_or_is_refused(row: Parameter[Any]) ->
     others = f"x{row.name}=1 {row.name}x=1 x={row.name}=1"
     if row.default is not None:
         assert value(others, row) == row.default
-        assert type(row.default) is type(row.read(row.values[0] if row.values[0] != "MiB" else "1"))
+        written = "1" if row.values[0] in ("MiB", "NUMBER") else row.values[0]
+        assert type(row.default) is type(row.read(written))
     else:
         with pytest.raises(Refusal, match=re.escape(f"the kernel command line has no {row}")):
             value(others, row)

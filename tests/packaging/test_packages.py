@@ -18,7 +18,10 @@ SPEC = (REPOSITORY / "packaging/rpm/secex-firstboot.spec").read_text()
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 NAMES = {"python-gnupg": "gnupg", "systemd-python": "systemd"}
 """Where distributions do not say python3- and the project's name."""
-UNITS = {"secex-firstboot-grow.service", "secex-firstboot-tidy.service"}
+ENABLED = {
+    f"secex-firstboot-{name}"
+    for name in ("grow.service", "hosts.timer", "image.service", "tidy.service", "update.path")
+}
 
 
 def needed(requirements: list[str]) -> set[tuple[str, str]]:
@@ -78,10 +81,14 @@ def test_tools_bring_no_unit_no_setting_and_nothing_for_an_initramfs() -> None:
 
 
 def test_the_units_of_the_running_system_are_those_that_the_preset_enables(installed: Path) -> None:
-    assert {path.name for path in (installed / "usr/lib/systemd/system").iterdir()} == UNITS
+    assert {path.name for path in (installed / "usr/lib/systemd/system").iterdir()} == {
+        *ENABLED,
+        "secex-firstboot-hosts.service",
+        "secex-firstboot-update.service",
+    }
     preset = (installed / "usr/lib/systemd/system-preset/80-secex-firstboot.preset").read_text()
-    assert set(re.findall(r"^enable (.+)$", preset, re.MULTILINE)) == UNITS
-    assert re.search(rf"^%global units {' '.join(sorted(UNITS))}$", SPEC, re.MULTILINE)
+    assert set(re.findall(r"^enable (.+)$", preset, re.MULTILINE)) == ENABLED
+    assert re.search(rf"^%global units {' '.join(sorted(ENABLED))}$", SPEC, re.MULTILINE)
 
 
 def test_units_name_a_manual_page_that_is_installed(installed: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from support.machine import put
 
 from secex_firstboot.basic.errors import FirstbootError
-from secex_firstboot.contract.boot_image import Arguments, Made
+from secex_firstboot.contract.boot_image import Arguments, Image, Images, State
 from secex_firstboot.contract.partitions import VOLUMES
 from secex_firstboot.roots import system_image
 
@@ -41,12 +41,12 @@ def root(tmp_path: Path) -> Path:
     put(tmp_path / "boot/initrd", b"initramfs")
     entry = "linux /vmlinuz\ninitrd /initrd\noptions root=LABEL=root rd.neednet=1 secex.grow=off\n"
     put(tmp_path / "boot/loader/entries/a.conf", entry.encode())
-    system_image.remember(tmp_path, ARGUMENTS, UNITS, DOCUMENTS)
+    system_image.remember(tmp_path, ARGUMENTS, UNITS, DOCUMENTS, {"root.crt": b"root"})
     return tmp_path
 
 
 def made(root: Path) -> dict[str, str]:
-    return system_image.find(root, root / "boot").made().inputs
+    return system_image.find(root, root / "boot").inputs()
 
 
 def test_the_initramfs_gets_what_opens_both_volumes_and_keeps_logins_off(root: Path) -> None:
@@ -122,25 +122,39 @@ def test_what_is_missing_is_named(root: Path, path: str) -> None:
 
 
 def test_what_is_remembered_is_private_and_replaced_as_a_whole(root: Path) -> None:
-    system_image.remember(root, Arguments(), {}, {"ibm-z-hostkey-b": b"other"})
+    system_image.remember(root, Arguments(), {}, {"ibm-z-hostkey-b": b"other"}, {})
     state = root / "var/lib/secex-firstboot/boot-image"
     assert sorted(path.name for path in state.rglob("*")) == [
         "arguments.json",
         "hosts",
         "ibm-z-hostkey-b",
-        "no-login",
     ]
     assert all(path.stat().st_mode & 0o077 == 0 for path in state.rglob("*"))
 
 
-def test_the_record_of_the_newest_image_is_found_again(root: Path) -> None:
-    assert system_image.made(root) is None
-    now = system_image.find(root, root / "boot").made()
-    system_image.record(root, now)
-    assert system_image.made(root) == now
+def image(generation: int, state: State = State.UP) -> Image:
+    return Image(generation=generation, identity="", kernel="6.12", state=state, inputs={"kernel": "0f"})
+
+
+def test_the_record_of_the_images_is_found_again_and_none_but_they_may_start(root: Path) -> None:
+    assert system_image.images(root) is None
+    assert system_image.allowed(root) == set()
+    system_image.allow(root, {6, 7, 8})
+    images = Images(newest=image(8, State.NEW), fallback=image(6))
+    system_image.record(root, images)
+    assert system_image.images(root) == images
+    assert system_image.allowed(root) == {6, 8}
+    assert (root / "etc/luks/generations").read_text() == "8\n6\n"
 
 
 def test_a_record_that_cannot_be_read_is_none(root: Path) -> None:
-    system_image.record(root, Made(inputs={}))
-    put(root / "var/lib/secex-firstboot/boot-image/made.json", b"{")
-    assert system_image.made(root) is None
+    system_image.record(root, Images(newest=image(1)))
+    put(root / "var/lib/secex-firstboot/boot-image/images.json", b"{")
+    assert system_image.images(root) is None
+
+
+@pytest.mark.parametrize("content", [b"1\nx\n", b"-1", b"1" * 10, b"\xff"])
+def test_numbers_that_are_none_stop_it(root: Path, content: bytes) -> None:
+    put(root / "etc/luks/generations", content)
+    with pytest.raises(FirstbootError, match="has something else than numbers"):
+        system_image.allowed(root)

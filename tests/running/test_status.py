@@ -87,6 +87,24 @@ def test_a_file_that_is_no_document_is_shown_as_one_and_said(root: Path) -> None
     assert any("ibm-z-hostkey-c is no X.509 certificate" in line for line in found.untold)
 
 
+def test_the_boot_images_are_those_of_the_record_and_which_starts(root: Path) -> None:
+    found = status.gather(root, None).boot_images
+    assert found
+    assert (found.newest, found.fallback) == (guest_root.IMAGES.newest, guest_root.IMAGES.fallback)
+    assert (found.running, found.starts) == (None, 2)
+
+
+@pytest.mark.parametrize(("content", "says"), [(None, "there is no record of them"), ("{", "is none")])
+def test_without_a_record_of_the_boot_images_that_is_said(root: Path, content: str | None, says: str) -> None:
+    path = root / "var/lib/secex-firstboot/boot-image/images.json"
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    found = status.gather(root, None)
+    assert found.boot_images is None
+    assert any(line.startswith("the boot images: ") and says in line for line in found.untold)
+
+
 @needs.cryptsetup
 def test_a_volume_is_described_by_its_header(root: Path) -> None:
     guest_root.make_headers(root)

@@ -1,8 +1,10 @@
-"""When the boot image is made anew, and what a kill on the way leaves. Disk and builder are stand-ins."""
+"""When boot images are made anew, which of them starts, and what a kill on the way leaves. zipl, disk and
+builder are stand-ins; that of zipl writes a boot record that a test can read.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,12 +13,15 @@ from support.machine import put
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import Refusal
-from secex_firstboot.contract.boot_image import Arguments
+from secex_firstboot.contract.boot_image import Arguments, Images, State
 from secex_firstboot.contract.partitions import VOLUMES
 from secex_firstboot.roots import system_image
-from secex_firstboot.running import update
+from secex_firstboot.running import kernels, trying, update
 from secex_firstboot.sdboot import boot_record, contents
 from secex_firstboot.storage import disk
+
+RESTART = "12 reboot.target start waiting\n13 systemd-reboot.service start waiting\n"
+POWER_OFF = "12 poweroff.target start waiting\n"
 
 
 class Killed(BaseException):
@@ -24,21 +29,62 @@ class Killed(BaseException):
 
 
 class Machine:
-    """What was made, what starts, and where the next update is killed."""
+    """A provisioned guest, and the machine below it. ``boot_map``: what each entry starts, and the entry that
+    starts if nobody chooses; ``asked``: the guest's choice for its next restart."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.se = root, root / "se"
+        self.running = 0
         self.built: list[str] = []
-        self.starts = "first boot's"
+        self.boot_map: tuple[dict[int, str], int] = ({1: "first boot's"}, 1)
         self.killed_at = ""
+        self.said: list[str] = []
+        self.jobs = ""
+
+    @property
+    def context(self) -> Context:
+        mine = f"secex.generation={self.running}" if self.running else "ignition.firstboot"
+        return Context(f"quiet {mine}", say=self.said.append)
+
+    @property
+    def images(self) -> Images:
+        found = system_image.images(self.root)
+        assert found
+        return found
+
+    @property
+    def loadparm(self) -> Path:
+        return self.root / "sys/firmware/reipl/ccw/loadparm"
 
     def kill(self, at: str) -> None:
         if at == self.killed_at:
             self.killed_at = ""
             raise Killed
 
-    def update(self) -> tuple[str, ...]:
-        return update.in_system(Context(""), self.root)
+    def change(self, content: str) -> None:
+        put(self.root / "boot/vmlinuz", content.encode())
+
+    def update(self, *, again: bool = False) -> tuple[str, ...]:
+        return update.in_system(self.context, self.root, again=again)[0]
+
+    def starts(self) -> int:
+        """The number of the image that starts after power off and on; its system comes up."""
+        images, default = self.boot_map
+        return int(images[default].rpartition("=")[2])
+
+    def start(self, generation: int) -> None:
+        """A start of this image, as the initramfs lets it, until the system is up."""
+        assert generation in system_image.allowed(self.root)
+        self.loadparm.write_text("")
+        self.running = generation
+        trying.at_start(self.context, self.root)
+
+    def stop(self, jobs: str = RESTART) -> None:
+        self.jobs = jobs
+        trying.at_stop(self.context, self.root)
+
+    def setting(self, word: str) -> None:
+        put(self.root / "etc/secex-firstboot.conf", f"fallback={word}\n".encode())
 
 
 @pytest.fixture
@@ -48,9 +94,12 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
             put(tmp_path / f"etc/luks/{name}{kind}", b"key")
     put(tmp_path / "etc/crypttab", b"boot PARTUUID=2 - luks\nroot PARTUUID=3 - luks\n")
     put(tmp_path / "boot/vmlinuz", b"kernel")
-    put(tmp_path / "boot/loader/entries/a.conf", b"linux /vmlinuz\noptions quiet\n")
-    system_image.remember(tmp_path, Arguments(), {}, {"ibm-z-hostkey-a": b"document"})
-    system_image.record(tmp_path, system_image.find(tmp_path, tmp_path / "boot").made())
+    put(tmp_path / "boot/loader/entries/a.conf", b"version 6.12\nlinux /vmlinuz\noptions quiet\n")
+    put(tmp_path / "sys/firmware/reipl/reipl_type", b"ccw\n")
+    put(tmp_path / "sys/firmware/reipl/ccw/loadparm", b"")
+    put(tmp_path / "sys/firmware/reipl/ccw/clear", b"0\n")
+    put(tmp_path / "etc/se-hostkeys/ibm-z-hostkey-a", b"document")
+    system_image.remember(tmp_path, Arguments(), {}, {"ibm-z-hostkey-a": b"document"}, {})
     made = Machine(tmp_path)
     made.se.mkdir()
 
@@ -65,18 +114,49 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
         assert scratch.stat().st_mode & 0o777 == 0o700
         (scratch / "secret").write_bytes(b"key")
         made.built.append(command_line)
+        (se / boot_record.NEW_IMAGE).write_text(command_line)
 
-    def install(se: Path, found: object, scratch: Path) -> None:
+    def install(
+        se: Path, found: object, scratch: Path, *, fallback: str | None = None, default: int = 1
+    ) -> None:
         made.kill("install")
-        made.starts = made.built[-1]
+        keep = (se / fallback).read_text() if fallback else None
+        (se / boot_record.FALLBACK).unlink(missing_ok=True)
+        (se / boot_record.NEW_IMAGE).replace(se / boot_record.IMAGE)
+        if keep:
+            (se / boot_record.FALLBACK).write_text(keep)
+        zipl(default)
         made.kill("installed")
+
+    def choose(se: Path, found: object, scratch: Path, default: int, *, fallback: bool = True) -> None:
+        made.kill("choose")
+        if not fallback:
+            (se / boot_record.FALLBACK).unlink(missing_ok=True)
+        zipl(default)
+        made.kill("chosen")
+
+    def zipl(default: int) -> None:
+        names = {1: made.se / boot_record.IMAGE, 2: made.se / boot_record.FALLBACK}
+        made.boot_map = {number: path.read_text() for number, path in names.items() if path.exists()}, default
+        assert default in made.boot_map[0]
 
     monkeypatch.setattr(disk, "find_disk", lambda: None)
     monkeypatch.setattr(boot_record, "mounted", mounted)
     monkeypatch.setattr(boot_record, "settle", lambda se, found: None)
     monkeypatch.setattr(boot_record, "install", install)
+    monkeypatch.setattr(boot_record, "choose", choose)
     monkeypatch.setattr(contents, "build_sdboot", build)
+    monkeypatch.setattr(trying, "run", lambda argv: made.jobs)
+    made.update()  # as first boot does
+    made.built.clear()
     return made
+
+
+@pytest.fixture
+def up(machine: Machine) -> Machine:
+    """Its first image has come up."""
+    machine.start(1)
+    return machine
 
 
 def test_with_nothing_changed_nothing_is_made(machine: Machine) -> None:
@@ -87,39 +167,353 @@ def test_with_nothing_changed_nothing_is_made(machine: Machine) -> None:
 def test_what_has_changed_is_in_the_next_start_and_named_once(machine: Machine) -> None:
     put(machine.root / "boot/loader/entries/b.conf", b"linux /vmlinuz\noptions loud\n")
     assert machine.update() == ("command line",)
-    assert "loud" in machine.starts
+    assert "loud" in machine.boot_map[0][1]
     assert machine.update() == ()
     assert len(machine.built) == 1
 
 
-def test_without_a_record_it_is_made(machine: Machine) -> None:
-    (machine.root / "var/lib/secex-firstboot/boot-image/made.json").unlink()
-    assert len(machine.update()) == 1
-    assert len(machine.built) == 1
-    assert machine.update() == ()
+def test_without_a_record_it_is_made_with_a_number_that_no_image_has(up: Machine) -> None:
+    (up.root / "var/lib/secex-firstboot/boot-image/images.json").unlink()
+    assert len(up.update()) == 1
+    assert up.update() == ()
+    assert up.images.newest.generation == 2
 
 
 @pytest.mark.parametrize("at", ["build", "install", "installed"])
-def test_killed_on_the_way_the_next_one_ends_well_and_no_secret_lies_about(machine: Machine, at: str) -> None:
-    put(machine.root / "boot/vmlinuz", b"newer")
-    machine.killed_at = at
+def test_killed_on_the_way_the_next_one_ends_well_and_no_secret_lies_about(up: Machine, at: str) -> None:
+    up.change("newer")
+    up.killed_at = at
     with pytest.raises(Killed):
-        machine.update()
-    assert machine.update() == ("kernel",)
-    assert "quiet" in machine.starts
-    assert not list(machine.root.rglob("secret"))
+        up.update()
+    started = up.starts()
+    assert started in system_image.allowed(up.root)
+    up.start(started)
+    assert up.update() == ("kernel",)
+    assert "quiet" in up.boot_map[0][1]
+    assert (up.starts(), up.images.newest.state) == (1, State.NEW)
+    assert up.boot_map[0][2].endswith("=1")
+    assert not list(up.root.rglob("secret"))
 
 
 def test_no_room_is_refused_before_anything_is_written(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put(machine.root / "boot/vmlinuz", b"newer")
+    machine.change("newer")
     monkeypatch.setattr(contents, "_ROOM", 1 << 60)
     with pytest.raises(Refusal, match="partition se is too small by"):
         machine.update()
     assert machine.built == []
 
 
+def test_for_want_of_room_the_image_before_the_last_good_one_goes_first(
+    up: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    confirm(up, "second")
+    check = contents.check_room
+
+    def no_room_for_three(se: Path, *parts: object) -> None:
+        if (se / boot_record.FALLBACK).exists():
+            raise Refusal("", "partition se is too small")
+
+    monkeypatch.setattr(contents, "check_room", no_room_for_three)
+    up.change("third")
+    up.killed_at = "build"
+    with pytest.raises(Killed):
+        up.update()
+    assert up.starts() == 2
+    up.update()
+    assert (up.starts(), up.images.generations) == (2, {2, 3})
+    monkeypatch.setattr(contents, "check_room", check)
+
+
 def test_a_system_that_first_boot_did_not_make_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="was not set up by secex-firstboot: it has no boot image to update"):
         update.in_system(Context(""), tmp_path)
+
+
+# --- trying ---
+
+
+def confirm(machine: Machine, content: str) -> None:
+    """An update that comes up."""
+    machine.change(content)
+    machine.update()
+    machine.stop()
+    machine.start(machine.images.newest.generation)
+
+
+def test_first_boots_image_has_no_fallback_and_is_good_once_it_has_come_up(machine: Machine) -> None:
+    machine.stop()
+    assert machine.loadparm.read_text() == ""
+    machine.start(1)
+    assert machine.images.newest.state is State.UP
+    assert (machine.starts(), machine.images.fallback) == (1, None)
+
+
+def test_an_image_that_never_came_up_is_replaced_and_no_fallback(machine: Machine) -> None:
+    machine.change("newer")
+    machine.update()
+    assert machine.boot_map[0].keys() == {1}
+    assert system_image.allowed(machine.root) == {2}
+
+
+def test_a_new_image_is_tried_at_the_restart_and_starts_once_it_has_come_up(up: Machine) -> None:
+    up.change("newer")
+    up.update()
+    assert (up.starts(), system_image.allowed(up.root)) == (1, {1, 2})
+    up.stop()
+    assert up.loadparm.read_text() == "1\n"
+    assert up.loadparm.with_name("clear").read_text() == "1\n"
+    up.start(2)
+    assert (up.starts(), up.images.newest.state) == (2, State.UP)
+    assert up.boot_map[0][2].endswith("=1")
+    assert up.images.fallback and up.images.fallback.generation == 1
+
+
+def test_what_changes_until_the_end_is_tried_as_well(up: Machine) -> None:
+    up.change("newer")
+    up.stop()
+    assert len(up.built) == 1
+    assert up.loadparm.read_text() == "1\n"
+
+
+def test_the_next_one_has_the_one_before_it_to_fall_back_to_and_older_ones_may_not_start(up: Machine) -> None:
+    confirm(up, "second")
+    up.change("third")
+    up.update()
+    assert (up.starts(), up.images.generations, system_image.allowed(up.root)) == (2, {2, 3}, {2, 3})
+
+
+def test_one_that_does_not_come_up_is_said_and_not_tried_again(up: Machine) -> None:
+    up.change("broken")
+    up.update()
+    up.stop()
+    up.start(up.starts())
+    assert up.images.newest.state is State.FAILED
+    assert "boot image 2 (kernel 6.12) was tried and did not come up" in up.said[-1]
+    assert "did not come up" in (up.root / "run/motd.d/50-secex-firstboot").read_text()
+    up.stop()
+    assert up.loadparm.read_text() == ""
+    up.start(up.starts())
+    assert up.update() == ()
+    assert (up.running, up.images.newest.state) == (1, State.FAILED)
+
+
+def test_another_one_replaces_it_and_the_last_good_one_stays(up: Machine) -> None:
+    fail(up)
+    up.change("mended")
+    up.update()
+    assert (up.starts(), up.images.generations) == (1, {1, 3})
+    up.stop()
+    up.start(3)
+    assert up.starts() == 3
+    assert not (up.root / "run/motd.d/50-secex-firstboot").exists()
+
+
+def test_it_is_tried_again_if_told_so(up: Machine) -> None:
+    fail(up)
+    assert up.update(again=True) == ()
+    assert up.images.newest.state is State.NEW
+    up.stop()
+    up.start(2)
+    assert up.starts() == 2
+
+
+def fail(machine: Machine) -> None:
+    machine.change("broken")
+    machine.update()
+    machine.stop()
+    machine.start(machine.starts())
+
+
+def test_power_off_is_no_try(up: Machine) -> None:
+    up.change("newer")
+    up.stop(POWER_OFF)
+    assert up.loadparm.read_text() == ""
+    up.start(up.starts())
+    assert (up.running, up.images.newest.state) == (1, State.NEW)
+    up.stop()
+    assert up.loadparm.read_text() == "1\n"
+
+
+def test_a_restart_before_it_has_come_up_goes_back(up: Machine) -> None:
+    up.change("newer")
+    up.update()
+    up.stop()
+    up.running = 2
+    up.stop()
+    assert up.loadparm.read_text() == "2\n"
+    up.start(1)
+    assert up.images.newest.state is State.FAILED
+
+
+def test_the_host_may_start_what_is_to_be_tried_by_itself(up: Machine) -> None:
+    up.change("newer")
+    up.update()
+    up.start(2)
+    assert (up.starts(), up.images.newest.state) == (2, State.UP)
+
+
+def test_a_machine_that_lets_no_guest_choose_is_named_and_nothing_counts_as_tried(up: Machine) -> None:
+    up.change("newer")
+    up.update()
+    up.loadparm.unlink()
+    up.loadparm.mkdir()
+    with pytest.raises(Exception, match=r"does not let the guest choose .* set fallback=direct in"):
+        up.stop()
+    up.loadparm.rmdir()
+    up.start(up.starts())
+    assert (up.running, up.images.newest.state) == (1, State.NEW)
+
+
+@pytest.mark.parametrize("at", ["choose", "chosen"])
+def test_killed_while_it_becomes_the_one_that_starts_it_does_at_the_next_start(up: Machine, at: str) -> None:
+    up.change("newer")
+    up.update()
+    up.stop()
+    up.killed_at = at
+    with pytest.raises(Killed):
+        up.start(2)
+    up.start(2)
+    assert (up.starts(), up.images.newest.state) == (2, State.UP)
+
+
+def test_an_image_that_the_host_has_exchanged_is_no_fallback(up: Machine) -> None:
+    (up.se / boot_record.IMAGE).write_text("an older one")
+    up.change("newer")
+    up.update()
+    assert up.boot_map[0].keys() == {1}
+    assert up.images.fallback is None
+
+
+def test_with_nothing_recorded_a_start_says_so(machine: Machine) -> None:
+    (machine.root / "var/lib/secex-firstboot/boot-image/images.json").unlink()
+    machine.start(1)
+    assert "there is no record of the boot images" in machine.said[-1]
+
+
+# --- settings ---
+
+
+def test_directly_the_new_one_starts_and_the_other_is_there(up: Machine) -> None:
+    up.setting("direct")
+    up.change("newer")
+    up.update()
+    assert (up.starts(), set(up.boot_map[0])) == (2, {1, 2})
+    up.stop()
+    assert up.loadparm.read_text() == ""
+    up.start(2)
+    assert (up.starts(), up.images.newest.state) == (2, State.UP)
+
+
+def test_once_the_operator_had_to_choose_the_other_it_is_what_starts(up: Machine) -> None:
+    up.setting("direct")
+    fail_directly(up)
+    assert (up.starts(), up.images.newest.state) == (1, State.FAILED)
+
+
+def fail_directly(machine: Machine) -> None:
+    machine.change("broken")
+    machine.update()
+    machine.stop()
+    machine.start(1)  # with loadparm=2
+
+
+def test_without_a_fallback_the_older_image_may_not_start_any_more(up: Machine) -> None:
+    up.setting("off")
+    up.change("newer")
+    up.update()
+    assert up.boot_map[0].keys() == {1}
+    assert system_image.allowed(up.root) == {2}
+
+
+def test_a_fallback_that_is_not_wanted_any_more_goes_once_the_newest_is_up(up: Machine) -> None:
+    up.change("second")
+    up.update()
+    up.setting("off")
+    up.update()
+    assert up.images.generations == {1, 2}
+    up.stop()
+    up.start(2)
+    assert (set(up.boot_map[0]), system_image.allowed(up.root)) == ({1}, {2})
+
+
+def test_a_setting_that_makes_no_sense_is_refused_by_an_update_and_hinders_no_start(up: Machine) -> None:
+    up.change("newer")
+    up.update()
+    up.stop()
+    up.setting("maybe")
+    with pytest.raises(Refusal, match="fallback has an unknown value"):
+        up.update()
+    up.start(2)
+    assert up.images.newest.state is State.UP
+    assert any("the setting stays as it was" in line for line in up.said)
+    up.stop()
+    assert any("the boot image stays as it is: " in line for line in up.said)
+
+
+# --- kernels of packages ---
+
+
+def install_kernel(machine: Machine, release: str) -> None:
+    put(machine.root / f"boot/vmlinuz-{release}", release.encode())
+    put(machine.root / f"boot/initrd.img-{release}", b"initramfs")
+
+
+def entries(machine: Machine) -> list[str]:
+    return sorted(path.name for path in (machine.root / "boot/loader/entries").iterdir())
+
+
+def test_a_kernel_gets_an_entry_and_an_image_and_loses_both_with_its_package(up: Machine) -> None:
+    for release in ("6.12.9-s390x", "7.2.1-s390x"):
+        install_kernel(up, release)
+        kernels.added(up.context, up.root, release)
+    assert entries(up) == ["a-6.12.9-s390x.conf", "a-7.2.1-s390x.conf", "a.conf"]
+    entry = (up.root / "boot/loader/entries/a-7.2.1-s390x.conf").read_text()
+    assert entry == (
+        "title \nversion 7.2.1-s390x\nlinux /vmlinuz-7.2.1-s390x\ninitrd /initrd.img-7.2.1-s390x\n"
+        "options quiet\n"
+    )
+    assert up.images.newest.kernel == "7.2.1-s390x"
+    kernels.gone(up.context, up.root, "7.2.1-s390x")
+    assert entries(up) == ["a-6.12.9-s390x.conf", "a.conf"]
+    assert up.images.newest.kernel == "6.12.9-s390x"
+
+
+def test_an_entry_that_names_the_kernel_is_enough(up: Machine) -> None:
+    install_kernel(up, "7.2")
+    put(up.root / "boot/loader/entries/mine.conf", b"linux /boot/vmlinuz-7.2\noptions mine\n")
+    kernels.added(up.context, up.root, "7.2")
+    assert entries(up) == ["a.conf", "mine.conf"]
+    assert "mine" in up.boot_map[0][1]
+
+
+def test_a_kernel_without_an_initramfs_is_refused(up: Machine) -> None:
+    put(up.root / "boot/vmlinuz-7.2", b"")
+    with pytest.raises(Refusal, match=r"boot/initrd.img-7.2 is not there: make it"):
+        kernels.added(up.context, up.root, "7.2")
+    assert entries(up) == ["a.conf"]
+
+
+def test_the_kernel_of_the_fallback_has_to_stay(up: Machine) -> None:
+    install_kernel(up, "7.2")
+    kernels.added(up.context, up.root, "7.2")
+    with pytest.raises(Refusal, match=r"kernel 6\.12 is that of the boot image to fall back to"):
+        kernels.check_may_go(up.root, "6.12")
+    kernels.check_may_go(up.root, "6.11")
+
+
+@pytest.mark.parametrize("release", ["", "../x", "a/b", "-7", "7\n", "7 2"])
+@pytest.mark.parametrize(
+    "hook",
+    [
+        lambda up, release: kernels.added(up.context, up.root, release),
+        lambda up, release: kernels.check_may_go(up.root, release),
+        lambda up, release: kernels.gone(up.context, up.root, release),
+    ],
+)
+def test_what_is_no_release_is_refused(
+    up: Machine, hook: Callable[[Machine, str], None], release: str
+) -> None:
+    with pytest.raises(Refusal, match="that is no release of a kernel"):
+        hook(up, release)

@@ -41,6 +41,7 @@ def test_an_entry_is_read(boot: Path) -> None:
         linux=boot / "vmlinuz-6.1.0-9-s390x",
         initrd=(boot / "initrd.img-6.1.0-9-s390x",),
         options="root=/dev/disk/by-label/root rw",
+        name="example",
     )
 
 
@@ -58,7 +59,7 @@ def test_several_initrds_and_options_are_kept_in_order(boot: Path) -> None:
 
 def test_an_entry_without_initrd_and_options_is_read(boot: Path) -> None:
     write_entry(boot, "linux /vmlinuz-6.1.0-9-s390x\n")
-    assert find(boot) == BootEntry("", "", boot / "vmlinuz-6.1.0-9-s390x", (), "")
+    assert find(boot) == BootEntry("", "", boot / "vmlinuz-6.1.0-9-s390x", (), "", "example")
 
 
 @pytest.mark.parametrize(

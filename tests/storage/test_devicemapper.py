@@ -5,6 +5,7 @@ Its answers are those of dmsetup(8); in the guest the real one creates and remov
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -248,6 +249,8 @@ def later_boot(tmp_path: Path) -> Path:
     for name, content in {
         "etc/luks/root.mode": f"{MODE}\n",
         "proc/self/mountinfo": MOUNTS,
+        "proc/cmdline": "root=/dev/mapper/root secex.generation=7 x=*\n",
+        "sysroot/etc/luks/generations": "7\n6\n",
         **keys,
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -297,7 +300,9 @@ def test_at_later_boots_a_root_without_the_keys_of_sdboot_is_refused(
     assert "secex-firstboot: the root file system is from before first boot had ended: " in refused.stderr
 
 
-@pytest.mark.parametrize("path", ["etc", "etc/luks", "etc/luks/boot", "etc/luks/root"])
+@pytest.mark.parametrize(
+    "path", ["etc", "etc/luks", "etc/luks/boot", "etc/luks/root", "etc/luks/generations"]
+)
 def test_at_later_boots_no_link_on_root_leads_to_the_keys_of_sdboot(later_boot: Path, path: str) -> None:
     on_root = later_boot / "sysroot" / path
     on_root.rename(later_boot / "kept")
@@ -305,6 +310,40 @@ def test_at_later_boots_no_link_on_root_leads_to_the_keys_of_sdboot(later_boot: 
     refused = check_root(later_boot)
     assert refused.returncode == 1
     assert f"the root file system has a link for /{path}: " in refused.stderr
+
+
+@pytest.mark.parametrize("number", ["6", "7"])
+def test_at_later_boots_the_newest_image_starts_and_the_fallback(later_boot: Path, number: str) -> None:
+    (later_boot / "proc/cmdline").write_text(f"quiet secex.generation={number}\n")
+    assert check_root(later_boot).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("command_line", "allowed"),
+    [
+        ("secex.generation=5", "7\n6\n"),
+        ("secex.generation=77", "7\n6\n"),
+        ("secex.generation=", "7\n6\n"),
+        ("secex.generation=*", "7\n6\n"),
+        ("secex.generation=7 secex.generation=5", "7\n6\n"),
+        ("quiet", "7\n6\n"),
+        ("x.secex.generation=7", "7\n"),
+        ("secex.generation=7", ""),
+        ("secex.generation=7", None),
+    ],
+)
+def test_at_later_boots_no_other_boot_image_starts(
+    later_boot: Path, command_line: str, allowed: str | None
+) -> None:
+    (later_boot / "proc/cmdline").write_text(f"{command_line}\n")
+    file = later_boot / "sysroot/etc/luks/generations"
+    file.unlink()
+    if allowed is not None:
+        file.write_text(allowed)
+    refused = check_root(later_boot)
+    assert refused.returncode == 1
+    assert re.search(r"this boot image has the number \S+, and the root file system is for ", refused.stderr)
+    assert len(refused.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("noted", [None, "", "\n", f"{UUID}2 aes\n"])

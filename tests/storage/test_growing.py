@@ -292,8 +292,8 @@ def test_the_command_line_wins(tmp_path: Path) -> None:
         (b"\ngrow=secret\n", "line 2: grow has an unknown value: use one of background, firstboot, off"),
         (b"grow=\n", "line 1: grow has an unknown value"),
         (b"grow\n", "line 1: grow has an unknown value"),
-        (b"secret=off\n", "line 1: only grow=VALUE can be set here"),
-        (b"\xff\xfe\0", "line 1: only grow=VALUE can be set here"),
+        (b"secret=off\n", "line 1: only grow=VALUE and fallback=VALUE can be set here"),
+        (b"\xff\xfe\0", "line 1: only grow=VALUE and fallback=VALUE can be set here"),
         (b"#" * 4097, "is larger than 4096 bytes"),
     ],
 )

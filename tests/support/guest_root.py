@@ -6,6 +6,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from secex_firstboot.contract import boot_image as images
+from secex_firstboot.contract.boot_image import Image, Images
 from secex_firstboot.contract.report import Report, StepReport
 from support import TEST_VECTORS
 
@@ -18,6 +20,18 @@ REPORT = Report(
 )
 
 
+IMAGES = Images(
+    newest=Image(
+        generation=3,
+        identity="0f" * 32,
+        kernel="7.2.1-s390x",
+        state=images.State.FAILED,
+        inputs={"kernel": "f0" * 32},
+    ),
+    fallback=Image(generation=2, identity="1f" * 32, kernel="6.12.1-s390x", state=images.State.UP, inputs={}),
+)
+
+
 def make(root: Path) -> Path:
     files = {
         "etc/luks/root": "key",
@@ -26,6 +40,7 @@ def make(root: Path) -> Path:
         "etc/luks/boot.mode": "CRYPT-LUKS2-2-boot aes sector_size:4096\n",
         "etc/luks/sealed": "",
         "var/lib/secex-firstboot/report.json": REPORT.model_dump_json(),
+        "var/lib/secex-firstboot/boot-image/images.json": IMAGES.model_dump_json(),
         "var/lib/secex-firstboot/grown": "",
         "proc/sys/kernel/osrelease": "6.12.1-s390x\n",
         "usr/lib/dracut/dracut-version.sh": "#!/bin/sh\nDRACUT_VERSION=106-6\n",

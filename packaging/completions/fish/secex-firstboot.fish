@@ -51,7 +51,7 @@ function _shtab_secex_firstboot_using
 end
 
 set -g _shtab_secex_firstboot_commands 
-set -g _shtab_secex_firstboot_opts_with_value --certificates --config --disk --hostkey-verify --stage
+set -g _shtab_secex_firstboot_opts_with_value --certificates --config --disk --hostkey-verify --kernel-added --kernel-goes --kernel-gone --stage
 
 complete -c secex-firstboot -e
 complete -c secex-firstboot -f
@@ -61,6 +61,11 @@ complete -c secex-firstboot -n _shtab_secex_firstboot_using -l stage -xka "confi
 complete -c secex-firstboot -n _shtab_secex_firstboot_using -l dry-run -d 'say of each step whether it is done; change nothing'
 complete -c secex-firstboot -n _shtab_secex_firstboot_using -l grow -d 'in the running system: grow root to the end of its volume'
 complete -c secex-firstboot -n _shtab_secex_firstboot_using -l tidy -d 'in the running system: remove what a power cut at the end of first boot left behind'
+complete -c secex-firstboot -n _shtab_secex_firstboot_using -l started -d 'in the running system, once it is up: keep its boot image, and say if a newer one failed'
+complete -c secex-firstboot -n _shtab_secex_firstboot_using -l stopping -d 'when the running system ends: make a boot image if one is due, and let a restart try it'
+complete -c secex-firstboot -n _shtab_secex_firstboot_using -l kernel-added -x -d 'in the running system, for hooks of packages: give this kernel a boot entry and a boot image'
+complete -c secex-firstboot -n _shtab_secex_firstboot_using -l kernel-goes -x -d 'before it is removed: refuse that if it is still needed'
+complete -c secex-firstboot -n _shtab_secex_firstboot_using -l kernel-gone -x -d 'after it was removed: remove its boot entry, too'
 complete -c secex-firstboot -n _shtab_secex_firstboot_using -l explain -d 'after Ignition failed in the initramfs: say why, and what to do; nothing if it cannot be told'
 complete -c secex-firstboot -n _shtab_secex_firstboot_using -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the Ignition config, not encrypted'
 complete -c secex-firstboot -n _shtab_secex_firstboot_using -l disk -xka "(__fish_complete_path (commandline -ct))" -d 'the SE-ready image, raw or qcow2'

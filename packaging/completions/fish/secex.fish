@@ -50,8 +50,8 @@ function _shtab_secex_using
   test "$_shtab_secex_cmdpath" = "$argv"
 end
 
-set -g _shtab_secex_commands status update
-set -g _shtab_secex_opts_with_value --root
+set -g _shtab_secex_commands status update hosts 'hosts list' 'hosts add' 'hosts remove' 'hosts check' kargs
+set -g _shtab_secex_opts_with_value --append --delete --proof --root
 
 complete -c secex -e
 complete -c secex -f
@@ -65,4 +65,25 @@ complete -c secex -n '_shtab_secex_using status' -l json -d 'print JSON for prog
 complete -c secex -n '_shtab_secex_using status' -l root -xka "(__fish_complete_directories)" -d 'look at the root file system that is mounted there (default: /)'
 complete -c secex -n '_shtab_secex_using; and test $_shtab_secex_npos -eq 0' -a update -d 'In a guest: a new boot image, if its kernel, initramfs, options or keys have changed.'
 complete -c secex -n '_shtab_secex_using update' -s h -l help -d 'show this help message and exit'
+complete -c secex -n '_shtab_secex_using update' -l again -d 'try an image that did not come up once more, as it is'
 complete -c secex -n '_shtab_secex_using update' -l json -d 'print JSON for programs'
+complete -c secex -n '_shtab_secex_using; and test $_shtab_secex_npos -eq 0' -a hosts -d 'In a guest: the machines that may start it: list, add, remove, check.'
+complete -c secex -n '_shtab_secex_using hosts' -s h -l help -d 'show this help message and exit'
+complete -c secex -n '_shtab_secex_using hosts; and test $_shtab_secex_npos -eq 0' -a list -d 'the documents, and how they stand as far as that is known here'
+complete -c secex -n '_shtab_secex_using hosts list' -s h -l help -d 'show this help message and exit'
+complete -c secex -n '_shtab_secex_using hosts list' -l json -d 'print JSON for programs'
+complete -c secex -n '_shtab_secex_using hosts; and test $_shtab_secex_npos -eq 0' -a add -d 'prove documents genuine, and let their machines start the guest'
+complete -c secex -n '_shtab_secex_using hosts add' -s h -l help -d 'show this help message and exit'
+complete -c secex -n '_shtab_secex_using hosts add' -l proof -xka "(__fish_complete_path (commandline -ct))" -d 'a certificate or CRL that leads from the image'"'"'s root to the documents'
+complete -c secex -n '_shtab_secex_using hosts add; and test $_shtab_secex_npos -ge 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a host-key document'
+complete -c secex -n '_shtab_secex_using hosts; and test $_shtab_secex_npos -eq 0' -a remove -d 'let machines start the guest no longer'
+complete -c secex -n '_shtab_secex_using hosts remove' -s h -l help -d 'show this help message and exit'
+complete -c secex -n '_shtab_secex_using hosts remove' -l moving -d 'even this machine: the guest starts on another one next'
+complete -c secex -n '_shtab_secex_using hosts; and test $_shtab_secex_npos -eq 0' -a check -d 'ask for the newest revocation lists; for a timer, too'
+complete -c secex -n '_shtab_secex_using hosts check' -s h -l help -d 'show this help message and exit'
+complete -c secex -n '_shtab_secex_using hosts check' -l json -d 'print JSON for programs'
+complete -c secex -n '_shtab_secex_using; and test $_shtab_secex_npos -eq 0' -a kargs -d 'In a guest: the kernel arguments of its boot entry: show, add, remove.'
+complete -c secex -n '_shtab_secex_using kargs' -s h -l help -d 'show this help message and exit'
+complete -c secex -n '_shtab_secex_using kargs' -l append -x -d 'add this one, unless it is there'
+complete -c secex -n '_shtab_secex_using kargs' -l delete -x -d 'remove this one'
+complete -c secex -n '_shtab_secex_using kargs' -l json -d 'print JSON for programs'

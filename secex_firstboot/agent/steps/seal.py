@@ -12,7 +12,7 @@ from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.basic.files import write_private
 from secex_firstboot.basic.process import ToolError, run
 from secex_firstboot.contract import paths
-from secex_firstboot.contract.boot_image import Arguments
+from secex_firstboot.contract.boot_image import Arguments, Images
 from secex_firstboot.contract.partitions import VOLUMES
 from secex_firstboot.ignition import config, local_login
 from secex_firstboot.roots import crypttab, remains, system_image
@@ -20,7 +20,10 @@ from secex_firstboot.sdboot import boot_record
 from secex_firstboot.storage import devicemapper, disk, filesystem, growing
 
 # Of the running system. Packages enable them, and a preset does in an image that was made without.
-_OUR_UNITS = ("secex-firstboot-grow.service", "secex-firstboot-tidy.service")
+_OUR_UNITS = tuple(
+    f"secex-firstboot-{name}"
+    for name in ("grow.service", "hosts.timer", "image.service", "tidy.service", "update.path")
+)
 # Opened in the initramfs, and kept open in the system; without a time limit for the disk to appear, as dracut
 # has none for the root device; without asking at the host's console for a passphrase.
 _OPTIONS = "x-initrd.attach,x-systemd.device-timeout=0,headless=yes"
@@ -93,9 +96,9 @@ class Seal(Step):
         image = system_image.find(places.SYSROOT, places.SYSROOT / "boot")
         with boot_image.se_mounted(system_disk) as se:
             boot_record.settle(se, system_disk)
-            image.build(context, se, scratch=places.STATE)
+            first = image.build(context, se, places.STATE, generation=1)
+            system_image.record(places.SYSROOT, Images(newest=first))
             boot_record.install(se, system_disk, places.RUNTIME)
-            system_image.record(places.SYSROOT, image.made())
             remains.remove(se, places.SYSROOT)
         shutil.rmtree(places.STATE)
         places.IGNITION_USER_CONFIG.unlink(missing_ok=True)
@@ -119,6 +122,7 @@ def _remember() -> None:
         ),
         files,
         {path.name: path.read_bytes() for path in sorted(places.HOST_KEYS.iterdir())},
+        {path.name: path.read_bytes() for path in sorted(paths.CERTIFICATES.glob("*.cr[lt]"))},
     )
 
 

@@ -1,0 +1,218 @@
+"""The hosts that may start the guest: the documents in /etc/se-hostkeys, each proven before it counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from pathlib import Path, PurePath
+
+from secex_firstboot.basic.context import Context
+from secex_firstboot.basic.errors import FirstbootError, Refusal
+from secex_firstboot.basic.files import exists, is_regular, sync, write_private
+from secex_firstboot.contract import parameters, paths
+from secex_firstboot.hostkeys import certificates, document
+from secex_firstboot.hostkeys.document import Document
+from secex_firstboot.hostkeys.download import Unreachable
+from secex_firstboot.hostkeys.fetch import DOCUMENT_LIMIT
+from secex_firstboot.hostkeys.proof import Proof
+from secex_firstboot.hostkeys.verify import Revoked
+from secex_firstboot.ignition.config import Config
+from secex_firstboot.roots import system_image
+
+_KEYS_OF_THIS_MACHINE = PurePath("/sys/firmware/uv/keys")
+_REVOKED = paths.IMAGE_STATE / "revoked"  # the names of documents, a line each
+_WARNING = timedelta(days=90)  # before a document's end
+_CURE = "secex hosts list says which there are"
+
+
+class Verdict(StrEnum):
+    VALID = "valid"
+    ENDS = "ends soon"
+    EXPIRED = "expired"
+    REVOKED = "revoked"
+    UNPROVEN = "not proven"
+
+
+BAD = (Verdict.EXPIRED, Verdict.REVOKED, Verdict.UNPROVEN)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """``why``: empty for one that is valid."""
+
+    name: str
+    sha256: str
+    expires: datetime
+    this_machine: bool | None
+    verdict: Verdict
+    why: str = ""
+
+
+def settle(context: Context, root: Path, *, moving: bool = False) -> None:
+    """Prove what is new in /etc/se-hostkeys, and let what is gone be gone.
+
+    A document that was proven stays so when it expires, but not when it is known to be revoked. Raises
+    Refusal for one that cannot be proven, and if none is left, or none for this machine, unless the guest
+    is ``moving`` to another.
+    """
+    kept, given = system_image.hosts(root), _given(root)
+    if given != kept:
+        found = [document.parse(name, content) for name, content in given.items()]
+        _check(root, found, moving=moving)
+        if new := [each for each in found if kept.get(each.name) != each.pem]:
+            _proof(context, root).verify(new)
+            context.say(f"proven genuine: {', '.join(each.name for each in new)}")
+        system_image.keep_hosts(root, {each.name: each.pem for each in found})
+    for name in _revoked(root) & given.keys():
+        raise Refusal(
+            "SX-SYSTEM-06",
+            f"the host-key document {name} is revoked",
+            f"secex hosts remove {name}, and add the host's current document",
+        )
+
+
+def add(context: Context, root: Path, files: Iterable[Path], proofs: Iterable[Path]) -> list[str]:
+    """Put documents into /etc/se-hostkeys, and certificates and CRLs beside them; the documents' names.
+
+    Raises Refusal for a document that cannot be proven; nothing is written then but what should prove it.
+    """
+    for path in proofs:
+        content = _read(path, certificates.FILE_LIMIT)
+        certificates.parse(path.name, content)
+        _write(paths.below(root, paths.SYSTEM_CERTIFICATES) / path.name, content)
+    found = [document.parse(_name(path.name), _read(path, DOCUMENT_LIMIT)) for path in files]
+    _proof(context, root).verify(found)
+    for each in found:
+        _write(paths.below(root, paths.SYSTEM_HOST_KEYS) / each.name, each.pem)
+    return [each.name for each in found]
+
+
+def remove(root: Path, names: Iterable[str], *, moving: bool = False) -> list[str]:
+    """Remove documents from /etc/se-hostkeys; the names.
+
+    Raises Refusal for one that is not there, and if none would be left, or, unless the guest is ``moving``
+    to another machine, none for this one.
+    """
+    given, gone = _given(root), [_name(name) for name in names]
+    for name in gone:
+        if name not in given:
+            raise Refusal("SX-SYSTEM-07", f"there is no host-key document {name}", _CURE)
+    left = [document.parse(name, content) for name, content in given.items() if name not in gone]
+    _check(root, left, moving=moving)
+    directory = paths.below(root, paths.SYSTEM_HOST_KEYS)
+    for name in gone:
+        (directory / name).unlink()
+    sync(directory)
+    return gone
+
+
+def judge(context: Context, root: Path, now: datetime, *, ask: bool) -> list[Judged]:
+    """How each document stands; ``ask``: with the newest CRLs that can be had, for which servers are asked.
+
+    One that is revoked is noted: there is no update for its host.
+    """
+    machine = this_machine(root)
+    found = []
+    for name, content in sorted(_given(root).items()):
+        each = document.parse(name, content)
+        key, ends = document.key_hash(each), each.certificate.not_valid_after_utc
+        verdict, why = _judge(_proof(context, root, ask=ask), each, now)
+        here = key in machine if machine else None
+        found.append(Judged(name, key.hex(), ends, here, verdict, why))
+    revoked = sorted(each.name for each in found if each.verdict is Verdict.REVOKED)
+    if set(revoked) != _revoked(root):
+        write_private(paths.below(root, _REVOKED), "".join(f"{name}\n" for name in revoked).encode())
+    return found
+
+
+def this_machine(root: Path) -> set[bytes]:
+    """The hashes of its host keys; empty if its kernel does not tell."""
+    return document.this_host_key_hashes(paths.below(root, _KEYS_OF_THIS_MACHINE))
+
+
+def _judge(proof: Proof, each: Document, now: datetime) -> tuple[Verdict, str]:
+    left = each.certificate.not_valid_after_utc - now
+    if left <= timedelta():
+        return Verdict.EXPIRED, "get the host's current document from IBM"
+    try:
+        proof.verify([each])
+    except FirstbootError as error:
+        return (Verdict.REVOKED if isinstance(error, Revoked) else Verdict.UNPROVEN), str(error)
+    if left < _WARNING:
+        return Verdict.ENDS, f"in {left.days} days: get the host's current document from IBM"
+    return Verdict.VALID, ""
+
+
+def _check(root: Path, left: Sequence[Document], *, moving: bool = False) -> None:
+    if not left:
+        raise Refusal("SX-SYSTEM-08", "no host could start the guest", "add another document first")
+    if not moving:
+        document.check_this_host(left, this_machine(root))
+
+
+def _given(root: Path) -> dict[str, bytes]:
+    directory = paths.below(root, paths.SYSTEM_HOST_KEYS)
+    names = (path for path in sorted(directory.iterdir()) if path.name.startswith(paths.HOST_KEY_PREFIX))
+    return {path.name: _read(path, DOCUMENT_LIMIT) for path in names}
+
+
+def _revoked(root: Path) -> set[str]:
+    path = paths.below(root, _REVOKED)
+    return set(_read(path, DOCUMENT_LIMIT).decode(errors="replace").split()) if exists(path) else set()
+
+
+def _name(name: str) -> str:
+    """As documents are called in /etc/se-hostkeys: ibm-z-hostkey-NAME."""
+    plain = PurePath(name).name
+    if plain.startswith(paths.HOST_KEY_PREFIX):
+        return plain
+    return paths.HOST_KEY_PREFIX + plain.removesuffix(".crt")
+
+
+def _read(path: Path, limit: int) -> bytes:
+    if not is_regular(path):
+        raise Refusal("SX-SYSTEM-09", f"{path} is missing or no regular file", "name the file to read")
+    with path.open("rb") as stream:
+        content = stream.read(limit + 1)
+    if len(content) > limit:
+        raise Refusal("SX-SYSTEM-10", f"{path} is larger than {limit} bytes", "check what it is")
+    return content
+
+
+def _write(path: Path, content: bytes) -> None:
+    write_private(path, content)
+    path.chmod(0o644)
+
+
+def _proof(context: Context, root: Path, *, ask: bool = True) -> Proof:
+    scratch = paths.below(root, paths.RUNTIME)
+    scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return _Proof(
+        config=Config.model_validate({"ignition": {"version": "3.3.0"}}),
+        image_certificates=paths.below(root, paths.IMAGE_STATE) / system_image.CERTIFICATES,
+        verification=parameters.value(context.command_line, parameters.HOSTKEY_VERIFY),
+        scratch=scratch,
+        context=context,
+        root=root,
+        ask=ask,
+    )
+
+
+@dataclass(frozen=True)
+class _Proof(Proof):
+    """By the certificates on ``root``, where the config had them written."""
+
+    root: Path = Path("/")
+    ask: bool = True
+
+    def _certificates(self) -> Iterable[tuple[str, bytes]]:
+        directory = paths.below(self.root, paths.SYSTEM_CERTIFICATES)
+        for path in sorted(directory.glob("*.cr[lt]")):
+            yield path.name, _read(path, certificates.FILE_LIMIT)
+
+    def _crl(self, url: str, seconds: float | None) -> bytes:
+        if not self.ask:
+            raise Unreachable("SX-SYSTEM-11", "It is not fetched here", "secex hosts check asks for it")
+        return super()._crl(url, seconds)

@@ -1,0 +1,113 @@
+"""Whether a new boot image comes up: secex-firstboot-image.service, as a system starts and ends.
+
+A new image is tried at the next restart: the guest asks its machine for it, and nothing else about what
+starts is changed. Only a system that has come up makes its image the one that starts from then on. So however
+a try ends, power off and on starts the last good image, which finds that another one was tried.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePath
+
+from secex_firstboot.basic.context import Context
+from secex_firstboot.basic.errors import FirstbootError, Refusal
+from secex_firstboot.basic.files import exists
+from secex_firstboot.basic.process import run
+from secex_firstboot.contract import parameters, paths, settings
+from secex_firstboot.contract.boot_image import Images, State
+from secex_firstboot.contract.parameters import GENERATION
+from secex_firstboot.roots import system_image
+from secex_firstboot.running import system, update
+from secex_firstboot.sdboot import boot_record
+
+# Linux: arch/s390/kernel/ipl.c; the type is a directory beside it.
+_REIPL = PurePath("/sys/firmware/reipl")
+_MOTD = PurePath("/run/motd.d/50-secex-firstboot")  # pam_motd(8)
+
+
+def at_start(context: Context, root: Path) -> None:
+    """Once the system is up: its image is good; or, if it is not the newest, the newest is not.
+
+    Raises Refusal if first boot did not set up the system on ``root``.
+    """
+    system.check_provisioned(root, "it has no boot images")
+    with update.alone(root):
+        if not (images := system_image.images(root)):
+            context.say("there is no record of the boot images: secex update makes one")
+            return
+        running = parameters.value(context.command_line, GENERATION)
+        after = images
+        if running == images.newest.generation:
+            after = update.with_newest(images, State.UP)
+        elif images.newest.state is State.TRIED:
+            after = update.with_newest(images, State.FAILED)
+        try:
+            after = update.set_to(after, settings.value(root, settings.FALLBACK))
+        except Refusal as refusal:
+            context.say(f"the setting stays as it was: {refusal}")
+        update.arrange(root, images, after)
+    motd = paths.below(root, _MOTD)
+    motd.unlink(missing_ok=True)
+    if failure := failure_of(after):
+        context.say(failure)
+        motd.parent.mkdir(parents=True, exist_ok=True)
+        motd.write_text(f"secex-firstboot: {failure}\n")
+
+
+def failure_of(images: Images) -> str:
+    """A line of a newest image that was tried and did not come up; empty, if that is not so."""
+    newest = images.newest
+    if newest.state is not State.FAILED:
+        return ""
+    what = f"boot image {newest.generation}" + (f" (kernel {newest.kernel})" if newest.kernel else "")
+    return f"{what} was tried and did not come up; the one before it runs: secex status says what to do"
+
+
+def at_stop(context: Context, root: Path) -> None:
+    """When the system ends: an update, if one is due; and if it restarts, ask for what is to be tried."""
+    system.check_provisioned(root, "it has no boot images")
+    try:
+        update.in_system(context, root)
+    except (FirstbootError, OSError) as error:
+        context.say(f"the boot image stays as it is: {error}")
+    with update.alone(root):
+        images = system_image.images(root)
+        if images and images.fallback and images.newest.state is not State.UP and _restarts():
+            _try(context, root, images)
+
+
+def _try(context: Context, root: Path, images: Images) -> None:
+    newest = images.newest
+    if newest.generation == parameters.value(context.command_line, GENERATION):
+        context.say("this boot image has not come up: the restart goes back to the one before it")
+        _ask_for(root, boot_record.FALLBACK_ENTRY)
+    elif newest.state is State.NEW:
+        context.say(f"the restart tries boot image {newest.generation}")
+        if not images.starts_newest:
+            _ask_for(root, boot_record.IMAGE_ENTRY)
+    else:
+        return
+    system_image.record(root, update.with_newest(images, State.TRIED))
+
+
+def _restarts() -> bool:
+    """Whether the system that is ending comes again, by systemd's queue of jobs."""
+    jobs = run(["systemctl", "list-jobs", "--no-legend", "--plain"]).splitlines()
+    return any(words[1:3] == ["reboot.target", "start"] for words in map(str.split, jobs))
+
+
+def _ask_for(root: Path, entry: int) -> None:
+    """Let the machine start this entry of the boot map at the restart. Raises FirstbootError if it does not
+    let the guest choose."""
+    where = paths.below(root, _REIPL)
+    try:
+        kind = where / (where / "reipl_type").read_text().strip()
+        (kind / "loadparm").write_text(f"{entry}\n")
+        if exists(kind / "clear"):
+            (kind / "clear").write_text("1\n")  # nothing of this start is left in memory for the next
+    except OSError as error:
+        raise FirstbootError(
+            "SX-SYSTEM-02",
+            f"this machine does not let the guest choose what starts next: {error.strerror}",
+            f"set {settings.FALLBACK.key}={settings.Fallback.DIRECT} in {paths.SETTINGS}",
+        ) from error

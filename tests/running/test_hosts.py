@@ -1,0 +1,227 @@
+"""Which machines may start the guest: only those whose documents were proven, by the image's own roots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from harness import pki
+from support import needs
+from support.machine import put
+
+from secex_firstboot.basic.context import Context
+from secex_firstboot.basic.errors import Refusal
+from secex_firstboot.contract.boot_image import Arguments
+from secex_firstboot.hostkeys import document
+from secex_firstboot.roots import system_image
+from secex_firstboot.running import hosts
+from secex_firstboot.running.hosts import Verdict
+
+NOW = datetime.now(UTC)
+CHAIN = pki.make_chain(NOW)
+A, B = "ibm-z-hostkey-a", "ibm-z-hostkey-b"
+CONTEXT = Context("quiet")
+
+pytestmark = needs.programs("openssl")
+
+
+@cache
+def key(who: str) -> ec.EllipticCurvePublicKey:
+    return ec.generate_private_key(ec.SECP521R1()).public_key()
+
+
+@cache
+def certify(who: str, **options: float) -> bytes:
+    """The host's document; with options as for pki.Authority.certify another one."""
+    return pki.pem(CHAIN.document(key(who), **options))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Provisioned for the host A, whose document was proven by what lies beside it."""
+    files = CHAIN.certificates() | CHAIN.crls()
+    trusted = {"root.crt": files.pop("root.crt")}
+    for name, content in files.items():
+        put(tmp_path / "etc/se-hostkeys/certs" / name, content)
+    put(tmp_path / "etc/se-hostkeys" / A, certify("a"))
+    put(tmp_path / "etc/luks/root", b"key")
+    system_image.remember(tmp_path, Arguments(), {}, {A: certify("a")}, trusted)
+    return tmp_path
+
+
+def runs_on(root: Path, *names: str) -> None:
+    """This machine has the keys of these hosts."""
+    keys = [document.key_hash(document.parse(name, certify(name))).hex() for name in names]
+    put(root / "sys/firmware/uv/keys/all", "".join(f"{key}\n" for key in keys).encode())
+
+
+def given(tmp_path: Path, name: str, content: bytes) -> list[Path]:
+    put(tmp_path / "given" / name, content)
+    return [tmp_path / "given" / name]
+
+
+def kept(root: Path) -> list[str]:
+    hosts.settle(CONTEXT, root)
+    return sorted(system_image.hosts(root))
+
+
+def test_with_nothing_new_nothing_is_proven_again(root: Path) -> None:
+    (root / "var/lib/secex-firstboot/boot-image/certificates/root.crt").unlink()
+    assert kept(root) == [A]
+
+
+def test_a_document_that_is_added_counts_once_it_was_proven(root: Path) -> None:
+    assert hosts.add(CONTEXT, root, given(root, "b.crt", certify("b")), []) == [B]
+    assert kept(root) == [A, B]
+    assert system_image.hosts(root)[B] == certify("b")
+
+
+def test_one_that_somebody_put_there_counts_as_well_once_it_was_proven(root: Path) -> None:
+    put(root / "etc/se-hostkeys" / B, certify("b") + b"\n")
+    assert kept(root) == [A, B]
+
+
+def forged(who: str = "b") -> bytes:
+    """Signed by somebody else."""
+    return pki.pem(pki.make_root(NOW, "Another CA").certify(pki.name(CN="A host"), key(who)))
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_one_that_is_not_genuine_is_refused_and_never_counts(root: Path, *, by_hand: bool) -> None:
+    with pytest.raises(Refusal):
+        if by_hand:
+            put(root / "etc/se-hostkeys" / B, forged())
+            hosts.settle(CONTEXT, root)
+        else:
+            hosts.add(CONTEXT, root, given(root, B, forged()), [])
+    assert list(system_image.hosts(root)) == [A]
+    assert (root / "etc/se-hostkeys" / B).exists() is by_hand
+
+
+def test_a_root_that_lies_beside_the_documents_proves_nothing(root: Path) -> None:
+    """Of the image's own, root's alone is missing: it is among the user's certificates now."""
+    trusted = root / "var/lib/secex-firstboot/boot-image/certificates/root.crt"
+    trusted.rename(root / "etc/se-hostkeys/certs/root.crt")
+    put(root / "etc/se-hostkeys" / B, certify("b"))
+    with pytest.raises(Refusal, match="the image has no root certificate to trust"):
+        hosts.settle(CONTEXT, root)
+
+
+def test_what_proves_it_comes_along(root: Path) -> None:
+    certificates = root / "etc/se-hostkeys/certs"
+    moved = [path.rename(root / path.name) for path in sorted(certificates.iterdir())]
+    file = given(root, "b.crt", certify("b"))
+    with pytest.raises(Refusal):
+        hosts.add(CONTEXT, root, file, [])
+    assert hosts.add(CONTEXT, root, file, moved) == [B]
+    assert kept(root) == [A, B]
+
+
+def test_a_document_that_is_replaced_is_proven_anew(root: Path) -> None:
+    put(root / "etc/se-hostkeys" / A, forged("a"))
+    with pytest.raises(Refusal):
+        hosts.settle(CONTEXT, root)
+    newer = certify("a", end=300)
+    put(root / "etc/se-hostkeys" / A, newer)
+    hosts.settle(CONTEXT, root)
+    assert system_image.hosts(root) == {A: newer}
+
+
+def test_one_that_is_removed_counts_no_more(root: Path) -> None:
+    hosts.add(CONTEXT, root, given(root, "b", certify("b")), [])
+    assert kept(root) == [A, B]
+    assert hosts.remove(root, ["a"]) == [A]
+    assert kept(root) == [B]
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["c"], "there is no host-key document ibm-z-hostkey-c"),
+        (["a", "b"], "no host could start the guest"),
+        (["a"], "no host-key document is for this machine"),
+    ],
+)
+def test_what_would_leave_nobody_is_refused(root: Path, names: Sequence[str], says: str) -> None:
+    hosts.add(CONTEXT, root, given(root, "b", certify("b")), [])
+    runs_on(root, "a")
+    with pytest.raises(Refusal, match=says):
+        hosts.remove(root, names)
+    assert kept(root) == [A, B]
+
+
+def test_a_guest_that_moves_may_leave_its_machine(root: Path) -> None:
+    hosts.add(CONTEXT, root, given(root, "b", certify("b")), [])
+    runs_on(root, "a")
+    hosts.remove(root, [A], moving=True)
+    with pytest.raises(Refusal, match="no host-key document is for this machine"):
+        hosts.settle(CONTEXT, root)
+    hosts.settle(CONTEXT, root, moving=True)
+    assert list(system_image.hosts(root)) == [B]
+
+
+def test_documents_that_are_gone_by_themselves_stop_it(root: Path) -> None:
+    (root / "etc/se-hostkeys" / A).unlink()
+    with pytest.raises(Refusal, match="no host could start the guest"):
+        hosts.settle(CONTEXT, root)
+    assert list(system_image.hosts(root)) == [A]
+
+
+# --- how they stand ---
+
+
+def judged(root: Path, later: timedelta = timedelta()) -> dict[str, Verdict]:
+    return {each.name: each.verdict for each in hosts.judge(CONTEXT, root, NOW + later, ask=False)}
+
+
+def ends(root: Path) -> timedelta:
+    certificate = x509.load_pem_x509_certificate((root / "etc/se-hostkeys" / A).read_bytes())
+    return certificate.not_valid_after_utc - NOW
+
+
+def test_they_are_valid_until_they_end(root: Path) -> None:
+    left = ends(root)
+    day = timedelta(days=1)
+    assert judged(root) == {A: Verdict.VALID}
+    assert judged(root, left - 91 * day) == {A: Verdict.VALID}
+    assert judged(root, left - 89 * day) == {A: Verdict.ENDS}
+    assert judged(root, left + day) == {A: Verdict.EXPIRED}
+
+
+def test_one_that_was_proven_and_has_expired_stops_no_update(root: Path) -> None:
+    expired = certify("a", start=-20, end=-10)
+    put(root / "etc/se-hostkeys" / A, expired)
+    system_image.keep_hosts(root, {A: expired})
+    assert judged(root) == {A: Verdict.EXPIRED}
+    hosts.settle(CONTEXT, root)
+
+
+def test_one_that_is_revoked_stops_every_update_until_it_is_removed(root: Path) -> None:
+    hosts.add(CONTEXT, root, given(root, "b", certify("b")), [])
+    assert kept(root) == [A, B]
+    revoked = x509.load_pem_x509_certificate(certify("a"))
+    put(root / "etc/se-hostkeys/certs/newer.crl", CHAIN.signing_key.crl(revoked=[revoked]))
+    assert judged(root) == {A: Verdict.REVOKED, B: Verdict.VALID}
+    with pytest.raises(Refusal, match=f"the host-key document {A} is revoked: secex hosts remove {A}"):
+        hosts.settle(CONTEXT, root)
+    hosts.remove(root, [A])
+    assert kept(root) == [B]
+
+
+def test_one_that_nothing_proves_any_more_is_said(root: Path) -> None:
+    for path in (root / "etc/se-hostkeys/certs").iterdir():
+        path.unlink()
+    assert judged(root) == {A: Verdict.UNPROVEN}
+
+
+def test_whether_one_is_for_this_machine_is_told_if_the_kernel_does(root: Path) -> None:
+    assert [each.this_machine for each in hosts.judge(CONTEXT, root, NOW, ask=False)] == [None]
+    runs_on(root, "a")
+    assert [each.this_machine for each in hosts.judge(CONTEXT, root, NOW, ask=False)] == [True]
+    runs_on(root, "b")
+    assert [each.this_machine for each in hosts.judge(CONTEXT, root, NOW, ask=False)] == [False]
