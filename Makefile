@@ -95,6 +95,7 @@ bench: setup ## Measure, in a guest, copying and building sdboot
 install: ## Install package, dracut module and units below DESTDIR
 	python3 packaging/install.py "$(DESTDIR)$(PYTHONDIR)" "$(DESTDIR)$(PREFIX)/bin"
 	install -D -m 755 -t "$(DESTDIR)$(DRACUTDIR)/50secex-firstboot" dracut/*.sh
+	install -D -m 644 dracut/secex-firstboot.conf "$(DESTDIR)$(PREFIX)/lib/dracut/dracut.conf.d/50-secex-firstboot.conf"
 	install -D -m 755 dracut/check-volume.sh "$(DESTDIR)$(PREFIX)/lib/secex-firstboot/check-volume"
 	install -D -m 644 -t "$(DESTDIR)$(DRACUTDIR)/50secex-firstboot" dracut/trace-imports.py dracut/no-local-login.ign
 	install -D -m 644 -t "$(DESTDIR)$(DRACUTDIR)/50secex-firstboot" \

@@ -56,6 +56,8 @@ def run(output: Path, *, closely: bool, at_length: bool = False, root: str = "xf
         firstboot.enlarge(where.image, where.disk, size)
         report = provision(where, network, closely=closely, at_length=at_length)
         report |= restart(where, network, closely=closely)
+        if closely:
+            report |= fall_back(where, network)
         report["proof"] = prove(where, report)
     (output / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     return report
@@ -90,7 +92,7 @@ def provision(where: Site, network: Network, *, closely: bool, at_length: bool) 
             report["growth"] = look_at_growth(guest, where)
         report["integrity errors, first boot"] = integrity_errors(guest, where)
         if closely:
-            report["update"] = update(guest, where)
+            report["update"] = update(guest, where, ADDED_ARGUMENT)
             wipe_headers(guest, where)
             spoil(guest, where)
             leave_traces(guest, where)
@@ -110,18 +112,30 @@ def look_at_dry_run(guest: Guest, where: Site, command: str) -> Any:
     return json.loads(guest.ssh(command, where.identity).stdout)
 
 
-def update(guest: Guest, where: Site) -> dict[str, Any]:
-    """What ``secex update`` says has changed: of the sealed system, and with one more kernel argument."""
+def update(guest: Guest, where: Site, argument: str) -> dict[str, Any]:
+    """What is said to have changed since the newest boot image was made: before one more kernel argument is
+    in the boot entry, by the service that sees it there, and after that.
+    """
 
-    def changed(command: str) -> Any:
-        done = guest.ssh(command, where.identity, timeout=firstboot.BOOT_TIMEOUT)
-        return json.loads(done.stdout)["changed"] if done.returncode == 0 else done.stderr
+    def shell(command: str) -> str:
+        return guest.ssh(command, where.identity, timeout=firstboot.BOOT_TIMEOUT).stdout
 
-    add = f"sed -i 's/^options .*/& {ADDED_ARGUMENT}/' /boot/loader/entries/*.conf"
-    return {"sealed": changed("secex update --json"), "added": changed(f"{add} && secex update --json")}
+    before = json.loads(shell("secex update --json"))["changed"]
+    said = "journalctl --boot --output=cat --unit=secex-firstboot-update.service"
+    shell(
+        f"sed -i 's|^options .*|& {argument}|' /boot/loader/entries/*.conf;"
+        f"until {said} | grep -q ^Finished; do sleep 2; done"
+    )
+    by_itself = [line for line in shell(said).splitlines() if line.startswith("changed: ")]
+    return {
+        "before": before,
+        "by itself": by_itself,
+        "after": json.loads(shell("secex update --json"))["changed"],
+    }
 
 
 ADDED_ARGUMENT = "printk.time=1"
+BROKEN = "rdinit=/nonexistent"  # the kernel panics
 
 
 def wipe_headers(guest: Guest, where: Site) -> None:
@@ -172,18 +186,15 @@ def leave_traces(guest: Guest, where: Site) -> None:
 def restart(where: Site, network: Network, *, closely: bool) -> dict[str, Any]:
     """The second boot, without the config disk, on a host that has only the customer's key.
 
-    ``closely``: look for what a power cut has left, and for a way to log in on the console, too.
+    ``closely``: look for what a power cut has left, too, and at the end restart into a boot image that does
+    not come up.
     """
     debian.say("second boot, on host customer-1, which cannot open the SE-ready image")
     log = where.directory / "console-2.log"
     started = time.monotonic()
-    host_keys, others = [where.hosts["customer-1"].key], []
     if closely:
-        others = [owners_volume.disk(where.directory)]
-        null_header.give_null_data(Path(others[0].path))
-    with firstboot.start(
-        where, network, host_keys=host_keys, log=log, with_config=False, cpus=2, others=others, on_line=show
-    ) as guest:
+        null_header.give_null_data(Path(owners_volume.disk(where.directory).path))
+    with start_again(where, network, log, closely=closely) as guest:
         firstboot.wait_for_system(guest, firstboot.BOOT_TIMEOUT)
         seconds = round(time.monotonic() - started, 1)
         report: dict[str, Any] = {
@@ -196,12 +207,51 @@ def restart(where: Site, network: Network, *, closely: bool) -> dict[str, Any]:
         if closely:
             report["traces"] = look_for_traces(guest, where)
             report["status"] = look_at_status(guest, where)
-            report["owner's volume"] = owners_volume.look(guest, where.identity)  # which spoils it
             report["network in the initramfs"] = look_for_network(guest, where)
-            report["console"] = look_for_logins(guest, where)
+            report["broken update"] = update(guest, where, BROKEN)
+            guest.ssh("systemctl --no-block reboot", where.identity)
+            report["broken update"]["ends in"] = guest.wait(firstboot.BOOT_TIMEOUT)
         else:
             report["second power-off"] = power_off(guest, where)
     return report
+
+
+def start_again(where: Site, network: Network, log: Path, *, closely: bool) -> Guest:
+    return firstboot.start(
+        where,
+        network,
+        host_keys=[where.hosts["customer-1"].key],
+        log=log,
+        with_config=False,
+        cpus=2,
+        others=[owners_volume.disk(where.directory)] if closely else [],
+        on_line=show,
+    )
+
+
+def fall_back(where: Site, network: Network) -> dict[str, Any]:
+    """The third boot, after power off and on: what it says of the one before it; then a way to log in on the
+    console is looked for.
+    """
+    debian.say("third boot, after one that did not come up")
+    with start_again(where, network, where.directory / "console-3.log", closely=True) as guest:
+        firstboot.wait_for_system(guest, firstboot.BOOT_TIMEOUT)
+
+        def shell(command: str) -> str:
+            return guest.ssh(command, where.identity, timeout=firstboot.BOOT_TIMEOUT).stdout.strip()
+
+        shell("systemctl start secex-firstboot-image.service")
+        found: dict[str, Any] = {
+            "command_line": shell("cat /proc/cmdline"),
+            "images": json.loads(shell("secex status --json"))["boot_images"],
+            "motd": shell("cat /run/motd.d/*"),
+            "up to date": shell("secex update"),
+        }
+        return {
+            "third boot": found,
+            "owner's volume": owners_volume.look(guest, where.identity),  # which spoils it
+            "console": look_for_logins(guest, where),
+        }
 
 
 def look_for_traces(guest: Guest, where: Site) -> str:

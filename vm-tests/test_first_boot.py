@@ -120,13 +120,32 @@ def test_a_volume_of_the_owners_opens_with_the_header_on_root_whatever_the_host_
     }
 
 
-def test_an_update_is_what_the_next_start_has_and_is_made_only_if_something_changed(
+def test_an_update_is_made_by_itself_once_something_has_changed_and_is_what_the_next_start_has(
     report: dict[str, Any],
 ) -> None:
-    assert report["update"] == {"sealed": [], "added": ["command line"]}
+    assert report["update"] == {"before": [], "by itself": ["changed: command line"], "after": []}
     first, second = (report[boot]["command_line"].split() for boot in ("first boot", "second boot"))
     assert demo.ADDED_ARGUMENT not in first
-    assert demo.ADDED_ARGUMENT in second
+    assert {demo.ADDED_ARGUMENT, "secex.generation=2"} <= {*second}
+
+
+def test_after_an_update_that_does_not_come_up_the_last_good_image_is_up_and_says_so(
+    report: dict[str, Any],
+) -> None:
+    tried, third = report["broken update"], report["third boot"]
+    assert tried == {
+        "before": [],
+        "by itself": ["changed: command line"],
+        "after": [],
+        "ends in": "guest-panic",
+    }
+    assert "secex.generation=2" in third["command_line"].split()
+    images = third["images"]
+    assert (images["running"], images["starts"], images["fallback"]["state"]) == (2, 2, "up")
+    assert (images["newest"]["generation"], images["newest"]["state"]) == (3, "failed")
+    assert "boot image 3" in third["motd"]
+    assert "was tried and did not come up" in third["motd"]
+    assert "is up to date, but did not come up" in third["up to date"]
 
 
 def test_the_host_finds_nothing_of_it_on_its_disk(output: Path, report: object) -> None:

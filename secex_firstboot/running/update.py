@@ -11,6 +11,7 @@ from pathlib import Path
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.basic.files import exists
+from secex_firstboot.basic.process import run
 from secex_firstboot.contract import paths, settings
 from secex_firstboot.contract.boot_image import Image, Images, State
 from secex_firstboot.contract.settings import Fallback
@@ -18,10 +19,12 @@ from secex_firstboot.roots import system_image
 from secex_firstboot.roots.system_image import SystemImage
 from secex_firstboot.running import hosts, system
 from secex_firstboot.sdboot import boot_record, contents
+from secex_firstboot.sdboot.boot_entry import BootEntry
 from secex_firstboot.storage import disk
 from secex_firstboot.storage.disk import Disk
 
 _SCRATCH = paths.IMAGE_STATE / "scratch"  # on the encrypted root, as what it gets for a moment is secret
+_CHECK_ROOT = "usr/lib/secex-firstboot/check-root"  # in the initramfs, by dracut/module-setup.sh
 _NEW = "there is no record of the image before it"
 
 
@@ -56,6 +59,7 @@ def in_system(
 def _make(
     context: Context, root: Path, image: SystemImage, images: Images | None, setting: Fallback
 ) -> Images:
+    _check_initramfs(image.entry)
     with _scratch(root) as scratch, _se(root) as (se, system_disk):
         name, good = _last_good(se, images) if setting is not Fallback.OFF else (None, None)
         try:
@@ -74,6 +78,18 @@ def _make(
         boot_record.install(se, system_disk, scratch, fallback=name, default=_default(after))
     system_image.record(root, after)
     return after
+
+
+def _check_initramfs(entry: BootEntry) -> None:
+    """Without the agent's scripts later starts would not look at volumes, root and the image's number."""
+    for path in entry.initrd:
+        if run(["lsinitrd", "--file", _CHECK_ROOT, path]).startswith("#!"):
+            return
+    raise Refusal(
+        "SX-SYSTEM-12",
+        f"the initramfs of boot entry {entry.name} has no secex-firstboot",
+        "make it anew with dracut, as its module secex-firstboot is installed here",
+    )
 
 
 def _last_good(se: Path, images: Images | None) -> tuple[str | None, Image | None]:

@@ -24,6 +24,9 @@ RESTART = "12 reboot.target start waiting\n13 systemd-reboot.service start waiti
 POWER_OFF = "12 poweroff.target start waiting\n"
 
 
+FILES = "linux /vmlinuz\ninitrd /initrd\n"
+
+
 class Killed(BaseException):
     pass
 
@@ -94,7 +97,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
             put(tmp_path / f"etc/luks/{name}{kind}", b"key")
     put(tmp_path / "etc/crypttab", b"boot PARTUUID=2 - luks\nroot PARTUUID=3 - luks\n")
     put(tmp_path / "boot/vmlinuz", b"kernel")
-    put(tmp_path / "boot/loader/entries/a.conf", b"version 6.12\nlinux /vmlinuz\noptions quiet\n")
+    put(tmp_path / "boot/initrd", b"#!/bin/sh")
+    put(tmp_path / "boot/loader/entries/a.conf", f"version 6.12\n{FILES}options quiet\n".encode())
     put(tmp_path / "sys/firmware/reipl/reipl_type", b"ccw\n")
     put(tmp_path / "sys/firmware/reipl/ccw/loadparm", b"")
     put(tmp_path / "sys/firmware/reipl/ccw/clear", b"0\n")
@@ -147,6 +151,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(boot_record, "choose", choose)
     monkeypatch.setattr(contents, "build_sdboot", build)
     monkeypatch.setattr(trying, "run", lambda argv: made.jobs)
+    monkeypatch.setattr(update, "run", lambda argv: Path(argv[-1]).read_text())  # of lsinitrd
     made.update()  # as first boot does
     made.built.clear()
     return made
@@ -165,7 +170,7 @@ def test_with_nothing_changed_nothing_is_made(machine: Machine) -> None:
 
 
 def test_what_has_changed_is_in_the_next_start_and_named_once(machine: Machine) -> None:
-    put(machine.root / "boot/loader/entries/b.conf", b"linux /vmlinuz\noptions loud\n")
+    put(machine.root / "boot/loader/entries/b.conf", f"{FILES}options loud\n".encode())
     assert machine.update() == ("command line",)
     assert "loud" in machine.boot_map[0][1]
     assert machine.update() == ()
@@ -224,6 +229,16 @@ def test_for_want_of_room_the_image_before_the_last_good_one_goes_first(
     up.update()
     assert (up.starts(), up.images.generations) == (2, {2, 3})
     monkeypatch.setattr(contents, "check_room", check)
+
+
+@pytest.mark.parametrize("initramfs", [b"", b"another"])
+def test_an_initramfs_without_the_agent_is_refused_before_anything_is_written(
+    machine: Machine, initramfs: bytes
+) -> None:
+    put(machine.root / "boot/initrd", initramfs)
+    with pytest.raises(Refusal, match="the initramfs of boot entry a has no secex-firstboot"):
+        machine.update()
+    assert machine.built == []
 
 
 def test_a_system_that_first_boot_did_not_make_is_refused(tmp_path: Path) -> None:
@@ -457,7 +472,7 @@ def test_a_setting_that_makes_no_sense_is_refused_by_an_update_and_hinders_no_st
 
 def install_kernel(machine: Machine, release: str) -> None:
     put(machine.root / f"boot/vmlinuz-{release}", release.encode())
-    put(machine.root / f"boot/initrd.img-{release}", b"initramfs")
+    put(machine.root / f"boot/initrd.img-{release}", b"#!/bin/sh")
 
 
 def entries(machine: Machine) -> list[str]:
@@ -482,7 +497,7 @@ def test_a_kernel_gets_an_entry_and_an_image_and_loses_both_with_its_package(up:
 
 def test_an_entry_that_names_the_kernel_is_enough(up: Machine) -> None:
     install_kernel(up, "7.2")
-    put(up.root / "boot/loader/entries/mine.conf", b"linux /boot/vmlinuz-7.2\noptions mine\n")
+    put(up.root / "boot/loader/entries/mine.conf", b"linux /boot/vmlinuz-7.2\ninitrd /initrd\noptions mine\n")
     kernels.added(up.context, up.root, "7.2")
     assert entries(up) == ["a.conf", "mine.conf"]
     assert "mine" in up.boot_map[0][1]

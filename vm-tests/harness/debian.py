@@ -190,7 +190,7 @@ def _build_agent(tree: Path) -> None:
     register_binfmt()
     subprocess.run(["cp", "-a", "--reflink=auto", distribution, tree], check=True)
     install(tree)
-    make_initramfs(tree, f"{_MODULES} secex-firstboot secex-test")
+    make_initramfs(tree, f"{_MODULES} secex-test")
 
 
 def install(tree: Path) -> None:
@@ -237,8 +237,9 @@ def kernel_version(tree: Path) -> str:
 
 def make_initramfs(tree: Path, modules: str) -> None:
     version = kernel_version(tree)
-    (tree / "etc/dracut.conf.d/50-image.conf").write_text(_DRACUT_CONF)
-    command = ["dracut", "--quiet", "--force", "--add", modules, f"/boot/initrd.img-{version}", version]
+    configuration = f'{_DRACUT_CONF}add_dracutmodules+=" {modules} "\n'
+    (tree / "etc/dracut.conf.d/50-image.conf").write_text(configuration)
+    command = ["dracut", "--quiet", "--force", f"/boot/initrd.img-{version}", version]
     done = subprocess.run(in_chroot(tree, *command), capture_output=True, text=True)
     if done.returncode or "secex-firstboot: " in done.stderr:
         raise RuntimeError(f"dracut failed: {done.stderr[-2000:]}")
