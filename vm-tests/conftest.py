@@ -9,15 +9,16 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import demo
 import pytest
-from harness import firstboot, recorded, sample
+from harness import firstboot, once, recorded, sample
 from harness.guest import Guest, Network
 from harness.recorded import FirstBoot
 from xdist.scheduler import LoadScopeScheduling
 
 # The longest first; then any other file, and last those whose tests may run anywhere, one by one.
 LONGEST = ("test_first_boot.py", "test_errors.py", "test_storage.py", "test_grow.py")
-ANYWHERE = ("test_power_cut.py", "test_emergency.py", "test_tamper.py")
+ANYWHERE = ("test_update_cut.py", "test_power_cut.py", "test_emergency.py", "test_tamper.py")
 
 # Before there are processes that inherit it.
 os.environ.setdefault("POWER_CUT_SEED", str(sample.seed()))
@@ -38,6 +39,17 @@ def pytest_report_header(config: pytest.Config) -> str:
 @pytest.fixture(scope="session")
 def first_boot(tmp_path_factory: pytest.TempPathFactory) -> FirstBoot:
     return recorded.first_boot(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def main_job(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
+    """The directory of the demo, closely looked at."""
+
+    def run(directory: Path) -> Path:
+        demo.run(directory, closely=True, at_length=pytestconfig.getoption("--long"))
+        return directory
+
+    return once.made(tmp_path_factory, "main-job", run)
 
 
 @pytest.fixture(scope="session")

@@ -13,12 +13,24 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import console, debian, firstboot, null_header, owners_volume, remains, ultravisor
+from harness import (
+    console,
+    debian,
+    firstboot,
+    null_header,
+    owners_volume,
+    powercut,
+    raw_disk,
+    remains,
+    ultravisor,
+)
 from harness.firstboot import Site, System
-from harness.guest import Guest, Network
+from harness.guest import Disk, Guest, Network
+from harness.powercut import Recording
 from harness.se_image import OPTIONS, Recipe
 
 from secex_firstboot.contract import paths
@@ -55,10 +67,15 @@ def run(output: Path, *, closely: bool, at_length: bool = False, root: str = "xf
     with firstboot.make_site(output, recipe, configure) as (where, network):
         firstboot.enlarge(where.image, where.disk, size)
         report = provision(where, network, closely=closely, at_length=at_length)
-        report |= restart(where, network, closely=closely)
+        disk = Disk(where.disk, "system")
         if closely:
-            report |= fall_back(where, network)
-        report["proof"] = prove(where, report)
+            disk = Disk(raw_disk.convert(updated(where), where.directory / "disk.raw"), "system", "raw")
+            with powercut.recorded(Path(disk.path)) as (served, recording):
+                report |= restart(where, network, served, recording)
+            report |= fall_back(where, network, disk)
+        else:
+            report |= restart(where, network, disk)
+        report["proof"] = prove(where, Path(disk.path), report)
     (output / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     return report
 
@@ -92,12 +109,18 @@ def provision(where: Site, network: Network, *, closely: bool, at_length: bool) 
             report["growth"] = look_at_growth(guest, where)
         report["integrity errors, first boot"] = integrity_errors(guest, where)
         if closely:
+            guest.snapshot(1, updated(where))
             report["update"] = update(guest, where, ADDED_ARGUMENT)
             wipe_headers(guest, where)
             spoil(guest, where)
             leave_traces(guest, where)
         report["first power-off"] = power_off(guest, where)
     return report
+
+
+def updated(where: Site) -> Path:
+    """The disk as first boot's system leaves it after an update; the one without is kept."""
+    return where.directory / "updated.qcow2"
 
 
 def look_at_files(guest: Guest, where: Site) -> dict[str, Any]:
@@ -183,18 +206,20 @@ def leave_traces(guest: Guest, where: Site) -> None:
         raise AssertionError(f"cannot leave traces: {done.stderr}")
 
 
-def restart(where: Site, network: Network, *, closely: bool) -> dict[str, Any]:
+def restart(where: Site, network: Network, disk: Disk, recording: Recording | None = None) -> dict[str, Any]:
     """The second boot, without the config disk, on a host that has only the customer's key.
 
-    ``closely``: look for what a power cut has left, too, and at the end restart into a boot image that does
-    not come up.
+    With a ``recording`` of the disk's writes: look for what a power cut has left, too, and at the end restart
+    into a boot image that does not come up.
     """
     debian.say("second boot, on host customer-1, which cannot open the SE-ready image")
     log = where.directory / "console-2.log"
     started = time.monotonic()
-    if closely:
-        null_header.give_null_data(Path(owners_volume.disk(where.directory).path))
-    with start_again(where, network, log, closely=closely) as guest:
+    others = []
+    if recording:
+        others = [owners_volume.disk(where.directory)]
+        null_header.give_null_data(Path(others[0].path))
+    with start_again(where, network, disk, others, log) as guest:
         firstboot.wait_for_system(guest, firstboot.BOOT_TIMEOUT)
         seconds = round(time.monotonic() - started, 1)
         report: dict[str, Any] = {
@@ -204,11 +229,13 @@ def restart(where: Site, network: Network, *, closely: bool) -> dict[str, Any]:
             }
         }
         report["integrity errors, second boot"] = integrity_errors(guest, where)
-        if closely:
+        if recording:
             report["traces"] = look_for_traces(guest, where)
             report["status"] = look_at_status(guest, where)
             report["network in the initramfs"] = look_for_network(guest, where)
+            begin = recording.log.stat().st_size
             report["broken update"] = update(guest, where, BROKEN)
+            report["broken update"]["log"] = begin, recording.log.stat().st_size
             guest.ssh("systemctl --no-block reboot", where.identity)
             report["broken update"]["ends in"] = guest.wait(firstboot.BOOT_TIMEOUT)
         else:
@@ -216,7 +243,8 @@ def restart(where: Site, network: Network, *, closely: bool) -> dict[str, Any]:
     return report
 
 
-def start_again(where: Site, network: Network, log: Path, *, closely: bool) -> Guest:
+def start_again(where: Site, network: Network | None, disk: Disk, others: Sequence[Disk], log: Path) -> Guest:
+    """On the customer's host."""
     return firstboot.start(
         where,
         network,
@@ -224,17 +252,19 @@ def start_again(where: Site, network: Network, log: Path, *, closely: bool) -> G
         log=log,
         with_config=False,
         cpus=2,
-        others=[owners_volume.disk(where.directory)] if closely else [],
+        disk=disk,
+        others=others,
         on_line=show,
     )
 
 
-def fall_back(where: Site, network: Network) -> dict[str, Any]:
+def fall_back(where: Site, network: Network, disk: Disk) -> dict[str, Any]:
     """The third boot, after power off and on: what it says of the one before it; then a way to log in on the
     console is looked for.
     """
     debian.say("third boot, after one that did not come up")
-    with start_again(where, network, where.directory / "console-3.log", closely=True) as guest:
+    others = [owners_volume.disk(where.directory)]
+    with start_again(where, network, disk, others, where.directory / "console-3.log") as guest:
         firstboot.wait_for_system(guest, firstboot.BOOT_TIMEOUT)
 
         def shell(command: str) -> str:
@@ -342,14 +372,14 @@ def power_off(guest: Guest, where: Site) -> str:
     return guest.wait(firstboot.BOOT_TIMEOUT)
 
 
-def prove(where: Site, report: dict[str, Any]) -> dict[str, bool]:
-    """What must be true at the end, each line looked at in the guest or on the disk it left."""
+def prove(where: Site, disk: Path, report: dict[str, Any]) -> dict[str, bool]:
+    """What must be true at the end, each line looked at in the guest or on the ``disk`` it left."""
     with tempfile.TemporaryDirectory(dir=where.directory) as work:
-        sdboot = firstboot.read_sdboot(where.disk, Path(work))
+        sdboot = firstboot.read_sdboot(disk, Path(work))
         opens = {name: opens_with(sdboot, where, name) for name in where.hosts}
         ramdisk = ultravisor.unpack(sdboot, where.hosts["customer-1"].key).ramdisk
         added = firstboot.overlay_files(ramdisk, debian.initramfs(where.tree), Path(work))
-        plain = {file: remains.of_image(file, where.image, Path(work)) for file in (where.image, where.disk)}
+        plain = {file: remains.of_image(file, where.image, Path(work)) for file in (where.image, disk)}
     systems = [System(**without(report[boot], "seconds to login")) for boot in ("first boot", "second boot")]
     after = ["se", "boot", "root"]
     return {
@@ -377,7 +407,7 @@ def prove(where: Site, report: dict[str, Any]) -> dict[str, bool]:
         ),
         "root has grown": all(s.root_size > where.root_size for s in systems),
         "nothing of the image is left on the disk, outside of se": len(plain[where.image]) > 1000
-        and plain[where.disk] == [],
+        and plain[disk] == [],
         "no integrity error in the kernel's log": not report["integrity errors, first boot"]
         and not report["integrity errors, second boot"],
     }

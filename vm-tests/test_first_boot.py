@@ -13,14 +13,8 @@ from harness import debian, owners_volume
 
 
 @pytest.fixture(scope="module")
-def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("first-boot")
-
-
-@pytest.fixture(scope="module")
-def report(output: Path, pytestconfig: pytest.Config) -> dict[str, object]:
-    demo.run(output, closely=True, at_length=pytestconfig.getoption("--long"))
-    report = json.loads((output / "report.json").read_text())
+def report(main_job: Path) -> dict[str, object]:
+    report = json.loads((main_job / "report.json").read_text())
     assert isinstance(report, dict)
     return report
 
@@ -133,12 +127,9 @@ def test_after_an_update_that_does_not_come_up_the_last_good_image_is_up_and_say
     report: dict[str, Any],
 ) -> None:
     tried, third = report["broken update"], report["third boot"]
-    assert tried == {
-        "before": [],
-        "by itself": ["changed: command line"],
-        "after": [],
-        "ends in": "guest-panic",
-    }
+    assert (tried["before"], tried["after"]) == ([], [])
+    assert tried["by itself"] == ["changed: command line"]
+    assert tried["ends in"] == "guest-panic"
     assert "secex.generation=2" in third["command_line"].split()
     images = third["images"]
     assert (images["running"], images["starts"], images["fallback"]["state"]) == (2, 2, "up")
@@ -148,8 +139,8 @@ def test_after_an_update_that_does_not_come_up_the_last_good_image_is_up_and_say
     assert "is up to date, but did not come up" in third["up to date"]
 
 
-def test_the_host_finds_nothing_of_it_on_its_disk(output: Path, report: object) -> None:
-    disk = Path(owners_volume.disk(output).path)
+def test_the_host_finds_nothing_of_it_on_its_disk(main_job: Path) -> None:
+    disk = Path(owners_volume.disk(main_job).path)
     assert owners_volume.holds(disk, "aes-xts-plain64")  # in the header: what is there is found
     assert not owners_volume.holds(disk, owners_volume.CONTENT)
     assert not owners_volume.holds(disk, owners_volume.WRITTEN_LATER)

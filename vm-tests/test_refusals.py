@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from harness import console, firstboot, se_image
 from harness.firstboot import Site
-from harness.guest import Network
+from harness.guest import Disk, Network
 from harness.se_image import OPTIONS, SMALL, Recipe
 
 MIB = 1 << 20
@@ -118,7 +118,7 @@ def test_wrong_ground_is_refused_with_the_cure_and_nothing_is_touched(
     with firstboot.start(
         where,
         network,
-        disk=disk,
+        disk=Disk(disk, "system"),
         host_keys=[where.hosts["universal"].key],
         log=tmp_path / "console.log",
         with_config=case.with_config,
@@ -135,7 +135,7 @@ def test_the_image_does_not_start_on_a_host_it_was_not_built_for(images: Images,
     where, _ = images.site(RECIPE)
     keys = [where.hosts["customer-1"].key]
     log = tmp_path / "console.log"
-    with firstboot.start(where, None, disk=where.image, host_keys=keys, log=log) as guest:
+    with firstboot.start(where, None, disk=Disk(where.image, "system"), host_keys=keys, log=log) as guest:
         assert guest.wait(300) == "refused"
         assert guest.refusal is not None
         assert (guest.refusal.rc, guest.refusal.rrc) == (0x0108, 0x0005)

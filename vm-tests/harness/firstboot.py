@@ -147,11 +147,11 @@ def start(
     with_config: bool = True,
     memory_mib: int = 1024,
     cpus: int = 1,
-    disk: Path | None = None,
+    disk: Disk | None = None,
     others: Sequence[Disk] = (),
     on_line: Callable[[str], None] | None = None,
 ) -> Guest:
-    disks = [Disk(disk or where.disk, "system"), *others]
+    disks = [disk or Disk(where.disk, "system"), *others]
     if with_config:
         disks.append(Disk(where.config_disk, "ignition_crypted", format="raw", read_only=True))
     return Guest(

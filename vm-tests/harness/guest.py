@@ -57,7 +57,7 @@ class Disk:
     A file that guests share has to be ``read_only``: QEMU locks it.
 
     ``cache`` is QEMU's: "unsafe" lets the host's page cache do the syncing, and what the guest has written
-    survives QEMU; "writeback" passes each flush on.
+    survives QEMU; "writeback" passes each flush on. ``loadparm``: what the operator chooses of its boot map.
     """
 
     path: Path | str
@@ -66,6 +66,7 @@ class Disk:
     snapshot: bool = False
     cache: str = "unsafe"
     read_only: bool = False
+    loadparm: str = ""
 
 
 @dataclass(frozen=True)
@@ -292,6 +293,12 @@ class Guest:
         devices = {each["device"]: each["stats"] for each in self.monitor.execute("query-blockstats")}
         return [devices[f"disk{number}"]["wr_bytes"] for number in range(1, len(self._disks) + 1)]
 
+    def snapshot(self, number: int, overlay: Path) -> None:
+        """From now on what the guest writes to this disk (the first is 1) goes to ``overlay``; its file stays
+        as it is."""
+        file = {"snapshot-file": str(overlay), "format": "qcow2"}
+        self.monitor.execute("blockdev-snapshot-sync", device=f"disk{number}", **file)
+
     def save(self, directory: Path) -> Saved:
         """Stop for good, so that other guests go on from here."""
         saved = Saved(directory / "memory", directory / "devices")
@@ -406,7 +413,8 @@ class Guest:
                 "-drive", f"if=none,id=disk{number},file={_quoted(disk.path)},format={disk.format},"
                 f"snapshot={snapshot},readonly={read_only},cache={disk.cache},discard=unmap",
                 "-device", f"virtio-blk-ccw,drive=disk{number},serial={disk.serial},devno=fe.0.{number:04x}"
-                + (",bootindex=1" if number == 1 else ""),
+                + (",bootindex=1" if number == 1 else "")
+                + (f",loadparm={disk.loadparm}" if disk.loadparm else ""),
             ]  # fmt: skip
         return options
 

@@ -17,13 +17,20 @@ Made = TypeVar("Made")
 
 
 def made(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Made]) -> Made:
-    """What ``make`` returned for a new directory of this name; it can be pickled."""
+    """What ``make`` returned for a new directory of this name; it can be pickled. If that failed, it is not
+    tried again: it is costly."""
     base = factory.getbasetemp()
     directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
-    result = directory / "made"
+    result, failed = directory / "made", directory / "failed"
     with debian.locked(name):
+        if failed.exists():
+            raise RuntimeError(f"{name} could not be made: {failed.read_text()}")
         if not result.exists():
             shutil.rmtree(directory, ignore_errors=True)
             directory.mkdir()
-            result.write_bytes(pickle.dumps(make(directory)))
+            try:
+                result.write_bytes(pickle.dumps(make(directory)))
+            except Exception as error:
+                failed.write_text(str(error))
+                raise
     return pickle.loads(result.read_bytes())  # type: ignore[no-any-return]  # noqa: S301 - our own
