@@ -56,7 +56,6 @@ _MODULES = "ignition systemd-networkd crypt systemd-cryptsetup"
 _DRACUT_CONF = """\
 hostonly=no
 hostonly_cmdline=no
-compress="cat"
 omit_dracutmodules+=" bluetooth btrfs busybox cifs cio_ignore connman convertfs crypt-gpg crypt-loop dasd "
 omit_dracutmodules+=" dasd_mod dcssblk dmraid drm ecryptfs fcoe fcoe-uefi hwdb i18n iscsi lunmask lvm "
 omit_dracutmodules+=" lvmmerge lvmthinpool-monitor masterkey mdraid memstrack multipath nbd network-legacy "
@@ -97,7 +96,9 @@ def _distribution() -> Path:
 
 
 def _distribution_key() -> str:
-    return "\n".join([SUITE, BOOT_LOADER_SUITE, *PACKAGES, *EXCLUDED, *_FILES, *_FILES.values()])
+    return "\n".join(
+        [SUITE, _KERNEL_HOOK, BOOT_LOADER_SUITE, *PACKAGES, *EXCLUDED, *_FILES, *_FILES.values()]
+    )
 
 
 def _agent_key() -> str:
@@ -145,7 +146,7 @@ def locked(name: str) -> Iterator[None]:
 def _build_distribution(tree: Path) -> None:
     say(f"building the Debian {SUITE} system for s390x (once; about 6 minutes)")
     register_binfmt()
-    mirror = _mirror()
+    source = mirror()
     priority = 500 if SUITE == BOOT_LOADER_SUITE else 1
     pin = f"Package: *\\nPin: release n={BOOT_LOADER_SUITE}\\nPin-Priority: {priority}\\n"
     get_boot_loaders = (  # with this machine's apt: the system's own would be emulated, and take minutes
@@ -154,6 +155,11 @@ def _build_distribution(tree: Path) -> None:
         f"download s390-tools/{BOOT_LOADER_SUITE} && dpkg-deb -x s390-tools_*.deb boot-loaders && "
         'cp -r boot-loaders/usr/share/s390-tools/pvimg "$1/usr/share/s390-tools/" && '
         "rm -r boot-loaders s390-tools_*.deb"
+    )
+    keep_kernel_hook = (  # dpkg leaves it out below
+        f'cd "$1/var/tmp" && APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get --quiet=2 '
+        "--option APT::Sandbox::User=root download dracut && "
+        f"dpkg-deb --fsys-tarfile dracut_*.deb | tar -x .{_KERNEL_HOOK} && rm dracut_*.deb"
     )
     options = [
         *("--quiet", "--arch=s390x", "--mode=root", "--variant=minbase"),
@@ -167,12 +173,14 @@ def _build_distribution(tree: Path) -> None:
         '--setup-hook=mkdir -p "$1/etc/apt/preferences.d"',
         f'--setup-hook=printf "{pin}" > "$1/etc/apt/preferences.d/pin"',
         f"--extract-hook={get_boot_loaders}",
-        f'--customize-hook=rm -r "$1{_KERNEL_HOOK}" "$1/etc/apt/preferences.d/pin"',
+        f"--extract-hook={keep_kernel_hook}",
+        f'--customize-hook=mv "$1/var/tmp{_KERNEL_HOOK}" "$1{_KERNEL_HOOK}" && rm -r "$1/var/tmp/etc"',
+        '--customize-hook=rm "$1/etc/apt/preferences.d/pin"',
         '--customize-hook=rm -r "$1/etc/hostname" "$1/etc/resolv.conf"',
     ]
-    suites = _whole(mirror, SUITE, _ALIASES[SUITE])
+    suites = _whole(source, SUITE, _ALIASES[SUITE])
     for suite in suites:
-        lists = [f"deb {mirror} {each} main" for each in dict.fromkeys((suite, BOOT_LOADER_SUITE))]
+        lists = [f"deb {source} {each} main" for each in dict.fromkeys((suite, BOOT_LOADER_SUITE))]
         done = subprocess.run(["mmdebstrap", *options, "", tree, *lists], check=suite == suites[-1])
         if done.returncode == 0:
             break
@@ -239,7 +247,7 @@ def make_initramfs(tree: Path, modules: str) -> None:
     version = kernel_version(tree)
     configuration = f'{_DRACUT_CONF}add_dracutmodules+=" {modules} "\n'
     (tree / "etc/dracut.conf.d/50-image.conf").write_text(configuration)
-    command = ["dracut", "--quiet", "--force", f"/boot/initrd.img-{version}", version]
+    command = ["dracut", "--quiet", "--force", "--no-compress", f"/boot/initrd.img-{version}", version]
     done = subprocess.run(in_chroot(tree, *command), capture_output=True, text=True)
     if done.returncode or "secex-firstboot: " in done.stderr:
         raise RuntimeError(f"dracut failed: {done.stderr[-2000:]}")
@@ -296,7 +304,7 @@ def register_binfmt() -> None:
         (binfmt / "register").write_text(Path("/usr/lib/binfmt.d/qemu-s390x.conf").read_text().strip())
 
 
-def _mirror() -> str:
+def mirror() -> str:
     """The Debian mirror that this machine itself uses, so that no other is asked."""
     targets = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(REPO_URI) $(CODENAME) $(ORIGIN)", "Created-By: Packages"],

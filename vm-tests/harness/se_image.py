@@ -47,6 +47,7 @@ class Recipe:
     root_content: tuple[str, ...] | None = None  # of the tree, instead of everything
     root_added: tuple[tuple[str, bytes], ...] = ()  # path and content of files that are not in the tree
     root_at_least: int = 0  # the root file system
+    boot_room: int = 8  # in the boot file system
     boot_slack: int | None = None  # room for encrypting in partition boot; None: as much as is needed
 
 
@@ -127,7 +128,7 @@ class Builder:
         )
         log, least = (64 * MIB, 300 * MIB) if self.recipe.root_file_system == "xfs" else (8 * MIB, 0)
         return {
-            "boot": _mib(boot * 1.05 + 8 * MIB),
+            "boot": _mib(boot * 1.05 + self.recipe.boot_room * MIB),
             "root": max(least, self.recipe.root_at_least * MIB, _mib(root * 1.15 + log + 8 * MIB)),
         }
 

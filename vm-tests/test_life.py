@@ -1,0 +1,220 @@
+"""Years of a guest in an hour: kernels of packages, an initramfs made anew, hosts that come and go, and updates
+that do not come up. One provisioned guest goes through all of it, and each test is what happened on its way.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import demo
+import pytest
+from harness import console, firstboot, repository, site
+from harness.firstboot import Site
+from harness.guest import SERVICES_ADDRESS, Disk, Guest, Network
+from harness.se_image import Recipe
+
+# Room for a second kernel.
+RECIPE = Recipe(boot_room=160, headroom=512, se_size=384)
+DISK_SIZE = 3072  # MiB
+LONG = 3600.0  # seconds; bounds a guest that hangs, measures nothing
+HANGS = "rdinit=/usr/bin/cat"  # the first program reads the console for ever
+
+pytestmark = pytest.mark.long
+
+
+@dataclass
+class Life:
+    """``seen``: what was found, by the name of the stage."""
+
+    where: Site
+    network: Network
+    seen: dict[str, Any] = field(default_factory=dict)
+    number: int = 0
+
+    @contextmanager
+    def start(self, host: str = "customer-1") -> Iterator[Guest]:
+        """Power on; at the end power off."""
+        self.number += 1
+        keys = [site.Host(host, self.where.directory / "hostkeys").key]
+        log = self.where.directory / f"life-{self.number}.log"
+        system = Disk(self.where.disk, "system")
+        with Guest(disks=[system], host_keys=keys, network=self.network, console_log=log, cpus=2) as guest:
+            yield guest
+
+    def shell(self, guest: Guest, command: str) -> str:
+        done = guest.ssh(command, self.where.identity, timeout=LONG)
+        if done.returncode:
+            raise AssertionError(f"{command!r} in the guest: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+        return done.stdout.strip()
+
+    def up(self, guest: Guest) -> dict[str, Any]:
+        """Wait until the system is up and says so; its boot images, and its kernel."""
+        firstboot.wait_for_system(guest, firstboot.BOOT_TIMEOUT)
+        self.shell(guest, "systemctl start secex-firstboot-image.service")
+        images: dict[str, Any] = json.loads(self.shell(guest, "secex status --json"))["boot_images"]
+        return images | {"kernel": self.shell(guest, "uname -r")}
+
+    def restart(self, guest: Guest) -> dict[str, Any]:
+        guest.ssh("systemctl --no-block reboot", self.where.identity)
+        guest.wait_for(console.LINUX, LONG)
+        return self.up(guest)
+
+    def power_off(self, guest: Guest) -> None:
+        assert demo.power_off(guest, self.where) == "guest-shutdown"
+
+
+@pytest.fixture(scope="module")
+def life(tmp_path_factory: pytest.TempPathFactory) -> Life:
+    release, packages = repository.newer_kernel()
+    with firstboot.make_site(tmp_path_factory.mktemp("life"), RECIPE) as (where, network):
+        firstboot.enlarge(where.image, where.disk, DISK_SIZE)
+        with firstboot.start(
+            where,
+            network,
+            host_keys=[where.hosts["universal"].key],
+            log=where.directory / "first.log",
+            cpus=2,
+        ) as guest:
+            firstboot.wait_for_system(guest, firstboot.FIRST_BOOT_TIMEOUT)
+            demo.power_off(guest, where)
+        with site.web_server(packages) as port:
+            life = Life(where, Network({80: port}), {"release": release})
+            live(life)
+    return life
+
+
+def live(life: Life) -> None:
+    seen = life.seen
+    with life.start() as guest:
+        seen["first image"] = life.up(guest)
+        seen["kernel before"] = life.shell(guest, "uname -r")
+        install_kernel(life, guest)
+        seen["newer kernel"] = life.restart(guest)
+        make_initramfs(life, guest)
+        seen["newer initramfs"] = life.restart(guest)
+        seen["in the initramfs"] = life.shell(guest, f"lsinitrd -f {MARK} /boot/initrd.img-$(uname -r)")
+        seen["kernel that has to stay"] = refused(life, guest, "secex-firstboot --kernel-goes=$(uname -r)")
+        add_host(life, guest)
+        seen["another host"] = life.restart(guest)
+        life.power_off(guest)
+    with life.start("customer-3") as guest:
+        seen["there"] = life.up(guest)
+        for host in ("customer-1", "customer-2"):
+            life.shell(guest, f"secex hosts remove {host}")
+        seen["without the old ones"] = life.restart(guest)
+        life.shell(guest, "secex kargs --append loglevel=4")
+        seen["and no fallback for them"] = life.restart(guest)
+        seen["hosts"] = json.loads(life.shell(guest, "secex hosts list --json"))["hosts"]
+        life.power_off(guest)
+    with life.start("customer-1") as guest:
+        seen["on the old host"] = guest.wait(firstboot.BOOT_TIMEOUT)
+    hang(life)
+    with life.start("customer-3") as guest:
+        seen["after it hung"] = life.up(guest)
+        seen["zipl by hand"] = life.shell(guest, "zipl > /dev/null 2>&1; echo $?")
+        seen["another update"] = life.shell(
+            guest, "sed -i 's|rdinit=[^ ]*||' /boot/loader/entries/*; secex update"
+        )
+        seen["at last"] = life.restart(guest)
+        seen["removed"] = life.shell(guest, REMOVE)
+        seen["entries"] = life.shell(guest, "ls /boot/loader/entries").split()
+
+
+MARK = "etc/mark-of-the-test"
+REMOVE = "apt-get -qq remove 'linux-image-6.12*' 'linux-image-s390x' > /tmp/said 2>&1; echo $?; tail -n 5 /tmp/said"
+
+
+def refused(life: Life, guest: Guest, command: str) -> str:
+    done = guest.ssh(command, life.where.identity, timeout=LONG)
+    return f"{done.returncode} {done.stderr}"
+
+
+def install_kernel(life: Life, guest: Guest) -> None:
+    """From the repository, as an administrator does it."""
+    life.shell(
+        guest,
+        f"echo 'deb [trusted=yes] http://{SERVICES_ADDRESS}/ ./' > /etc/apt/sources.list && apt-get -qq update"
+        " && DEBIAN_FRONTEND=noninteractive apt-get -qq -y install linux-image-s390x",
+    )
+
+
+def make_initramfs(life: Life, guest: Guest) -> None:
+    """By the trigger of dracut, which other packages activate; what is new in it is a file."""
+    life.shell(
+        guest,
+        f"echo it is there > /{MARK}; echo 'install_items+=\" /{MARK} \"' > /etc/dracut.conf.d/90-mark.conf;"
+        " dpkg-trigger update-initramfs && dpkg --configure --pending",
+    )
+
+
+def add_host(life: Life, guest: Guest) -> None:
+    """Its document is put there by hand, and proven by what lies there already."""
+    made = site.make_host("customer-3", life.where.directory / "hostkeys", life.where.chain)
+    content = base64.b64encode(made.document.read_bytes()).decode()
+    life.shell(
+        guest, f"echo {content} | base64 -d > /root/customer-3.crt && secex hosts add /root/customer-3.crt"
+    )
+
+
+def hang(life: Life) -> None:
+    with life.start("customer-3") as guest:
+        life.up(guest)
+        life.shell(guest, f"sed -i 's|^options .*|& {HANGS}|' /boot/loader/entries/*.conf; secex update")
+        guest.ssh("systemctl --no-block reboot", life.where.identity)
+        guest.wait_for(rf"Kernel command line: .*{HANGS}", LONG)
+        guest.wait_for("Run /usr/bin/cat as init process", LONG)
+        guest.kill()
+
+
+def runs(seen: dict[str, Any]) -> tuple[int, int, str]:
+    """The number of the image that runs, of the one that starts, and how far the newest has come."""
+    return seen["running"], seen["starts"], seen["newest"]["state"]
+
+
+def test_a_kernel_that_apt_installs_is_what_the_next_start_has(life: Life) -> None:
+    assert runs(life.seen["first image"]) == (1, 1, "up")
+    found = life.seen["newer kernel"]
+    assert runs(found) == (2, 2, "up")
+    assert found["kernel"] == found["newest"]["kernel"] == life.seen["release"]
+    assert found["fallback"]["kernel"] == life.seen["kernel before"] != life.seen["release"]
+
+
+def test_an_initramfs_that_a_package_has_made_anew_is_what_the_next_start_has(life: Life) -> None:
+    found = life.seen["newer initramfs"]
+    assert runs(found) == (3, 3, "up")
+    assert found["newest"]["inputs"]["initramfs 0"] != found["fallback"]["inputs"]["initramfs 0"]
+    assert life.seen["in the initramfs"] == "it is there"
+
+
+def test_the_kernel_of_the_fallback_is_not_removed(life: Life) -> None:
+    assert "is that of the boot image to fall back to" in life.seen["kernel that has to stay"]
+    assert life.seen["kernel that has to stay"].startswith("1 ")
+
+
+def test_a_guest_moves_to_another_host_and_does_not_start_on_the_old_one_any_more(life: Life) -> None:
+    assert runs(life.seen["another host"])[2] == runs(life.seen["there"])[2] == "up"
+    assert runs(life.seen["without the old ones"])[2] == "up"
+    assert runs(life.seen["and no fallback for them"])[2] == "up"
+    assert [each["name"] for each in life.seen["hosts"]] == ["ibm-z-hostkey-customer-3"]
+    assert life.seen["on the old host"] == "refused"
+
+
+def test_after_a_start_that_hung_before_its_root_the_last_good_image_is_up(life: Life) -> None:
+    found, before = life.seen["after it hung"], life.seen["and no fallback for them"]
+    assert found["newest"]["state"] == "failed"
+    assert found["running"] == found["starts"] == before["running"]
+
+
+def test_zipl_by_hand_does_not_unmake_the_guest(life: Life) -> None:
+    assert life.seen["zipl by hand"] != "0"
+    assert runs(life.seen["at last"])[2] == "up"
+
+
+def test_a_kernel_that_is_removed_loses_its_boot_entry(life: Life) -> None:
+    assert life.seen["removed"].splitlines()[0] == "0", life.seen["removed"]
+    assert any(life.seen["release"] in name for name in life.seen["entries"])
