@@ -1,4 +1,4 @@
-"""A repository of Debian packages for a guest: a newer kernel than its system has, from the mirror's backports."""
+"""A repository of Debian packages for a guest: a newer kernel than it has, from the mirror's backports."""
 
 from __future__ import annotations
 
