@@ -28,6 +28,7 @@ VERBS = {
     "status": "in a guest: hosts, volumes, growth, versions, and how first boot went",
     "update": "in a guest: a new boot image, if its kernel, initramfs, options or keys have changed",
     "hosts": "in a guest: the machines that may start it: list, add, remove, check",
+    "enable": "on a system that first boot did not make: start it as a Secure Execution guest from now on",
     "kargs": "in a guest: the kernel arguments of its boot entry: show, add, remove",
 }
 

@@ -127,6 +127,26 @@ def judge(context: Context, root: Path, now: datetime, *, ask: bool) -> list[Jud
     return found
 
 
+def given(root: Path) -> list[Document]:
+    """The documents in /etc/se-hostkeys, whether they are genuine or not. Raises Refusal."""
+    return [document.parse(name, content) for name, content in _given(root).items()]
+
+
+def proof(context: Context, root: Path, image_certificates: Path, *, ask: bool = True) -> Proof:
+    """By the root certificates in that directory, and what lies beside the documents on ``root``."""
+    scratch = paths.below(root, paths.RUNTIME)
+    scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return _Proof(
+        config=Config.model_validate({"ignition": {"version": "3.3.0"}}),
+        image_certificates=image_certificates,
+        verification=parameters.value(context.command_line, parameters.HOSTKEY_VERIFY),
+        scratch=scratch,
+        context=context,
+        root=root,
+        ask=ask,
+    )
+
+
 def this_machine(root: Path) -> set[bytes]:
     """The hashes of its host keys; empty if its kernel does not tell."""
     return document.this_host_key_hashes(paths.below(root, _KEYS_OF_THIS_MACHINE))
@@ -187,17 +207,8 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _proof(context: Context, root: Path, *, ask: bool = True) -> Proof:
-    scratch = paths.below(root, paths.RUNTIME)
-    scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return _Proof(
-        config=Config.model_validate({"ignition": {"version": "3.3.0"}}),
-        image_certificates=paths.below(root, paths.IMAGE_STATE) / system_image.CERTIFICATES,
-        verification=parameters.value(context.command_line, parameters.HOSTKEY_VERIFY),
-        scratch=scratch,
-        context=context,
-        root=root,
-        ask=ask,
-    )
+    directory = paths.below(root, paths.IMAGE_STATE) / system_image.CERTIFICATES
+    return proof(context, root, directory, ask=ask)
 
 
 @dataclass(frozen=True)

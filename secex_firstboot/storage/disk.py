@@ -83,12 +83,7 @@ def _partitions_of(disk: pyudev.Device) -> list[Partition]:
 def disks() -> Iterator[Disk]:
     """Every disk that has at least one partition with the number and name of an SE-ready image's."""
     for device in pyudev.Context().list_devices(subsystem="block", DEVTYPE="disk"):
-        found = Disk.of(
-            device=Path(device.device_node),
-            size=int(device.attributes.asint("size")) * SECTOR,
-            block_size=int(device.attributes.asint("queue/logical_block_size")),
-            found=_partitions_of(device),
-        )
+        found = _disk(device)
         if found.partitions:
             yield found
 
@@ -117,6 +112,34 @@ def find_disk() -> Disk:
         "SX-DISK-09",
         f"{nearest.device} has no partition {nearest.missing(LASTING)}",
         "start from an unchanged SE-ready image",
+    )
+
+
+def find_partition(name: str, device: Path | None = None) -> Disk:
+    """The disk of the one partition with this name, whatever its number, or of this ``device``; its
+    ``partitions`` are that one. Raises Refusal if there is none, or two."""
+    found = []
+    for disk in pyudev.Context().list_devices(subsystem="block", DEVTYPE="disk"):
+        for part in _partitions_of(disk):
+            if part.device == device or (not device and part.name == name):
+                known = _disk(disk)
+                found.append(Disk(known.device, known.size, known.block_size, {name: part}))
+    if len(found) == 1:
+        return found[0]
+    many = "more than one GPT partition" if found else "no GPT partition"
+    raise Refusal(
+        "SX-DISK-39",
+        f"{device} is {many}" if device else f"{many} has the name {name}",
+        "make one that holds kernel and initramfs three times, or name it: --partition=DEVICE",
+    )
+
+
+def _disk(device: pyudev.Device) -> Disk:
+    return Disk.of(
+        device=Path(device.device_node),
+        size=int(device.attributes.asint("size")) * SECTOR,
+        block_size=int(device.attributes.asint("queue/logical_block_size")),
+        found=_partitions_of(device),
     )
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
-from functools import cache
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
-from harness import pki
 from support import needs
+from support.host_keys import CHAIN, NOW, certify, forged
 from support.machine import put
 
 from secex_firstboot.basic.context import Context
@@ -22,23 +20,10 @@ from secex_firstboot.roots import system_image
 from secex_firstboot.running import hosts
 from secex_firstboot.running.hosts import Verdict
 
-NOW = datetime.now(UTC)
-CHAIN = pki.make_chain(NOW)
 A, B = "ibm-z-hostkey-a", "ibm-z-hostkey-b"
 CONTEXT = Context("quiet")
 
 pytestmark = needs.programs("openssl")
-
-
-@cache
-def key(who: str) -> ec.EllipticCurvePublicKey:
-    return ec.generate_private_key(ec.SECP521R1()).public_key()
-
-
-@cache
-def certify(who: str, **options: float) -> bytes:
-    """The host's document; with options as for pki.Authority.certify another one."""
-    return pki.pem(CHAIN.document(key(who), **options))
 
 
 @pytest.fixture
@@ -84,11 +69,6 @@ def test_a_document_that_is_added_counts_once_it_was_proven(root: Path) -> None:
 def test_one_that_somebody_put_there_counts_as_well_once_it_was_proven(root: Path) -> None:
     put(root / "etc/se-hostkeys" / B, certify("b") + b"\n")
     assert kept(root) == [A, B]
-
-
-def forged(who: str = "b") -> bytes:
-    """Signed by somebody else."""
-    return pki.pem(pki.make_root(NOW, "Another CA").certify(pki.name(CN="A host"), key(who)))
 
 
 @pytest.mark.parametrize("by_hand", [False, True])

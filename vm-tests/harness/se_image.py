@@ -180,6 +180,7 @@ class Builder:
             else:
                 _copy(self.tree, where, exclude="./boot/*", only=self.recipe.root_content)
                 for path, content in self.recipe.root_added:
+                    (where / path).parent.mkdir(parents=True, exist_ok=True)
                     (where / path).write_bytes(content)
                 for point in MOUNT_POINTS:
                     (where / point).mkdir(exist_ok=True)

@@ -50,8 +50,8 @@ function _shtab_secex_using
   test "$_shtab_secex_cmdpath" = "$argv"
 end
 
-set -g _shtab_secex_commands status update hosts 'hosts list' 'hosts add' 'hosts remove' 'hosts check' kargs
-set -g _shtab_secex_opts_with_value --append --delete --proof --root
+set -g _shtab_secex_commands status update hosts 'hosts list' 'hosts add' 'hosts remove' 'hosts check' enable kargs
+set -g _shtab_secex_opts_with_value --append --delete --partition --proof --root
 
 complete -c secex -e
 complete -c secex -f
@@ -82,6 +82,9 @@ complete -c secex -n '_shtab_secex_using hosts remove' -l moving -d 'even this m
 complete -c secex -n '_shtab_secex_using hosts; and test $_shtab_secex_npos -eq 0' -a check -d 'ask for the newest revocation lists; for a timer, too'
 complete -c secex -n '_shtab_secex_using hosts check' -s h -l help -d 'show this help message and exit'
 complete -c secex -n '_shtab_secex_using hosts check' -l json -d 'print JSON for programs'
+complete -c secex -n '_shtab_secex_using; and test $_shtab_secex_npos -eq 0' -a enable -d 'On a system that first boot did not make: start it as a Secure Execution guest from now on.'
+complete -c secex -n '_shtab_secex_using enable' -s h -l help -d 'show this help message and exit'
+complete -c secex -n '_shtab_secex_using enable' -l partition -xka "(__fish_complete_path (commandline -ct))" -d 'with ext4, for boot images (default: that named se)'
 complete -c secex -n '_shtab_secex_using; and test $_shtab_secex_npos -eq 0' -a kargs -d 'In a guest: the kernel arguments of its boot entry: show, add, remove.'
 complete -c secex -n '_shtab_secex_using kargs' -s h -l help -d 'show this help message and exit'
 complete -c secex -n '_shtab_secex_using kargs' -l append -x -d 'add this one, unless it is there'
