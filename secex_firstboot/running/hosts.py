@@ -64,7 +64,9 @@ def settle(context: Context, root: Path, *, moving: bool = False) -> None:
         if new := [each for each in found if kept.get(each.name) != each.pem]:
             _proof(context, root).verify(new)
             context.say(f"proven genuine: {', '.join(each.name for each in new)}")
-        system_image.keep_hosts(root, {each.name: each.pem for each in found})
+        proven = {each.name: each.pem for each in found}
+        if proven != kept:  # the same document may be written in other ways
+            system_image.keep_hosts(root, proven)
     for name in _revoked(root) & given.keys():
         raise Refusal(
             "SX-SYSTEM-06",

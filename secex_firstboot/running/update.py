@@ -35,9 +35,9 @@ def in_system(
     the images that there are.
 
     ``again``: one that is up to date, but did not come up, is tried once more. ``moving``: this machine may
-    be none of its hosts. Killed at any moment, it
-    leaves the old images or the new ones. Two at once wait for each other. Raises Refusal if first boot did
-    not set up the system on ``root``, or what is there makes no boot image.
+    be none of its hosts. Killed at any moment, it leaves the old images or the new ones. Two at once wait for
+    each other. Raises Refusal if first boot did not set up the system on ``root``, or what is there makes no
+    boot image.
     """
     system.check_provisioned(root, "it has no boot image to update")
     with alone(root):

@@ -102,6 +102,14 @@ def test_what_proves_it_comes_along(root: Path) -> None:
     assert kept(root) == [A, B]
 
 
+def test_one_in_another_form_is_the_same_and_nothing_is_written(root: Path) -> None:
+    path = root / "etc/se-hostkeys" / A
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n") + b"\n")
+    kept_at = (root / "var/lib/secex-firstboot/boot-image/hosts" / A).stat().st_ino
+    assert kept(root) == [A]
+    assert (root / "var/lib/secex-firstboot/boot-image/hosts" / A).stat().st_ino == kept_at
+
+
 def test_a_document_that_is_replaced_is_proven_anew(root: Path) -> None:
     put(root / "etc/se-hostkeys" / A, forged("a"))
     with pytest.raises(Refusal):
