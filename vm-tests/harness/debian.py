@@ -124,6 +124,8 @@ def _agent_key() -> str:
 
 def _cached(name: str, key: str, build: Callable[[Path], None]) -> Path:
     path = CACHE / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    if path.exists():  # it is there as a whole, and another one may be in the making for minutes
+        return path
     with locked(name):
         if not path.exists():
             unfinished = path.with_name(f"{path.name}.unfinished")
