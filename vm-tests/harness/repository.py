@@ -26,9 +26,8 @@ def newer_kernel() -> tuple[str, dict[str, bytes]]:
         if name in stanzas and name not in wanted:
             wanted[name] = stanzas[name]
             # What is not of the kernel itself the guest has.
-            todo += re.findall(
-                r"linux-(?:base|binary|image|modules)-[\w.+-]+", _field(stanzas[name], "Depends")
-            )
+            needed = ", ".join(_field(stanzas[name], kind) for kind in ("Pre-Depends", "Depends"))
+            todo += re.findall(r"linux-(?:base|binary|image|modules)(?:-[\w.+-]+)?", needed)
     files = {f"/{name}.deb": _package(mirror, stanza) for name, stanza in wanted.items()}
     lines = [
         re.sub(r"(?m)^Filename: .*$", f"Filename: ./{name}.deb", stanza) for name, stanza in wanted.items()
