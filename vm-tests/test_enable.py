@@ -33,7 +33,8 @@ def enabled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Site, str]:
     recipe = Recipe(options=OPTIONS, root_added=added)
     with firstboot.make_site(directory / "site", recipe) as (where, _):
         firstboot.enlarge(where.image, where.disk, 2048)
-    identity.rename(where.identity)
+    for suffix in (".pub", ""):  # ssh looks at both
+        identity.with_suffix(suffix).rename(where.identity.with_suffix(suffix))
     direct = Direct(debian.kernel(where.tree), debian.initramfs(where.tree), OPTIONS)
     system = Disk(where.disk, "system")
     log = directory / "plain.log"
