@@ -28,11 +28,11 @@ def newer_kernel() -> tuple[str, dict[str, bytes]]:
             # What is not of the kernel itself the guest has.
             needed = ", ".join(_field(stanzas[name], kind) for kind in ("Pre-Depends", "Depends"))
             todo += re.findall(r"linux-(?:base|binary|image|modules)(?:-[\w.+-]+)?", needed)
-    files = {f"/{name}.deb": _package(mirror, stanza) for name, stanza in wanted.items()}
-    lines = [
-        re.sub(r"(?m)^Filename: .*$", f"Filename: ./{name}.deb", stanza) for name, stanza in wanted.items()
-    ]
-    files["/./Packages"] = files["/Packages"] = "\n\n".join([*lines, ""]).encode()
+    files, lines = {}, []
+    for number, stanza in enumerate(wanted.values()):  # apt writes a plus sign in another way
+        files[f"/./{number}.deb"] = _package(mirror, stanza)
+        lines.append(re.sub(r"(?m)^Filename: .*$", f"Filename: ./{number}.deb", stanza))
+    files["/./Packages"] = "\n\n".join([*lines, ""]).encode()
     (release,) = (name.removeprefix("linux-modules-") for name in wanted if name.startswith("linux-modules-"))
     return release, files
 
