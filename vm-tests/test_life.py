@@ -149,7 +149,7 @@ def make_initramfs(life: Life, guest: Guest) -> None:
     life.shell(
         guest,
         f"echo it is there > /{MARK}; echo 'install_items+=\" /{MARK} \"' > /etc/dracut.conf.d/90-mark.conf;"
-        " dpkg-trigger update-initramfs && dpkg --configure --pending",
+        " dpkg-trigger --by-package=dracut update-initramfs && dpkg --configure --pending",
     )
 
 
