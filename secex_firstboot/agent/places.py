@@ -34,4 +34,4 @@ SYSROOT = Path("/sysroot")
 # ultravisor.
 SECURE_EXECUTION_GUEST = Path("/sys/firmware/uv/prot_virt_guest")
 SWAPS = Path("/proc/swaps")
-THIS_HOSTS_KEYS = Path("/sys/firmware/uv/keys")
+THIS_HOSTS_KEYS = paths.THIS_HOSTS_KEYS

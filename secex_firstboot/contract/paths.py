@@ -19,6 +19,9 @@ NO_LOCAL_LOGIN = Path("/usr/lib/secex-firstboot/no-local-login.ign")  # a base c
 # before the system starts. Made at seal, and part of the final sdboot.
 NO_LOGIN_UNITS = Path("/etc/secex-no-login")
 
+# Kernel: arch/s390/kernel/uv.c. Not there where kernel or firmware do not know the question.
+THIS_HOSTS_KEYS = Path("/sys/firmware/uv/keys")
+
 # The provisioned system's.
 LUKS_KEYS = Path("/etc/luks")
 CRYPTTAB = PurePosixPath("/etc/crypttab")

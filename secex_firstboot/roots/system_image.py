@@ -11,6 +11,7 @@ import hashlib
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from secex_firstboot.basic.context import Context
@@ -45,6 +46,7 @@ class SystemImage:
     files: Mapping[str, bytes]
     documents: Mapping[str, bytes]
 
+    @cached_property
     def inputs(self) -> dict[str, str]:
         """Of what it is made, the SHA-256 each; no secret can be told from that."""
         inputs = {f"file {path}": content for path, content in self.files.items()}
@@ -59,13 +61,8 @@ class SystemImage:
     def build(self, context: Context, se: Path, scratch: Path, generation: int) -> Image:
         """Write ``sdboot.new`` on ``se``. ``scratch``, an existing directory, gets secrets for a moment."""
         private: dict[str, Entry] = {str(paths.LUKS_KEYS): Directory(0o700)}
-        documents = scratch / "hosts"
-        shutil.rmtree(documents, ignore_errors=True)
-        documents.mkdir(mode=0o700)
-        inputs = self.inputs()
-        try:
-            for name, content in self.documents.items():
-                write_private(documents / name, content)
+        inputs = self.inputs  # told before they are read for the image: what changes in between is seen later
+        with contents.documents_in(scratch, self.documents) as documents:
             contents.build_sdboot(
                 context,
                 self.entry,
@@ -78,8 +75,6 @@ class SystemImage:
                 archive=scratch / "overlay.cpio",
                 scratch=scratch,
             )
-        finally:
-            shutil.rmtree(documents)
         return Image(
             generation=generation,
             identity=boot_record.identity(se / boot_record.NEW_IMAGE),

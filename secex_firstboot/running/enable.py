@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import Refusal
-from secex_firstboot.basic.files import exists, is_regular, write_private
+from secex_firstboot.basic.files import exists, is_regular
 from secex_firstboot.contract import paths
 from secex_firstboot.contract.command_line import name, parameters
 from secex_firstboot.hostkeys import document
@@ -65,20 +65,17 @@ def make(context: Context, root: Path, partition: Path | None) -> Enabled:
         scratch = Path(private)
         boot_record.settle(se, where)
         contents.check_room(se, entry)
-        documents = scratch / "hosts"
-        documents.mkdir()
-        for each in found:
-            write_private(documents / each.name, each.pem)
-        contents.build_sdboot(
-            context,
-            entry,
-            se,
-            command_line=entry.options,
-            overlay={},
-            documents=documents,
-            archive=scratch / "overlay.cpio",
-            scratch=scratch,
-        )
+        with contents.documents_in(scratch, {each.name: each.pem for each in found}) as documents:
+            contents.build_sdboot(
+                context,
+                entry,
+                se,
+                command_line=entry.options,
+                overlay={},
+                documents=documents,
+                archive=scratch / "overlay.cpio",
+                scratch=scratch,
+            )
         boot_record.install(se, where, scratch)
     return Enabled(where.device, entry)
 

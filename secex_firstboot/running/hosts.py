@@ -21,7 +21,6 @@ from secex_firstboot.hostkeys.verify import Revoked
 from secex_firstboot.ignition.config import Config
 from secex_firstboot.roots import system_image
 
-_KEYS_OF_THIS_MACHINE = PurePath("/sys/firmware/uv/keys")
 _REVOKED = paths.IMAGE_STATE / "revoked"  # the names of documents, a line each
 _WARNING = timedelta(days=90)  # before a document's end
 _CURE = "secex hosts list says which there are"
@@ -151,7 +150,7 @@ def proof(context: Context, root: Path, image_certificates: Path, *, ask: bool =
 
 def this_machine(root: Path) -> set[bytes]:
     """The hashes of its host keys; empty if its kernel does not tell."""
-    return document.this_host_key_hashes(paths.below(root, _KEYS_OF_THIS_MACHINE))
+    return document.this_host_key_hashes(paths.below(root, paths.THIS_HOSTS_KEYS))
 
 
 def _judge(proof: Proof, each: Document, now: datetime) -> tuple[Verdict, str]:

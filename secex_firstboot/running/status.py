@@ -31,8 +31,7 @@ from secex_firstboot.storage.mounted import Mounted
 
 T = TypeVar("T")
 
-# Kernel: arch/s390/kernel/uv.c; Documentation/admin-guide/sysctl/kernel.rst
-_KEYS_OF_THIS_MACHINE = PurePath("/sys/firmware/uv/keys")
+# Kernel: Documentation/admin-guide/sysctl/kernel.rst
 _RUNNING_KERNEL = PurePath("/proc/sys/kernel/osrelease")
 _KERNELS = PurePath("/usr/lib/modules")  # a directory each
 _DRACUT = PurePath("/usr/lib/dracut/dracut-version.sh")
@@ -155,7 +154,7 @@ def gather(root: Path, context: Context | None) -> Status:
     look = _Look(root)
     if not context:
         look.untold.append(f"mappings, growth: {root} is not the running system")
-    keys = document.this_host_key_hashes(paths.below(root, _KEYS_OF_THIS_MACHINE))
+    keys = document.this_host_key_hashes(paths.below(root, paths.THIS_HOSTS_KEYS))
     return Status(
         root=str(root),
         running=context is not None,

@@ -45,7 +45,7 @@ def in_system(
         image = system_image.find(root, root / "boot")
         setting = settings.value(root, settings.FALLBACK)
         images = system_image.images(root)
-        changed = _changed(images.newest.inputs if images else None, image.inputs())
+        changed = _changed(images.newest.inputs if images else None, image.inputs)
         if images and not changed:
             after = set_to(images, setting)
             if again and images.newest.state is State.FAILED:

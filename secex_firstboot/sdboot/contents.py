@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import Refusal
+from secex_firstboot.basic.files import write_private
 from secex_firstboot.hostkeys import document
 from secex_firstboot.sdboot import boot_entry, boot_record, create
 from secex_firstboot.sdboot.initramfs import Entry, write_archive
@@ -25,6 +27,20 @@ def check_room(se: Path, entry: boot_entry.BootEntry, *more: Path) -> None:
             f"partition se is too small by {-(-missing >> 20)} MiB for a second boot image",
             "build the image with a larger partition se",
         )
+
+
+@contextmanager
+def documents_in(scratch: Path, documents: Mapping[str, bytes]) -> Iterator[Path]:
+    """A directory with these host-key documents (name -> content), for the length of a ``with`` block."""
+    directory = scratch / "hosts"
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(mode=0o700)
+    try:
+        for name, content in documents.items():
+            write_private(directory / name, content)
+        yield directory
+    finally:
+        shutil.rmtree(directory)
 
 
 def build_sdboot(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -118,12 +118,12 @@ def find_disk() -> Disk:
 def find_partition(name: str, device: Path | None = None) -> Disk:
     """The disk of the one partition with this name, whatever its number, or of this ``device``; its
     ``partitions`` are that one. Raises Refusal if there is none, or two."""
-    found = []
-    for disk in pyudev.Context().list_devices(subsystem="block", DEVTYPE="disk"):
-        for part in _partitions_of(disk):
-            if part.device == device or (not device and part.name == name):
-                known = _disk(disk)
-                found.append(Disk(known.device, known.size, known.block_size, {name: part}))
+    found = [
+        replace(disk, partitions={name: part}, others=())
+        for disk in map(_disk, pyudev.Context().list_devices(subsystem="block", DEVTYPE="disk"))
+        for part in (*disk.partitions.values(), *disk.others)
+        if part.device == device or (not device and part.name == name)
+    ]
     if len(found) == 1:
         return found[0]
     many = "more than one GPT partition" if found else "no GPT partition"

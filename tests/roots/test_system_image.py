@@ -46,7 +46,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def made(root: Path) -> dict[str, str]:
-    return system_image.find(root, root / "boot").inputs()
+    return system_image.find(root, root / "boot").inputs
 
 
 def test_the_initramfs_gets_what_opens_both_volumes_and_keeps_logins_off(root: Path) -> None:

@@ -26,7 +26,13 @@ from secex_firstboot.storage import devicemapper
 
 SERVICE = "[Service]\nExecStart=/bin/true\n"
 WANTED = "[Install]\nWantedBy=multi-user.target\n"
-OURS = set(seal._OUR_UNITS)
+OURS = {
+    "secex-firstboot-grow.service",
+    "secex-firstboot-hosts.timer",
+    "secex-firstboot-image.service",
+    "secex-firstboot-tidy.service",
+    "secex-firstboot-update.path",
+}
 NOT_ALL = "not all units could be enabled: look at them with systemctl preset-all"
 NOT_READ = "unit files cannot be read, or not be enabled: look at the disk's health"
 
