@@ -65,8 +65,8 @@ test-system: setup ## Build the Debian system that the guests are made of, unles
 completions: setup-python ## Make the shells' completions of the commands anew, into packaging/completions
 	$(PYTHON) packaging/completions.py
 
-soak: setup ## N power cuts at moments drawn from a seed (POWER_CUT_SEED finds them again)
-	POWER_CUTS=$(N) $(PYTHON) -m pytest -q $(GUESTS) vm-tests/test_power_cut.py
+soak: setup ## N power cuts of first boots, N of updates, at moments drawn from a seed (POWER_CUT_SEED finds them again)
+	POWER_CUTS=$(N) $(PYTHON) -m pytest -q $(GUESTS) vm-tests/test_power_cut.py vm-tests/test_update_cut.py
 
 lint: setup-python ## Format, rules, types, shell
 	$(VENV)/bin/ruff format --check --quiet .
@@ -88,8 +88,8 @@ lint-rpm:
 manual: setup-python ## Write into the manual pages what they have from code and troubleshooting.md
 	$(PYTHON) docs/manual.py
 
-bench: setup ## Measure, in a guest, copying and building sdboot
-	$(VM) vm-tests/bench.py
+bench: setup ## Measure in guests: first boots, later boots, updates (LATER=--later: nothing else than these two)
+	$(VM) vm-tests/bench.py $(LATER)
 
 # Both packages are made of what this installs; which has what: packaging/deb/*.install, %files of the spec.
 install: ## Install package, dracut module and units below DESTDIR

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -14,13 +15,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness import console, debian, firstboot, inside, raw_disk, ultravisor
+import demo
+from harness import console, debian, firstboot, inside, raw_disk, site, ultravisor
 from harness.firstboot import Site
-from harness.guest import Disk, Network
-from harness.se_image import MIB, SECTOR, Recipe
+from harness.guest import Direct, Disk, Guest, Network
+from harness.se_image import MIB, OPTIONS, SECTOR, Recipe
 
 OUTPUT = debian.REPOSITORY / "build" / "bench"
 COPIED = 96 * MIB
+ROUNDS = 3  # of what is compared after first boot
 DISKS = (4, 16, 64, 256, 4)  # GiB; the first again at the end, for the machine's noise
 LARGE_ROOT = replace(Recipe(), root_at_least=2048)
 
@@ -50,15 +53,22 @@ HEAD = f"{'':<26}{'all, s':>9}{'root, s':>9}{'written, MiB':>13}{'qcow2, MiB':>1
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--later", action="store_true", help="only what comes after first boot")
+    options = parser.parse_args()
     OUTPUT.mkdir(parents=True, exist_ok=True)
-    rows = measure_disks()
-    speed = measure_speed()
-    added = debian.added_to_initramfs()
-    result = {"first boots": [vars(row) for row in rows], **speed, "bytes added to the initramfs": added}
-    (OUTPUT / "report.json").write_text(json.dumps(result, indent=2) + "\n")
-    print_disks(rows)
-    print_speed(speed)
-    print(f"secex-firstboot adds {added / MIB:.1f} MiB to the initramfs, compressed")
+    result: dict[str, Any] = {}
+    if not options.later:
+        rows = measure_disks()
+        speed = measure_speed()
+        added = debian.added_to_initramfs()
+        result = {"first boots": [vars(row) for row in rows], **speed, "bytes added to the initramfs": added}
+        print_disks(rows)
+        print_speed(speed)
+        print(f"secex-firstboot adds {added / MIB:.1f} MiB to the initramfs, compressed")
+    later = measure_later()
+    print_later(later)
+    (OUTPUT / "report.json").write_text(json.dumps(result | vars(later), indent=2) + "\n")
     return 0
 
 
@@ -185,6 +195,116 @@ def print_speed(result: dict[str, Any]) -> None:
     print(f"copy through dm-verity into LUKS2 takes {statistics.median(ratios):.2f} times as long as dd")
     print(f"  alone to the same volume (median; from {min(ratios):.2f} to {max(ratios):.2f})")
     print(f"the built-in builder makes a 100 MiB image in {result['build seconds']:.1f} s")
+
+
+# --- after first boot --------------------------------------------------------------------------------------
+
+PLAIN = "root=PARTLABEL=root systemd.mount-extra=PARTLABEL=boot:/boot:ext4"
+
+
+@dataclass(frozen=True)
+class Later:
+    """Seconds, each in as many rounds.
+
+    ``encrypted``: from the kernel's first line until the provisioned system is up. ``plain``: the same of the
+    same system from the image's partitions, with nothing encrypted. ``updates``: of ``secex update``, after
+    one more kernel argument. ``least``: reading what it reads and encrypting as many bytes. ``unchanged``: of
+    an update with nothing to do.
+    """
+
+    encrypted: list[float]
+    plain: list[float]
+    updates: list[float]
+    least: list[float]
+    unchanged: list[float]
+
+
+def measure_later() -> Later:
+    """The starts in turn; before they count, each system starts once, and makes what it makes only then."""
+    later = Later([], [], [], [], [])
+    with tempfile.TemporaryDirectory(dir=OUTPUT) as work:
+        directory = Path(work)
+        key = site.make_ssh_identity(directory).with_suffix(".pub").read_bytes()
+        recipe = Recipe(root_added=(("root/.ssh/authorized_keys", key),))
+        with firstboot.make_site(directory, recipe) as (where, network):
+            first_boot(where, network, DISKS[0])
+            plain = directory / "plain.qcow2"
+            firstboot.enlarge(where.image, plain, DISKS[0] << 10)
+            for number in range(ROUNDS + 1):
+                debian.say(f"later boots, round {number} of {ROUNDS}" if number else "later boots, uncounted")
+                for seconds, guest in (
+                    (later.encrypted, encrypted_guest(where)),
+                    (later.plain, plain_guest(where, plain)),
+                ):
+                    with guest:
+                        took = seconds_to_be_up(guest, where)
+                        print(f"  {took:.1f} s", flush=True)
+                        if number:
+                            seconds.append(took)
+                        if number == ROUNDS and seconds is later.encrypted:
+                            measure_updates(later, guest, where)
+                        demo.power_off(guest, where)
+    return later
+
+
+def encrypted_guest(where: Site) -> Guest:
+    keys, log = [where.hosts["customer-1"].key], OUTPUT / "console-encrypted.log"
+    return firstboot.start(where, Network(), host_keys=keys, log=log, with_config=False)
+
+
+def plain_guest(where: Site, disk: Path) -> Guest:
+    """QEMU loads its kernel, as no ultravisor has anything to do."""
+    options = OPTIONS.replace("root=/dev/mapper/root", PLAIN)
+    direct = Direct(debian.kernel(where.tree), debian.initramfs(where.tree), options)
+    log = OUTPUT / "console-plain.log"
+    return Guest(disks=[Disk(disk, "system")], direct=direct, network=Network(), console_log=log)
+
+
+def seconds_to_be_up(guest: Guest, where: Site) -> float:
+    """As the guest's systemd has it: from the kernel's start until no job is left."""
+    firstboot.wait_for_system(guest, firstboot.BOOT_TIMEOUT)
+    ask = "systemctl show --property=FinishTimestampMonotonic --value"
+    up = f"until [ $({ask}) -gt 0 ]; do sleep 1; done; {ask}"
+    return int(guest.ssh(up, where.identity, timeout=firstboot.BOOT_TIMEOUT).stdout) / 1e6
+
+
+def measure_updates(later: Later, guest: Guest, where: Site) -> None:
+    script = (debian.REPOSITORY / "vm-tests/inside/read_and_encrypt.py").read_bytes()
+    guest.send(script, "/run/read_and_encrypt.py", where.identity)
+
+    def seconds(command: str, before: str = "true") -> float:
+        cold = "sync; echo 3 > /proc/sys/vm/drop_caches"
+        line = f"{before}; {cold}; TIMEFORMAT=%R; time {command} > /dev/null 2>&1"
+        done = guest.ssh(line, where.identity, timeout=firstboot.BOOT_TIMEOUT)
+        assert done.returncode == 0, done.stderr
+        return float(done.stderr.split()[-1])
+
+    # Nothing but what is measured makes an update.
+    guest.ssh("systemctl stop secex-firstboot-update.path", where.identity)
+    read = [f"/boot/{kind}-{debian.kernel_version(where.tree)}" for kind in ("vmlinuz", "initrd.img")]
+    change = "sed -i 's|^options .*|& secex-bench.round={}|' /boot/loader/entries/*.conf"
+    for number in range(ROUNDS):
+        later.updates.append(seconds("secex update", before=change.format(number)))
+        later.unchanged.append(seconds("secex update"))
+        later.least.append(seconds(f"python3 -I /run/read_and_encrypt.py {' '.join(read)}"))
+
+
+def print_later(later: Later) -> None:
+    columns = vars(later)
+    print(f"\n{'round':<8}", *(f"{name:>11}" for name in columns), "  (seconds)", sep="")
+    for number, row in enumerate(zip(*columns.values(), strict=True), start=1):
+        print(f"{number:<8}", *(f"{seconds:>11.1f}" for seconds in row), sep="")
+    for what, those, beside in (
+        (
+            "a later boot takes {} times as long as that of the same system unencrypted",
+            later.encrypted,
+            later.plain,
+        ),
+        ("an update takes {} times as long as reading and encrypting alone", later.updates, later.least),
+    ):
+        ratios = [one / other for one, other in zip(those, beside, strict=True)]
+        print(what.format(f"{statistics.median(ratios):.2f}"))
+        print(f"  (median; from {min(ratios):.2f} to {max(ratios):.2f})")
 
 
 if __name__ == "__main__":

@@ -217,6 +217,7 @@ def restart(where: Site, network: Network, disk: Disk, recording: Recording | No
     started = time.monotonic()
     others = []
     if recording:
+        network = dataclasses.replace(network, capture=log.with_suffix(".pcap"))
         others = [owners_volume.disk(where.directory)]
         null_header.give_null_data(Path(others[0].path))
     with start_again(where, network, disk, others, log) as guest:

@@ -5,7 +5,6 @@ It is the system of the tests, started from its plain root file system: QEMU loa
 
 from __future__ import annotations
 
-import base64
 from pathlib import Path
 
 import demo
@@ -25,7 +24,7 @@ pytestmark = pytest.mark.long
 def enabled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Site, str]:
     """The site with its disk, and what the command has said."""
     directory = tmp_path_factory.mktemp("enable")
-    identity = site.make_ssh_identity(directory)
+    identity = site.make_ssh_identity(directory / "site")
     added = (
         ("root/.ssh/authorized_keys", identity.with_suffix(".pub").read_bytes()),
         ("etc/fstab", b"PARTLABEL=boot /boot ext4 defaults 0 0\n"),
@@ -33,16 +32,13 @@ def enabled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Site, str]:
     recipe = Recipe(options=OPTIONS, root_added=added)
     with firstboot.make_site(directory / "site", recipe) as (where, _):
         firstboot.enlarge(where.image, where.disk, 2048)
-    for suffix in (".pub", ""):  # ssh looks at both
-        identity.with_suffix(suffix).rename(where.identity.with_suffix(suffix))
     direct = Direct(debian.kernel(where.tree), debian.initramfs(where.tree), OPTIONS)
     system = Disk(where.disk, "system")
     log = directory / "plain.log"
     with Guest(disks=[system], direct=direct, network=Network(), console_log=log, cpus=2) as guest:
         firstboot.wait_for_system(guest, firstboot.BOOT_TIMEOUT)
         for path, content in files(where).items():
-            text = base64.b64encode(content).decode()
-            guest.ssh(f"mkdir -p {Path(path).parent}; echo {text} | base64 -d > {path}", where.identity)
+            guest.send(content, path, where.identity)
         done = guest.ssh("secex enable 2>&1", where.identity, timeout=firstboot.BOOT_TIMEOUT)
         assert done.returncode == 0, done.stdout
         demo.power_off(guest, where)

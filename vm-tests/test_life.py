@@ -5,7 +5,6 @@ One provisioned guest goes through all of it, and each test is about what happen
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,8 @@ from harness import console, firstboot, repository, site
 from harness.firstboot import Site
 from harness.guest import SERVICES_ADDRESS, Disk, Guest, Network
 from harness.se_image import Recipe
+
+from secex_firstboot.sdboot.initramfs import File, write_archive
 
 # Room for a second kernel.
 RECIPE = Recipe(boot_room=160, headroom=512, se_size=384)
@@ -118,6 +119,10 @@ def live(life: Life) -> None:
     with life.start("customer-2") as guest:
         seen["after it hung"] = life.up(guest)
         seen["zipl by hand"] = life.shell(guest, "zipl > /dev/null 2>&1; echo $?")
+        configuration = ZIPL_CONFIGURATION.format(release=seen["release"])
+        guest.send(configuration.encode(), "/etc/zipl.conf", life.where.identity)
+        seen["zipl with a configuration"] = life.shell(guest, "zipl > /dev/null 2>&1; echo $?")
+        seen["without the agent"] = without_agent(life, guest)
         seen["another update"] = life.shell(
             guest, "sed -i 's|rdinit=[^ ]*||' /boot/loader/entries/*.conf; secex update"
         )
@@ -126,6 +131,15 @@ def live(life: Life) -> None:
         seen["entries"] = life.shell(guest, "ls /boot/loader/entries").split()
 
 
+ZIPL_CONFIGURATION = """\
+[defaultboot]
+default = linux
+[linux]
+target = /boot
+image = /boot/vmlinuz-{release}
+ramdisk = /boot/initrd.img-{release}
+parameters = "root=/dev/mapper/root"
+"""
 MARK = "etc/mark-of-the-test"
 REMOVE = "apt-get -qq -y remove 'linux-image-6.12*' > /tmp/said 2>&1; echo $?; tail -n 5 /tmp/said"
 
@@ -156,9 +170,21 @@ def make_initramfs(life: Life, guest: Guest) -> None:
 def add_host(life: Life, guest: Guest) -> None:
     """Its document is proven anew, by what lies there already."""
     document = site.Host("customer-2", life.where.directory / "hostkeys").document
-    content = base64.b64encode(document.read_bytes()).decode()
     file = "/root/customer-2.crt"
-    life.shell(guest, f"echo {content} | base64 -d > {file} && secex hosts add {file}")
+    guest.send(document.read_bytes(), file, life.where.identity)
+    life.shell(guest, f"secex hosts add {file}")
+
+
+def without_agent(life: Life, guest: Guest) -> str:
+    """What an update says of an initramfs that was made without it."""
+    archive = life.where.directory / "other.img"
+    write_archive(archive, {"/init": File(b"#!/bin/sh\n", 0o755)})
+    guest.send(archive.read_bytes(), "/boot/other.img", life.where.identity)
+    entries = "/boot/loader/entries/*.conf"
+    life.shell(guest, f"cp -r /boot/loader /root; sed -i 's|^initrd .*|initrd /other.img|' {entries}")
+    said = refused(life, guest, "secex update")
+    life.shell(guest, "cp -r /root/loader /boot; rm /boot/other.img")
+    return said
 
 
 def hang(life: Life) -> None:
@@ -212,7 +238,13 @@ def test_after_a_start_that_hung_before_its_root_the_last_good_image_is_up(life:
 
 def test_zipl_by_hand_does_not_unmake_the_guest(life: Life) -> None:
     assert life.seen["zipl by hand"] != "0"
+    assert life.seen["zipl with a configuration"] != "0"
     assert runs(life.seen["at last"])[2] == "up"
+
+
+def test_an_initramfs_without_the_agent_is_no_update(life: Life) -> None:
+    assert "has no secex-firstboot" in life.seen["without the agent"]
+    assert life.seen["without the agent"].startswith("3 ")
 
 
 def test_a_kernel_that_is_removed_loses_its_boot_entry(life: Life) -> None:

@@ -10,7 +10,6 @@ import dataclasses
 import os
 import re
 import shutil
-import struct
 import subprocess
 import tempfile
 import time
@@ -35,7 +34,7 @@ from harness.guest import Disk, Network
 from harness.raw_disk import BLOCK
 from harness.recorded import FirstBoot
 from harness.secrets_scan import Scanner
-from harness.tamper import SECTOR, End, Ending, Host, Moment, Target
+from harness.tamper import End, Ending, Host, Moment, Target
 from harness.ultravisor import Reason
 
 from secex_firstboot.hostkeys import document
@@ -134,14 +133,7 @@ def put_back_record(moment: Moment) -> Change:
 
 
 def flip_boot_map(host: Host) -> None:
-    """In the number of the first block of sdboot, which is where its block pointers have it."""
-    number = struct.pack(">Q", host.se_file(boot_record.IMAGE, 0) // SECTOR)
-    for block in raw_disk.blocks(host.disk, "se", f"/{boot_record.BOOT_MAP}"):
-        at = host.partition("se") + block * BLOCK
-        if (found := host.read(at, BLOCK).find(number)) >= 0:
-            host.flip(at + found + 6)
-            return
-    raise AssertionError("the boot map does not name the first block of sdboot")
+    host.flip(tamper.in_boot_map(host.disk, boot_record.IMAGE) + 6)
 
 
 def put_back(moment: Moment, *, table: bool = False) -> Change:

@@ -1,4 +1,4 @@
-"""The power fails while the running system makes a new boot image, or the host puts an older one back.
+"""The power fails while the running system makes a new boot image, or the host changes what is on ``se``.
 
 The update is that of the main job's second boot, recorded write by write: the disk that a cut at any moment
 of it leaves starts from the last good image. The new one of that update is made to panic, so what starts of
@@ -9,15 +9,29 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from random import Random
+from typing import Any
 
+import demo
 import pytest
-from harness import console, firstboot, raw_disk, sample
-from harness.guest import Disk, Guest
+from harness import (
+    console,
+    debian,
+    firstboot,
+    powercut,
+    raw_disk,
+    sample,
+    secrets_scan,
+    site,
+    tamper,
+    ultravisor,
+)
+from harness.guest import Disk, Guest, GuestError, Network
 from harness.powercut import Event, Loss, Recording
 from harness.site import Host
 
@@ -25,7 +39,9 @@ from secex_firstboot.contract.parameters import GENERATION
 from secex_firstboot.sdboot import boot_record
 
 OLDER, GOOD, NEW = 1, 2, 3  # numbers of the boot images, see demo.run
+FILES = {GOOD: boot_record.FALLBACK, NEW: boot_record.IMAGE}
 ROOT_IS_LOOKED_AT = "Finished .*check the root file system"
+NUMBER = int(os.environ.get("POWER_CUTS", "0"))  # instead of those below: as many as asked, anywhere
 SEED = int(os.environ["POWER_CUT_SEED"])  # see conftest.py
 IN_ALL = 24
 SWITCHED = "switched"
@@ -49,6 +65,12 @@ class Update:
         return begin, end
 
     @property
+    def written(self) -> int:
+        """How many bytes."""
+        begin, end = self.span
+        return sum(event.length for event in self.events[begin:end])
+
+    @property
     def switch(self) -> int:
         """How many events there are when it has just written the boot record."""
         begin, end = self.span
@@ -59,10 +81,26 @@ class Update:
     def _is_boot_record(self, event: Event) -> bool:
         return not event.flush and event.position == 0
 
-    def start(self, disk: Path, loadparm: str = "") -> Guest:
-        system = Disk(disk, "system", format="raw", loadparm=loadparm)
-        keys = [Host("customer-1", self.directory / "hostkeys").key]
-        return Guest(disks=[system], host_keys=keys, console_log=disk.with_suffix(".console.log"))
+    @property
+    def identity(self) -> Path:
+        return site.make_ssh_identity(self.directory)
+
+    @property
+    def host(self) -> Host:
+        return Host("customer-1", self.directory / "hostkeys")
+
+    def start(self, disk: Path, loadparm: str = "", served: Disk | None = None) -> Guest:
+        system = served or Disk(disk, "system", format="raw", loadparm=loadparm)
+        log = disk.with_suffix(".console.log")
+        return Guest(disks=[system], host_keys=[self.host.key], network=Network(), console_log=log)
+
+    def cut(self, at: int, disk: Path, loss: Loss = Loss.NOTHING, seed: int = 0) -> None:
+        self.recording.cut(self.events[:at], disk, loss=loss, seed=seed)
+
+    def done(self, disk: Path) -> None:
+        """As it is once the newest image is there, and was tried."""
+        self.cut(len(self.events), disk)
+        raw_disk.replay_journal(disk, "se")
 
 
 @pytest.fixture(scope="session")
@@ -72,18 +110,23 @@ def update(main_job: Path) -> Update:
 
 @dataclass(frozen=True)
 class Cut:
-    """At a moment of this part of the update's writes that the seed draws; or just behind the switch."""
+    """At a moment that the seed draws, of one of so many parts of the update's writes; or just behind the
+    switch."""
 
     part: int | str
     loss: Loss
+    parts: int = IN_ALL
 
     def __str__(self) -> str:
-        where = self.part if self.part == SWITCHED else f"in part {self.part} of {IN_ALL}"
+        where = self.part if self.part == SWITCHED else f"in part {self.part} of {self.parts}"
         return f"{where}, {self.loss} lost"
 
 
-CUTS = [Cut(part, list(Loss)[part % len(Loss)]) for part in range(IN_ALL)]
-CASES = [*sample.kind("cuts of an update", CUTS, 5), Cut(SWITCHED, Loss.EARLIER)]
+def cuts(number: int) -> list[Cut]:
+    return [Cut(part, list(Loss)[part % len(Loss)], number) for part in range(number)]
+
+
+CASES = [*sample.kind("cuts of an update", cuts(IN_ALL), 5), Cut(SWITCHED, Loss.EARLIER)]
 
 
 def generation(guest: Guest) -> int:
@@ -99,19 +142,13 @@ def comes_up_to_its_root(guest: Guest) -> None:
     guest.kill()
 
 
-@pytest.mark.parametrize("cut", CASES, ids=str)
+@pytest.mark.parametrize("cut", cuts(NUMBER) or CASES, ids=str)
 def test_after_a_cut_of_an_update_the_last_good_image_starts(
     cut: Cut, update: Update, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     record_property("power cut", f"update, {cut.loss} lost")
     random = Random(f"{SEED} {cut}")  # noqa: S311
-    begin, end = update.span
-    if isinstance(cut.part, int):
-        at = begin + round((cut.part + random.random()) * (end - begin) / IN_ALL)
-    else:
-        at = update.switch
-    disk = tmp_path / "disk.raw"
-    update.recording.cut(update.events[:at], disk, loss=cut.loss, seed=random.getrandbits(32))
+    disk = make(cut, update, tmp_path / "disk.raw", random)
     with update.start(disk) as guest:
         assert generation(guest) == GOOD
         comes_up_to_its_root(guest)
@@ -122,11 +159,161 @@ def test_after_a_cut_of_an_update_the_last_good_image_starts(
     disk.unlink()
 
 
+def make(cut: Cut, update: Update, disk: Path, random: Random) -> Path:
+    """The disk that the cut leaves."""
+    begin, end = update.span
+    if isinstance(cut.part, int):
+        at = begin + round((cut.part + random.random()) * (end - begin) / cut.parts)
+    else:
+        at = update.switch
+    update.cut(at, disk, cut.loss, random.getrandbits(32))
+    return disk
+
+
+@pytest.mark.long
+def test_after_cuts_in_a_row_an_update_is_made_and_every_file_is_as_it_should_be(
+    update: Update, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    losses = Loss.SOME, Loss.EARLIER, Loss.EVERYTHING
+    for loss in losses:
+        record_property("power cut", f"update, one of several, {loss} lost")
+    random = Random(f"{SEED} in a row")  # noqa: S311
+    disk = make(Cut(0, losses[0], 1), update, tmp_path / "disk.raw", random)
+    for number, loss in enumerate(losses[1:], start=1):
+        disk = cut_again(update, disk, number, loss, random)
+    with update.start(disk) as guest:
+        assert generation(guest) == GOOD
+        wanted = change(guest, update, len(losses))
+        shell(guest, update, "secex update")
+        shell(guest, update, "systemctl --no-block reboot")
+        assert wanted in guest.wait_for(console.COMMAND_LINE, firstboot.BOOT_TIMEOUT)[1].split()
+        found = look_at_files(guest, update)
+    differences = firstboot.differences(
+        firstboot.manifest_of(debian.build()), found, only=["./usr", "./boot"]
+    )
+    assert set(differences["unexplained"]) == {GENERATOR}
+    disk.unlink()
+
+
+GENERATOR = "./usr/lib/systemd/system-generators/systemd-debug-generator"  # see demo.spoil
+
+
+def shell(guest: Guest, update: Update, command: str) -> str:
+    done = guest.ssh(command, update.identity, timeout=firstboot.FIRST_BOOT_TIMEOUT)
+    assert done.returncode == 0, f"{command}: {done.stderr}"
+    return done.stdout.strip()
+
+
+def change(guest: Guest, update: Update, number: int) -> str:
+    """Another argument in the boot entry, which is returned; an update follows by itself."""
+    firstboot.wait_for_system(guest, firstboot.BOOT_TIMEOUT)
+    argument = f"secex-test.cut={number}"
+    others = f"{demo.BROKEN}|secex-test.cut=[0-9]*"
+    entry = "/boot/loader/entries/*.conf"
+    shell(guest, update, f"sed -E -i 's# ({others})##; s#^options .*#& {argument}#' {entry}; sync {entry}")
+    return argument
+
+
+def cut_again(update: Update, disk: Path, number: int, loss: Loss, random: Random) -> Path:
+    """Start on this disk, kill the guest during the update that a change brings, and return the disk that
+    this leaves."""
+    left = disk.with_name(f"disk-{number}.raw")
+    to_write = random.random() * update.written
+    with powercut.recorded(disk) as (served, recording), update.start(disk, served=served) as guest:
+        assert generation(guest) == GOOD
+        change(guest, update, number)
+        end = guest.written()[0] + to_write
+        while guest.written()[0] < end:
+            time.sleep(0.1)
+        guest.kill()
+    recording.cut(recording.events(), left, loss=loss, seed=random.getrandbits(32))
+    for file in (disk, recording.before, recording.log):
+        file.unlink()
+    return left
+
+
+def look_at_files(guest: Guest, update: Update) -> dict[str, dict[str, Any]]:
+    firstboot.wait_for_system(guest, firstboot.BOOT_TIMEOUT)
+    script = debian.REPOSITORY / "vm-tests/dracut/manifest.py"
+    guest.send(script.read_bytes(), "/run/manifest.py", update.identity)
+    shell(guest, update, "python3 -I /run/manifest.py / /run/manifest")
+    return firstboot.load_manifest(shell(guest, update, "cat /run/manifest"))
+
+
+# --- the host changes what is on se ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Change:
+    """A bit of one of the two images, or of the boot map where it names that; then the machine starts
+    ``loadparm``. ``ends``: the number of the image that comes up to its root, or how the guest ends."""
+
+    image: int
+    in_boot_map: bool
+    loadparm: str
+    ends: int | str
+
+    def __str__(self) -> str:
+        where = "boot map, for" if self.in_boot_map else "content of"
+        image = {GOOD: "the last good image", NEW: "the newest image"}[self.image]
+        return f"{where} {image}, {f'loadparm={self.loadparm}' if self.loadparm else 'no loadparm'}"
+
+    def make(self, disk: Path) -> None:
+        if self.in_boot_map:
+            at = tamper.in_boot_map(disk, FILES[self.image]) + 6
+        else:
+            blocks = raw_disk.blocks(disk, "se", f"/{FILES[self.image]}")
+            at = raw_disk.address(disk, "se", f"/{FILES[self.image]}", len(blocks) // 2 * raw_disk.BLOCK)
+        with disk.open("r+b") as stream:
+            stream.seek(at)
+            (value,) = stream.read(1)
+            stream.seek(at)
+            stream.write(bytes([value ^ 1]))
+
+
+REFUSED, NOTHING = "refused", "nothing starts"
+NEWEST = str(boot_record.IMAGE_ENTRY)
+CHANGES = [
+    Change(image=GOOD, in_boot_map=False, loadparm="", ends=REFUSED),
+    Change(image=GOOD, in_boot_map=False, loadparm=NEWEST, ends=NEW),
+    Change(image=NEW, in_boot_map=False, loadparm="", ends=GOOD),
+    Change(image=NEW, in_boot_map=False, loadparm=NEWEST, ends=REFUSED),
+    Change(image=GOOD, in_boot_map=True, loadparm="", ends=NOTHING),
+    Change(image=NEW, in_boot_map=True, loadparm="", ends=GOOD),
+    Change(image=NEW, in_boot_map=True, loadparm=NEWEST, ends=NOTHING),
+]
+
+
+@pytest.mark.parametrize("change", sample.kind("changes beside a fallback", CHANGES))
+def test_a_changed_image_does_not_start_and_the_other_one_does(
+    change: Change, update: Update, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    disk = tmp_path / "disk.raw"
+    update.done(disk)
+    change.make(disk)
+    with update.start(disk, change.loadparm) as guest:
+        ended = what_starts(guest)
+        record_property("tampering", f"updated: {change}: {ended}")
+        assert ended == change.ends
+        if ended == GOOD:
+            comes_up_to_its_root(guest)
+        guest.kill()
+    disk.unlink()
+
+
+def what_starts(guest: Guest) -> int | str:
+    try:
+        guest.wait_for(console.LINUX, tamper.START_BOUND)
+    except GuestError:
+        return REFUSED if guest.refusal else NOTHING
+    return generation(guest)
+
+
 def test_an_older_boot_image_that_the_host_puts_back_is_refused(update: Update, tmp_path: Path) -> None:
     """Boot record and partition se, from a snapshot of the disk before first boot's system was updated."""
     older = raw_disk.convert(update.directory / "disk.qcow2", tmp_path / "older.raw")
     disk = tmp_path / "disk.raw"
-    update.recording.cut(update.events, disk, loss=Loss.NOTHING, seed=0)
+    update.done(disk)
     start, size = raw_disk.partition(older, "se")
     with older.open("rb") as source, disk.open("r+b") as target:
         for place, length in ((0, boot_record.PROGRAM), (start, size)):
@@ -142,4 +329,24 @@ def test_an_older_boot_image_that_the_host_puts_back_is_refused(update: Update, 
         )
         assert guest.wait(firstboot.BOOT_TIMEOUT) == "guest-shutdown"
         assert console.CLEAN in guest.console
+    disk.unlink()
+
+
+def test_an_update_lets_no_secret_out(update: Update, tmp_path: Path) -> None:
+    """Not to the disk, not even for a moment; not to the console or the network."""
+    disk, sdboot = tmp_path / "disk.raw", tmp_path / "sdboot"
+    update.done(disk)
+    raw_disk.debugfs(disk, "se", f"dump /{boot_record.IMAGE} {sdboot}")
+    ramdisk = ultravisor.unpack(sdboot.read_bytes(), update.host.key).ramdisk
+    files = firstboot.overlay_files(ramdisk, debian.initramfs(debian.build()), tmp_path)
+    secrets = {}
+    for name in ("boot", "root"):
+        passphrase, header = files[f"/etc/luks/{name}"], files[f"/etc/luks/{name}.header"]
+        secrets[f"passphrase of {name}"] = passphrase
+        secrets[f"volume key of {name}"] = secrets_scan.volume_key(header, passphrase, tmp_path)
+    scanner = secrets_scan.Scanner(secrets)
+    assert scanner.found(ramdisk)  # they would be found
+    log = update.directory / "console-2.log"
+    for file in (update.recording.log, disk, log, log.with_suffix(".pcap")):
+        assert scanner.found_in_file(file) == [], file
     disk.unlink()

@@ -14,6 +14,7 @@ QEMU 7.2 knows no IPL without clear: a guest that booted from a disk and is to r
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import shlex
@@ -252,7 +253,7 @@ class Guest:
             return end
 
     def ssh(
-        self, command: str, identity: Path, *, timeout: float = 300, user: str = "root"
+        self, command: str, identity: Path, *, timeout: float = 300, user: str = "root", stdin: str = ""
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in the guest; tries again until ``timeout`` while there is no connection.
 
@@ -272,7 +273,7 @@ class Guest:
             try:
                 done = subprocess.run(
                     [*argv, "--", command], capture_output=True, text=True, errors="replace",
-                    stdin=subprocess.DEVNULL, timeout=max(left, 1),
+                    input=stdin, timeout=max(left, 1),
                 )  # fmt: skip
             except subprocess.TimeoutExpired:
                 raise self.error(f"did not finish {command!r} within {timeout:g} s") from None
@@ -281,6 +282,13 @@ class Guest:
             if self.end or left < _RETRY_INTERVAL:
                 raise self.error(f"ssh for {command!r} failed: {done.stderr.strip()}")
             time.sleep(_RETRY_INTERVAL)
+
+    def send(self, content: bytes, path: str, identity: Path) -> None:
+        """Make a file in the guest, and the directories above it."""
+        command = f"mkdir -p $(dirname {path}) && base64 -d > {path}"
+        done = self.ssh(command, identity, stdin=base64.b64encode(content).decode())
+        if done.returncode:
+            raise self.error(f"did not take {path}: {done.stderr.strip()}")
 
     def pause(self) -> None:
         self.monitor.execute("stop")

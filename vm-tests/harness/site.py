@@ -66,10 +66,11 @@ def make_host(name: str, directory: Path, chain: Chain, **options: Any) -> Host:
 
 
 def make_ssh_identity(directory: Path) -> Path:
-    """A fresh SSH key pair; returns the private key's path, the public key has .pub added."""
+    """That directory's SSH key pair; returns the private key's path, the public key has .pub added."""
     path = directory / "id_ed25519"
-    for old in (path, path.with_suffix(".pub")):
-        old.unlink(missing_ok=True)
+    if path.exists():
+        return path
+    directory.mkdir(parents=True, exist_ok=True)
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test user", "-f", path], check=True)
     return path
 

@@ -226,6 +226,18 @@ def _ended(guest: Guest) -> Ending:
     return Ending(End.NO_START, f"{guest.end or 'hangs'}: {words[-60:]}")
 
 
+def in_boot_map(disk: Path, image: str) -> int:
+    """Where on the disk the number of the first block of an image stands, among the block pointers."""
+    number = struct.pack(">Q", raw_disk.address(disk, "se", f"/{image}", 0) // SECTOR)
+    start = raw_disk.partition_start(disk, "se")
+    with disk.open("rb") as stream:
+        for block in raw_disk.blocks(disk, "se", f"/{boot_record.BOOT_MAP}"):
+            stream.seek(start + block * BLOCK)
+            if (found := stream.read(BLOCK).find(number)) >= 0:
+                return start + block * BLOCK + found
+    raise AssertionError(f"the boot map does not name the first block of {image}")
+
+
 # --- what the host does ------------------------------------------------------------------------------------
 
 
