@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -131,7 +132,10 @@ CASES = [*sample.kind("cuts of an update", cuts(IN_ALL), 5), Cut(SWITCHED, Loss.
 
 def generation(guest: Guest) -> int:
     """The number of the image that has started."""
-    words = guest.wait_for(console.COMMAND_LINE, firstboot.BOOT_TIMEOUT)[1].split()
+    return generation_of(guest.wait_for(console.COMMAND_LINE, firstboot.BOOT_TIMEOUT)[1].split())
+
+
+def generation_of(words: list[str]) -> int:
     (number,) = (word.partition("=")[2] for word in words if word.startswith(f"{GENERATION.name}="))
     return int(number)
 
@@ -174,19 +178,29 @@ def make(cut: Cut, update: Update, disk: Path, random: Random) -> Path:
 def test_after_cuts_in_a_row_an_update_is_made_and_every_file_is_as_it_should_be(
     update: Update, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    losses = Loss.SOME, Loss.EARLIER, Loss.EVERYTHING
-    for loss in losses:
+    """The last of them while the system that has come up makes its image the one that starts."""
+    *losses, confirming = Loss.SOME, Loss.EARLIER, Loss.EVERYTHING, Loss.SOME
+    for loss in (*losses, confirming):
         record_property("power cut", f"update, one of several, {loss} lost")
     random = Random(f"{SEED} in a row")  # noqa: S311
     disk = make(Cut(0, losses[0], 1), update, tmp_path / "disk.raw", random)
     for number, loss in enumerate(losses[1:], start=1):
-        disk = cut_again(update, disk, number, loss, random)
-    with update.start(disk) as guest:
+        with cut_again(disk, loss, random) as served, update.start(disk, served=served) as guest:
+            assert generation(guest) == GOOD
+            change(guest, update, number)
+            end = guest.written()[0] + random.random() * update.written
+            while guest.written()[0] < end:
+                time.sleep(0.1)
+            guest.kill()
+    with cut_again(disk, confirming, random) as served, update.start(disk, served=served) as guest:
         assert generation(guest) == GOOD
-        wanted = change(guest, update, len(losses))
-        shell(guest, update, "secex update")
-        shell(guest, update, "systemctl --no-block reboot")
-        assert wanted in guest.wait_for(console.COMMAND_LINE, firstboot.BOOT_TIMEOUT)[1].split()
+        tried = update_and_restart(guest, update, len(losses))
+        guest.wait_for(console.SYSTEM_IS_UP, firstboot.BOOT_TIMEOUT)
+        time.sleep(random.uniform(0, MOST_SECONDS_TO_CONFIRM))
+        guest.kill()
+    with update.start(disk) as guest:
+        assert generation(guest) in (GOOD, tried)
+        assert update_and_restart(guest, update, len(losses) + 1) > tried
         found = look_at_files(guest, update)
     differences = firstboot.differences(
         firstboot.manifest_of(debian.build()), found, only=["./usr", "./boot"]
@@ -195,6 +209,7 @@ def test_after_cuts_in_a_row_an_update_is_made_and_every_file_is_as_it_should_be
     disk.unlink()
 
 
+MOST_SECONDS_TO_CONFIRM = 15.0
 GENERATOR = "./usr/lib/systemd/system-generators/systemd-debug-generator"  # see demo.spoil
 
 
@@ -214,22 +229,26 @@ def change(guest: Guest, update: Update, number: int) -> str:
     return argument
 
 
-def cut_again(update: Update, disk: Path, number: int, loss: Loss, random: Random) -> Path:
-    """Start on this disk, kill the guest during the update that a change brings, and return the disk that
-    this leaves."""
-    left = disk.with_name(f"disk-{number}.raw")
-    to_write = random.random() * update.written
-    with powercut.recorded(disk) as (served, recording), update.start(disk, served=served) as guest:
-        assert generation(guest) == GOOD
-        change(guest, update, number)
-        end = guest.written()[0] + to_write
-        while guest.written()[0] < end:
-            time.sleep(0.1)
-        guest.kill()
+def update_and_restart(guest: Guest, update: Update, number: int) -> int:
+    """With an argument more; the number of the image that starts with it."""
+    argument = change(guest, update, number)
+    shell(guest, update, "secex update")
+    shell(guest, update, "systemctl --no-block reboot")
+    words = guest.wait_for(console.COMMAND_LINE, firstboot.BOOT_TIMEOUT)[1].split()
+    assert argument in words
+    return generation_of(words)
+
+
+@contextmanager
+def cut_again(disk: Path, loss: Loss, random: Random) -> Iterator[Disk]:
+    """For a guest that is killed inside the ``with`` block; afterwards the disk is what the cut leaves."""
+    left = disk.with_name("left.raw")
+    with powercut.recorded(disk) as (served, recording):
+        yield served
     recording.cut(recording.events(), left, loss=loss, seed=random.getrandbits(32))
-    for file in (disk, recording.before, recording.log):
+    left.replace(disk)
+    for file in (recording.before, recording.log):
         file.unlink()
-    return left
 
 
 def look_at_files(guest: Guest, update: Update) -> dict[str, dict[str, Any]]:
