@@ -70,6 +70,6 @@ def test_it_starts_as_a_secure_execution_guest_of_its_hosts_and_of_no_other(
                 assert guest.wait(firstboot.BOOT_TIMEOUT) == "refused"
                 continue
             words = guest.wait_for(console.COMMAND_LINE, firstboot.BOOT_TIMEOUT)[1].split()
-            assert words == OPTIONS.split()
+            assert words == [*OPTIONS.split(), f"secex.headroom={Recipe.headroom}"]  # as the boot entry has it
             firstboot.wait_for_system(guest, firstboot.BOOT_TIMEOUT)
             assert guest.ssh("findmnt -no SOURCE /", where.identity).stdout.startswith("/dev/vda")
