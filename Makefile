@@ -14,7 +14,7 @@ ZSHDIR     ?= $(PREFIX)/share/zsh/site-functions
 FISHDIR    ?= $(PREFIX)/share/fish/vendor_completions.d
 
 # The units outside of the initramfs.
-SYSTEM_UNITS := $(addprefix secex-firstboot-,grow.service hosts.service hosts.timer image.service tidy.service update.path update.service)
+SYSTEM_UNITS := $(addprefix secex-firstboot-,grow.service hosts.service hosts.timer image.service restart.service tidy.service update.path update.service)
 
 VENV   := build/venv
 PYTHON := $(VENV)/bin/python

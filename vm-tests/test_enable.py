@@ -35,7 +35,7 @@ def enabled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Site, str]:
     direct = Direct(debian.kernel(where.tree), debian.initramfs(where.tree), OPTIONS)
     system = Disk(where.disk, "system")
     log = directory / "plain.log"
-    with Guest(disks=[system], direct=direct, network=Network(), console_log=log, cpus=2) as guest:
+    with Guest(disks=[system], direct=direct, network=Network(), console_log=log) as guest:
         firstboot.wait_for_system(guest, firstboot.BOOT_TIMEOUT)
         for path, content in files(where).items():
             guest.send(content, path, where.identity)
@@ -70,6 +70,9 @@ def test_it_starts_as_a_secure_execution_guest_of_its_hosts_and_of_no_other(
                 assert guest.wait(firstboot.BOOT_TIMEOUT) == "refused"
                 continue
             words = guest.wait_for(console.COMMAND_LINE, firstboot.BOOT_TIMEOUT)[1].split()
-            assert words == [*OPTIONS.split(), f"secex.headroom={Recipe.headroom}"]  # as the boot entry has it
+            assert words == [
+                *OPTIONS.split(),
+                f"secex.headroom={Recipe.headroom}",
+            ]  # as the boot entry has it
             firstboot.wait_for_system(guest, firstboot.BOOT_TIMEOUT)
             assert guest.ssh("findmnt -no SOURCE /", where.identity).stdout.startswith("/dev/vda")

@@ -45,7 +45,7 @@ class Life:
         keys = [site.Host(host, self.where.directory / "hostkeys").key]
         log = self.where.directory / f"life-{self.number}.log"
         system = Disk(self.where.disk, "system")
-        with Guest(disks=[system], host_keys=keys, network=self.network, console_log=log, cpus=2) as guest:
+        with Guest(disks=[system], host_keys=keys, network=self.network, console_log=log) as guest:
             yield guest
 
     def shell(self, guest: Guest, command: str) -> str:
@@ -80,7 +80,6 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Life:
             network,
             host_keys=[where.hosts["universal"].key],
             log=where.directory / "first.log",
-            cpus=2,
         ) as guest:
             firstboot.wait_for_system(guest, firstboot.FIRST_BOOT_TIMEOUT)
             demo.power_off(guest, where)

@@ -63,6 +63,11 @@ def parser() -> argparse.ArgumentParser:
         help="in the running system: remove what a power cut at the end of first boot left behind",
     )
     what.add_argument(
+        "--starting",
+        action="store_true",
+        help="early in a start: until it is up, let a restart go back to the boot image before",
+    )
+    what.add_argument(
         "--started",
         action="store_true",
         help="in the running system, once it is up: keep its boot image, and say if a newer one failed",
@@ -136,6 +141,8 @@ def main(arguments: list[str] | None = None) -> int:
             _grow()
         elif options.kernel_added or options.kernel_goes or options.kernel_gone:
             _kernel(options)
+        elif options.starting:
+            _starting()
         elif options.started:
             _started()
         elif options.stopping:
@@ -196,15 +203,23 @@ def _kernel(options: argparse.Namespace) -> None:
     if options.kernel_added:
         kernels.added(context, root, options.kernel_added)
     elif options.kernel_goes:
-        kernels.check_may_go(root, options.kernel_goes)
+        kernels.check_may_go(context, root, options.kernel_goes)
     else:
         kernels.gone(context, root, options.kernel_gone)
 
 
-def _started() -> None:
+def _starting() -> None:
     from secex_firstboot.running import trying
 
-    trying.at_start(_context(), Path("/"))
+    trying.at_boot(_context(), Path("/"))
+
+
+def _started() -> None:
+    from secex_firstboot.basic import memory
+    from secex_firstboot.running import trying
+
+    memory.lock()
+    trying.at_start(_context(_JOURNAL_INTERVAL), Path("/"))
 
 
 def _stopping() -> None:

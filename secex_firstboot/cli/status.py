@@ -164,7 +164,7 @@ def _boot_images(images: BootImages) -> Iterator[str]:
     for image in (images.newest, images.fallback):
         if image:
             state = _NEXT[image.state]
-            if image.state == "new" and image.generation == images.starts:
+            if image.state == "new" and (image is images.fallback or image.generation == images.starts):
                 state = "new"
             runs = ", runs" if image.generation == images.running else ""
             starts = ", starts" if image.generation == images.starts else ""

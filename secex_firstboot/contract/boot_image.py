@@ -54,9 +54,21 @@ class Images(_Kept):
     def generations(self) -> set[int]:
         return {each.generation for each in (self.newest, self.fallback) if each}
 
+    def needed(self, running: int) -> list[Image]:
+        """The one to fall back to, and the one whose number is ``running``."""
+        both = [each for each in (self.newest, self.fallback) if each]
+        return [each for each in both if each is self.fallback or each.generation == running]
+
+    @property
+    def are_up(self) -> bool:
+        """Whether each is known to come up."""
+        return all(each.state is State.UP for each in (self.newest, self.fallback) if each)
+
     @property
     def starts_newest(self) -> bool:
-        """Whether it is what starts if nobody chooses."""
+        """Whether it is what starts if nobody chooses. An image that has not come up is no better than it."""
         if not self.fallback or self.newest.state is State.UP:
             return True
-        return self.setting is Fallback.DIRECT and self.newest.state is not State.FAILED
+        if self.newest.state is State.FAILED:
+            return False
+        return self.setting is Fallback.DIRECT or self.fallback.state is not State.UP

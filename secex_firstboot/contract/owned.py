@@ -31,7 +31,7 @@ NOT_TO_BE_MOUNTED_OVER = tuple(tree for tree in TREES if tree.parts[1] != "var")
 SETTINGS = (PurePosixPath("/etc/secex-firstboot.conf"),)
 
 # In /etc/luks, where Ignition puts the keys of the config's volumes under their names, beside ours.
-_MARKS = frozenset({"sealed"})
+_MARKS = frozenset({"sealed", "generations", "boot-image"})
 _BESIDE_A_KEY = (".header", ".mode", ".new")  # of each volume; files.write_private's new content
 
 UNIT_DIRECTORIES = tuple(

@@ -33,9 +33,10 @@ GENERATIONS = LUKS_KEYS / "generations"
 SEALED = LUKS_KEYS / "sealed"  # the final sdboot starts, and nothing of first boot is left
 SYSTEM_REPORT = Path("/var/lib/secex-firstboot/report.json")
 GROWN = Path("/var/lib/secex-firstboot/grown")  # the root file system reaches the end of its volume
-IMAGE_STATE = Path(
-    "/var/lib/secex-firstboot/boot-image"
-)  # what the boot image is made of, see roots.system_image
+# What the boot image is made of, see roots.system_image. On root itself: /var may be a volume of its own, and
+# a plain one.
+IMAGE_STATE = LUKS_KEYS / "boot-image"
+NOT_UP = IMAGE_STATE / "not-up"  # there as long as an image may start that is not known to come up
 BOOT_IMAGES = IMAGE_STATE / "images.json"  # contract.boot_image.Images
 SETTINGS = Path("/etc/secex-firstboot.conf")  # the user's
 RUNTIME = Path("/run/secex-firstboot")  # of the initramfs, too: no secrets

@@ -78,7 +78,7 @@ class SystemImage:
         return Image(
             generation=generation,
             identity=boot_record.identity(se / boot_record.NEW_IMAGE),
-            kernel=self.entry.version,
+            kernel=self.entry.release,
             inputs=inputs,
         )
 
@@ -159,8 +159,24 @@ def images(root: Path) -> Images | None:
 
 def record(root: Path, images: Images) -> None:
     """Write what ``images`` then reads; no others may start from now on."""
+    if not images.are_up:
+        _mark(root)
     write_private(paths.below(root, paths.BOOT_IMAGES), images.model_dump_json().encode())
     allow(root, images.generations)
+    if images.are_up:
+        paths.below(root, paths.NOT_UP).unlink(missing_ok=True)
+
+
+def allow_new(root: Path, generations: Collection[int]) -> None:
+    """Let boot images with these numbers start, of which one is not on record yet."""
+    _mark(root)
+    allow(root, generations)
+
+
+def _mark(root: Path) -> None:
+    path = paths.below(root, paths.NOT_UP)
+    if not exists(path):
+        write_private(path, b"")
 
 
 def allow(root: Path, generations: Collection[int]) -> None:

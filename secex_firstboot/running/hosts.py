@@ -8,6 +8,8 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path, PurePath
 
+from cryptography.hazmat.primitives.hashes import SHA256
+
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.basic.files import exists, is_regular, sync, write_private
@@ -21,7 +23,9 @@ from secex_firstboot.hostkeys.verify import Revoked
 from secex_firstboot.ignition.config import Config
 from secex_firstboot.roots import system_image
 
-_REVOKED = paths.IMAGE_STATE / "revoked"  # the names of documents, a line each
+# The SHA-256 of certificates that were seen to be revoked, a line each: they stay so, though the host keeps
+# later revocation lists away, or turns the clock.
+_REVOKED = paths.IMAGE_STATE / "revoked"
 _WARNING = timedelta(days=90)  # before a document's end
 _CURE = "secex hosts list says which there are"
 
@@ -66,12 +70,14 @@ def settle(context: Context, root: Path, *, moving: bool = False) -> None:
         proven = {each.name: each.pem for each in found}
         if proven != kept:  # the same document may be written in other ways
             system_image.keep_hosts(root, proven)
-    for name in _revoked(root) & given.keys():
-        raise Refusal(
-            "SX-SYSTEM-06",
-            f"the host-key document {name} is revoked",
-            f"secex hosts remove {name}, and add the host's current document",
-        )
+    revoked = _revoked(root)
+    for each in (document.parse(name, content) for name, content in given.items()) if revoked else ():
+        if _fingerprint(each) in revoked:
+            raise Refusal(
+                "SX-SYSTEM-06",
+                f"the host-key document {each.name} is revoked",
+                f"secex hosts remove {each.name}, and add the host's current document",
+            )
 
 
 def add(context: Context, root: Path, files: Iterable[Path], proofs: Iterable[Path]) -> list[str]:
@@ -93,18 +99,20 @@ def add(context: Context, root: Path, files: Iterable[Path], proofs: Iterable[Pa
 def remove(root: Path, names: Iterable[str], *, moving: bool = False) -> list[str]:
     """Remove documents from /etc/se-hostkeys; the names.
 
-    Raises Refusal for one that is not there, and if none would be left, or, unless the guest is ``moving``
-    to another machine, none for this one.
+    One that is gone already, but still in the boot image, counts as removed here. Raises Refusal for one that
+    is not there, and if none would be left, or, unless the guest is ``moving`` to another machine, none for
+    this one.
     """
     given, gone = _given(root), [_name(name) for name in names]
+    known = given.keys() | system_image.hosts(root).keys()
     for name in gone:
-        if name not in given:
+        if name not in known:
             raise Refusal("SX-SYSTEM-07", f"there is no host-key document {name}", _CURE)
     left = [document.parse(name, content) for name, content in given.items() if name not in gone]
     _check(root, left, moving=moving)
     directory = paths.below(root, paths.SYSTEM_HOST_KEYS)
     for name in gone:
-        (directory / name).unlink()
+        (directory / name).unlink(missing_ok=True)
     sync(directory)
     return gone
 
@@ -112,19 +120,23 @@ def remove(root: Path, names: Iterable[str], *, moving: bool = False) -> list[st
 def judge(context: Context, root: Path, now: datetime, *, ask: bool) -> list[Judged]:
     """How each document stands; ``ask``: with the newest CRLs that can be had, for which servers are asked.
 
-    One that is revoked is noted: there is no update for its host.
+    One that is revoked is noted: there is no update for its host, whatever is seen later.
     """
-    machine = this_machine(root)
-    found = []
+    machine, revoked = this_machine(root), _revoked(root)
+    found, fingerprints = [], set()
     for name, content in sorted(_given(root).items()):
         each = document.parse(name, content)
         key, ends = document.key_hash(each), each.certificate.not_valid_after_utc
-        verdict, why = _judge(_proof(context, root, ask=ask), each, now)
+        fingerprints.add(fingerprint := _fingerprint(each))
+        verdict, why = Verdict.REVOKED, "it was seen in a revocation list"
+        if fingerprint not in revoked:
+            verdict, why = _judge(_proof(context, root, ask=ask), each, now)
+        if verdict is Verdict.REVOKED:
+            revoked.add(fingerprint)
         here = key in machine if machine else None
         found.append(Judged(name, key.hex(), ends, here, verdict, why))
-    revoked = sorted(each.name for each in found if each.verdict is Verdict.REVOKED)
-    if set(revoked) != _revoked(root):
-        write_private(paths.below(root, _REVOKED), "".join(f"{name}\n" for name in revoked).encode())
+    if (known := revoked & fingerprints) != _revoked(root):
+        write_private(paths.below(root, _REVOKED), "".join(f"{each}\n" for each in sorted(known)).encode())
     return found
 
 
@@ -176,12 +188,17 @@ def _check(root: Path, left: Sequence[Document], *, moving: bool = False) -> Non
 def _given(root: Path) -> dict[str, bytes]:
     directory = paths.below(root, paths.SYSTEM_HOST_KEYS)
     names = (path for path in sorted(directory.iterdir()) if path.name.startswith(paths.HOST_KEY_PREFIX))
-    return {path.name: _read(path, DOCUMENT_LIMIT) for path in names}
+    # What files.write_private is about to put in place is no document yet.
+    return {path.name: _read(path, DOCUMENT_LIMIT) for path in names if path.suffix != ".new"}
 
 
 def _revoked(root: Path) -> set[str]:
     path = paths.below(root, _REVOKED)
     return set(_read(path, DOCUMENT_LIMIT).decode(errors="replace").split()) if exists(path) else set()
+
+
+def _fingerprint(each: Document) -> str:
+    return each.certificate.fingerprint(SHA256()).hex()
 
 
 def _name(name: str) -> str:

@@ -11,11 +11,14 @@ from pathlib import Path
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.basic.files import is_regular, sync
+from secex_firstboot.contract import parameters
+from secex_firstboot.contract.parameters import GENERATION
 from secex_firstboot.roots import system_image
 from secex_firstboot.running import system, update
 from secex_firstboot.sdboot import boot_entry
 
 _RELEASE = re.compile(r"\w[\w.+~-]{0,99}", re.ASCII)  # part of names of files
+_LINUX = "vmlinuz-{}"
 _NOTHING = "it has no boot images"
 
 
@@ -23,7 +26,7 @@ def added(context: Context, root: Path, release: str) -> None:
     """Give it a boot entry, unless it has one, and make the boot image of the newest. Raises Refusal."""
     _check(root, release)
     boot = root / "boot"
-    linux, initrd = f"vmlinuz-{release}", f"initrd.img-{release}"
+    linux, initrd = _LINUX.format(release), f"initrd.img-{release}"
     for name in (linux, initrd):
         if not is_regular(boot / name):
             raise Refusal(
@@ -37,26 +40,41 @@ def added(context: Context, root: Path, release: str) -> None:
     update.in_system(context, root)
 
 
-def check_may_go(root: Path, release: str) -> None:
-    """Raise Refusal if the image to fall back to needs its modules."""
+def check_may_go(context: Context, root: Path, release: str) -> None:
+    """Raise Refusal if the image that runs, or the one to fall back to, needs its modules, or no boot entry
+    has another kernel."""
     _check(root, release)
     images = system_image.images(root)
-    if images and images.fallback and images.fallback.kernel == release:
+    running = parameters.value(context.command_line, GENERATION)
+    for each in images.needed(running) if images else ():
+        if each.kernel == release:
+            what = "that runs" if each.generation == running else "to fall back to"
+            raise Refusal(
+                "SX-SYSTEM-04",
+                f"kernel {release} is that of the boot image {what}",
+                "remove it once another one has come up, and been replaced",
+            )
+    if _is_the_only(root / "boot", release):
         raise Refusal(
-            "SX-SYSTEM-04",
-            f"kernel {release} is that of the boot image to fall back to",
-            "remove it after a newer one has been replaced, or set fallback=off in /etc/secex-firstboot.conf",
+            "SX-SYSTEM-16", f"no boot entry has another kernel than {release}", "install another one first"
         )
 
 
 def gone(context: Context, root: Path, release: str) -> None:
-    """Remove its boot entries, and make the boot image of the newest that is left. Raises Refusal."""
+    """Remove its boot entries, and make the boot image of the newest that is left; the last ones stay, as the
+    options for the next kernel stand there. Raises Refusal."""
     _check(root, release)
-    for entry in boot_entry.naming(root / "boot", f"vmlinuz-{release}"):
-        entry.unlink()
-        sync(entry.parent)
-        context.say(f"the boot entry {entry.name} of kernel {release} is removed")
+    boot = root / "boot"
+    if not _is_the_only(boot, release):
+        for entry in boot_entry.naming(boot, _LINUX.format(release)):
+            entry.unlink()
+            sync(entry.parent)
+            context.say(f"the boot entry {entry.name} of kernel {release} is removed")
     update.in_system(context, root)
+
+
+def _is_the_only(boot: Path, release: str) -> bool:
+    return len(boot_entry.naming(boot, _LINUX.format(release))) == boot_entry.number(boot)
 
 
 def _check(root: Path, release: str) -> None:

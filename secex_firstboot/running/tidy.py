@@ -5,16 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from secex_firstboot.basic.context import Context
-from secex_firstboot.contract import paths
 from secex_firstboot.roots import remains
-from secex_firstboot.running import system
-from secex_firstboot.sdboot import boot_record
-from secex_firstboot.storage import disk
+from secex_firstboot.running import system, update
 
 
 def in_system(context: Context, root: Path) -> None:
     """Raises Refusal if first boot did not set up the system on ``root``."""
     system.check_provisioned(root, "there is nothing to tidy here")
-    with boot_record.mounted(disk.find_disk(), paths.below(root, paths.RUNTIME) / "se") as se:
+    with update.alone(root), update.se(root) as (se, _):
         remains.remove(se, root)
     context.say("nothing of first boot is left on the disk")

@@ -1,12 +1,16 @@
-"""Whether a new boot image comes up: secex-firstboot-image.service, as a system starts and ends.
+"""Whether a new boot image comes up: secex-firstboot-restart.service and secex-firstboot-image.service.
 
 A new image is tried at the next restart: the guest asks its machine for it, and nothing else about what
 starts is changed. Only a system that has come up makes its image the one that starts from then on. So however
 a try ends, power off and on starts the last good image, which finds that another one was tried.
+
+Linux takes what it was started with for what a restart, and a panic, shall start (arch/s390/kernel/ipl.c,
+reipl_block_ccw_fill_parms): what was asked for once has to be taken back.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext, suppress
 from pathlib import Path, PurePath
 
 from secex_firstboot.basic.context import Context
@@ -22,7 +26,26 @@ from secex_firstboot.sdboot import boot_record
 
 # Linux: arch/s390/kernel/ipl.c; the type is a directory beside it.
 _REIPL = PurePath("/sys/firmware/reipl")
+_NO_IMAGES = "it has no boot images"
 _MOTD = PurePath("/run/motd.d/50-secex-firstboot")  # pam_motd(8)
+
+
+def at_boot(context: Context, root: Path) -> None:
+    """Early in a start, if its image has not come up yet: until it has, a restart goes back to the image that
+    was before it, also one that a panic brings.
+
+    Raises Refusal if first boot did not set up the system on ``root``, FirstbootError if the machine does not
+    let the guest choose.
+    """
+    system.check_provisioned(root, _NO_IMAGES)
+    with update.alone(root):
+        images = system_image.images(root)
+        if not images or not _is_tried(context, images):
+            return
+        if images.newest.state is State.NEW and not update.was_cut_short(root, images):
+            update.record(root, update.with_newest(images, State.TRIED))
+        if images.fallback:
+            _ask_for(root, boot_record.FALLBACK_ENTRY)
 
 
 def at_start(context: Context, root: Path) -> None:
@@ -30,28 +53,47 @@ def at_start(context: Context, root: Path) -> None:
 
     Raises Refusal if first boot did not set up the system on ``root``.
     """
-    system.check_provisioned(root, "it has no boot images")
+    system.check_provisioned(root, _NO_IMAGES)
     with update.alone(root):
         if not (images := system_image.images(root)):
             context.say("there is no record of the boot images: secex update makes one")
             return
-        running = parameters.value(context.command_line, GENERATION)
-        after = images
-        if running == images.newest.generation:
-            after = update.with_newest(images, State.UP)
-        elif images.newest.state is State.TRIED:
-            after = update.with_newest(images, State.FAILED)
-        try:
-            after = update.set_to(after, settings.value(root, settings.FALLBACK))
-        except Refusal as refusal:
-            context.say(f"the setting stays as it was: {refusal}")
-        update.arrange(root, images, after)
+        if cut_short := update.was_cut_short(root, images):
+            after = images
+        else:
+            after = _judged(context, root, images)
+            update.arrange(root, images, after)
+        if parameters.value(context.command_line, GENERATION) == after.newest.generation:
+            with suppress(FirstbootError):  # said by who asks for one
+                _ask_for(root, None)
+    if cut_short:
+        context.say("an update was cut short: the boot image is made anew")
+        _, after = update.in_system(context, root)
     motd = paths.below(root, _MOTD)
     motd.unlink(missing_ok=True)
     if failure := failure_of(after):
         context.say(failure)
         motd.parent.mkdir(parents=True, exist_ok=True)
         motd.write_text(f"secex-firstboot: {failure}\n")
+
+
+def _judged(context: Context, root: Path, images: Images) -> Images:
+    """What is known of the images now that this system is up."""
+    running = parameters.value(context.command_line, GENERATION)
+    after = images
+    if running == images.newest.generation:
+        after = update.with_newest(images, State.UP)
+    else:
+        if images.newest.state is State.TRIED:
+            after = update.with_newest(images, State.FAILED)
+        if images.fallback and running == images.fallback.generation:
+            up = images.fallback.model_copy(update={"state": State.UP})
+            after = after.model_copy(update={"fallback": up})
+    try:
+        return update.set_to(after, settings.value(root, settings.FALLBACK))
+    except Refusal as refusal:
+        context.say(f"the setting stays as it was: {refusal}")
+        return after
 
 
 def failure_of(images: Images) -> str:
@@ -65,29 +107,37 @@ def failure_of(images: Images) -> str:
 
 def at_stop(context: Context, root: Path) -> None:
     """When the system ends: an update, if one is due; and if it restarts, ask for what is to be tried."""
-    system.check_provisioned(root, "it has no boot images")
+    system.check_provisioned(root, _NO_IMAGES)
     try:
         update.in_system(context, root)
     except (FirstbootError, OSError) as error:
         context.say(f"the boot image stays as it is: {error}")
     with update.alone(root):
         images = system_image.images(root)
-        if images and images.fallback and images.newest.state is not State.UP and _restarts():
+        if images and images.fallback and not update.was_cut_short(root, images):
             _try(context, root, images)
 
 
 def _try(context: Context, root: Path, images: Images) -> None:
+    """Ask for the newest, if it is new; whatever starts it next, that is a try."""
     newest = images.newest
-    if newest.generation == parameters.value(context.command_line, GENERATION):
-        context.say("this boot image has not come up: the restart goes back to the one before it")
-        _ask_for(root, boot_record.FALLBACK_ENTRY)
-    elif newest.state is State.NEW:
-        context.say(f"the restart tries boot image {newest.generation}")
-        if not images.starts_newest:
-            _ask_for(root, boot_record.IMAGE_ENTRY)
-    else:
+    if _is_tried(context, images):
+        context.say("this boot image has not come up: a restart goes back to the one before it")
         return
-    system_image.record(root, update.with_newest(images, State.TRIED))
+    restarts = _restarts()
+    if newest.state is not State.NEW or not (restarts or images.starts_newest):
+        return
+    if restarts:
+        context.say(f"the restart tries boot image {newest.generation}")
+        with suppress(FirstbootError) if images.starts_newest else nullcontext():
+            _ask_for(root, boot_record.IMAGE_ENTRY)
+    update.record(root, update.with_newest(images, State.TRIED))
+
+
+def _is_tried(context: Context, images: Images) -> bool:
+    """Whether the newest image runs and has not come up."""
+    running = parameters.value(context.command_line, GENERATION)
+    return running == images.newest.generation and images.newest.state is not State.UP
 
 
 def _restarts() -> bool:
@@ -96,13 +146,14 @@ def _restarts() -> bool:
     return any(words[1:3] == ["reboot.target", "start"] for words in map(str.split, jobs))
 
 
-def _ask_for(root: Path, entry: int) -> None:
-    """Let the machine start this entry of the boot map at the restart. Raises FirstbootError if it does not
-    let the guest choose."""
+def _ask_for(root: Path, entry: int | None) -> None:
+    """Let the machine start this entry of the boot map at the restart; None: the one that starts if nobody
+    chooses. What a guest has asked for stays until it asks for another. Raises FirstbootError if the machine
+    does not let it choose."""
     where = paths.below(root, _REIPL)
     try:
         kind = where / (where / "reipl_type").read_text().strip()
-        (kind / "loadparm").write_text(f"{entry}\n")
+        (kind / "loadparm").write_text(f"{entry or ''}\n")
         if exists(kind / "clear"):
             (kind / "clear").write_text("1\n")  # nothing of this start is left in memory for the next
     except OSError as error:

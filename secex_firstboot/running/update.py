@@ -8,16 +8,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from secex_firstboot.basic import signals
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.basic.files import exists
 from secex_firstboot.basic.process import run
-from secex_firstboot.contract import paths, settings
+from secex_firstboot.contract import parameters, paths, settings
 from secex_firstboot.contract.boot_image import Image, Images, State
+from secex_firstboot.contract.parameters import GENERATION
 from secex_firstboot.contract.settings import Fallback
 from secex_firstboot.roots import system_image
 from secex_firstboot.roots.system_image import SystemImage
-from secex_firstboot.running import hosts, system
+from secex_firstboot.running import apt, hosts, system
 from secex_firstboot.sdboot import boot_record, contents
 from secex_firstboot.sdboot.boot_entry import BootEntry
 from secex_firstboot.storage import disk
@@ -45,7 +47,8 @@ def in_system(
         image = system_image.find(root, root / "boot")
         setting = settings.value(root, settings.FALLBACK)
         images = system_image.images(root)
-        changed = _changed(images.newest.inputs if images else None, image.inputs)
+        recorded = images.newest.inputs if images and not was_cut_short(root, images) else None
+        changed = _changed(recorded, image.inputs)
         if images and not changed:
             after = set_to(images, setting)
             if again and images.newest.state is State.FAILED:
@@ -60,23 +63,27 @@ def _make(
     context: Context, root: Path, image: SystemImage, images: Images | None, setting: Fallback
 ) -> Images:
     _check_initramfs(image.entry)
-    with _scratch(root) as scratch, _se(root) as (se, system_disk):
-        name, good = _last_good(se, images) if setting is not Fallback.OFF else (None, None)
+    running = parameters.value(context.command_line, GENERATION)
+    with _scratch(root) as scratch, se(root) as (where, system_disk):
+        name, good = _last_good(where, images, running)
         try:
-            contents.check_room(se, image.entry)
+            contents.check_room(where, image.entry)
         except Refusal:
-            if name != boot_record.IMAGE or not exists(se / boot_record.FALLBACK):
+            if not name or not exists(where / boot_record.FALLBACK):
                 raise
-            # The one before the last good one goes first; only that one starts until the new one is there.
-            boot_record.choose(se, system_disk, scratch, boot_record.IMAGE_ENTRY, fallback=False)
-            contents.check_room(se, image.entry)
+            # The other one goes first; only the last good one starts until the new one is there.
+            boot_record.leave(where, system_disk, scratch, name)
+            name = boot_record.IMAGE
+            contents.check_room(where, image.entry)
+        if setting is Fallback.OFF:
+            name = good = None
         # One more than any that may have been started, whatever a kill has left of the record.
         may_start = system_image.allowed(root) | (images.generations if images else set())
-        made = image.build(context, se, scratch, 1 + max(may_start, default=0))
+        made = image.build(context, where, scratch, 1 + max(may_start, default=0))
         after = Images(newest=made, fallback=good, setting=setting)
-        system_image.allow(root, may_start | {made.generation})
-        boot_record.install(se, system_disk, scratch, fallback=name, default=_default(after))
-    system_image.record(root, after)
+        system_image.allow_new(root, may_start | {made.generation})
+        boot_record.install(where, system_disk, scratch, fallback=name, default=_default(after))
+    record(root, after)
     return after
 
 
@@ -92,13 +99,19 @@ def _check_initramfs(entry: BootEntry) -> None:
     )
 
 
-def _last_good(se: Path, images: Images | None) -> tuple[str | None, Image | None]:
-    """Which file on ``se`` is the image that came up last; it is known by its content."""
-    for each in (images.newest, images.fallback) if images else ():
+def _last_good(se: Path, images: Images | None, running: int) -> tuple[str | None, Image | None]:
+    """Which file on ``se`` is an image that has come up; it is known by its content.
+
+    The one that runs before any other: whoever started it may have fled from the other one.
+    """
+    found = [each for each in (images.newest, images.fallback) if each] if images else []
+    if not running and images:  # first boot's own session: its image has the kernel that runs
+        good = [each for each in found if each.generation == min(images.generations)]
+    else:
+        good = [each for each in found if each.state is State.UP]
+    for each in sorted(good, key=lambda each: each.generation != running):
         for name in (boot_record.IMAGE, boot_record.FALLBACK):
-            if not each or each.state is not State.UP or not exists(se / name):
-                continue
-            if boot_record.identity(se / name) == each.identity:
+            if exists(se / name) and boot_record.identity(se / name) == each.identity:
                 return name, each
     return None, None
 
@@ -114,6 +127,17 @@ def _changed(before: Mapping[str, str] | None, now: Mapping[str, str]) -> tuple[
 # --- also for what tries them ---
 
 
+def was_cut_short(root: Path, images: Images) -> bool:
+    """Whether an update was, so that another image may start than those on record."""
+    return system_image.allowed(root) != images.generations
+
+
+def record(root: Path, images: Images) -> None:
+    """Of these, and of no other, are the images that may start; apt leaves their kernels alone."""
+    apt.keep_kernels(root, {each.kernel for each in (images.newest, images.fallback) if each and each.kernel})
+    system_image.record(root, images)
+
+
 def with_newest(images: Images, state: State) -> Images:
     return images.model_copy(update={"newest": images.newest.model_copy(update={"state": state})})
 
@@ -127,10 +151,13 @@ def set_to(images: Images, setting: Fallback) -> Images:
 def arrange(root: Path, before: Images, after: Images) -> None:
     """Let the boot map and the record be as ``after`` says, which has the same newest image."""
     if (before.starts_newest, before.fallback) != (after.starts_newest, after.fallback):
-        with _scratch(root) as scratch, _se(root) as (se, system_disk):
-            boot_record.choose(se, system_disk, scratch, _default(after), fallback=bool(after.fallback))
+        with _scratch(root) as scratch, se(root) as (where, system_disk):
+            if after.fallback:
+                boot_record.choose(where, system_disk, scratch, _default(after))
+            else:
+                boot_record.leave(where, system_disk, scratch, boot_record.IMAGE)
     if before != after:
-        system_image.record(root, after)
+        record(root, after)
 
 
 def _default(images: Images) -> int:
@@ -139,20 +166,22 @@ def _default(images: Images) -> int:
 
 @contextmanager
 def alone(root: Path) -> Iterator[None]:
+    """One at a time changes partition se and the record of the images. Told to end, it leaves in order."""
     lock = paths.below(root, paths.RUNTIME / "update.lock")
     lock.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with lock.open("w") as stream:
+    with lock.open("w") as stream, signals.unwinding():
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 
 
 @contextmanager
-def _se(root: Path) -> Iterator[tuple[Path, Disk]]:
-    """Partition se, mounted, with nothing left of a switch that was cut short; and the disk."""
+def se(root: Path) -> Iterator[tuple[Path, Disk]]:
+    """Partition se, mounted, with nothing left of a switch that was cut short; and the disk. Only for who is
+    alone."""
     system_disk = disk.find_disk()
-    with boot_record.mounted(system_disk, paths.below(root, paths.RUNTIME / "se")) as se:
-        boot_record.settle(se, system_disk)
-        yield se, system_disk
+    with boot_record.mounted(system_disk, paths.below(root, paths.RUNTIME / "se")) as where:
+        boot_record.settle(where, system_disk)
+        yield where, system_disk
 
 
 @contextmanager

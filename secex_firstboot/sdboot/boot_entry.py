@@ -34,6 +34,11 @@ class BootEntry:
     options: str
     name: str = ""
 
+    @property
+    def release(self) -> str:
+        """Of its kernel, as the entry has it, or else the name of the file: vmlinuz-RELEASE."""
+        return self.version or self.linux.name.partition("-")[2]
+
 
 def find(boot: Path) -> BootEntry:
     """The boot entry of the boot partition mounted on ``boot``. Raises Refusal if there is none to use."""
@@ -52,6 +57,11 @@ def find(boot: Path) -> BootEntry:
         options=" ".join(fields.get("options", [])),
         name=Path(name).stem,
     )
+
+
+def number(boot: Path) -> int:
+    """How many boot entries there are; Refusal without any."""
+    return len(_names(boot))
 
 
 def naming(boot: Path, file: str) -> list[Path]:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from secex_firstboot.basic.errors import FirstbootError
+from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.basic.files import exists, open_private, sync, write_private
 from secex_firstboot.basic.process import run
 from secex_firstboot.storage import filesystem, loop
@@ -39,12 +39,23 @@ _START_SIZE = 1 << 20  # bytes; of the disk it is what zipl sees
 
 @contextmanager
 def mounted(disk: Disk, where: Path) -> Iterator[Path]:
-    """Partition ``se``, mounted on ``where`` from a loop device over it.
+    """Partition ``se``, mounted on ``where`` from a loop device over it. Nobody else may use ``where``.
 
     zipl takes another device than the disk for its boot record, see above, only if it cannot
     tell which disk a file is on (zipl/src/bootmap.c, "File is not on target device").
+
+    Whoever was killed inside the ``with`` block has left it mounted. It is unmounted first: another mount
+    would be one of another device, and both would write to the same blocks. Raises Refusal if the
+    partition is mounted elsewhere, for the same reason.
     """
     partition = disk.partitions["se"].device
+    for _ in filesystem.mount_sources(where):
+        run(["umount", where])
+    loop.detach_all(partition)
+    if elsewhere := filesystem.mounted_at(partition):
+        raise Refusal(
+            "SX-SDBOOT-30", f"partition se is mounted on {elsewhere[0]}", f"umount {elsewhere[0]}, then again"
+        )
     with (
         loop.attached(partition, block_size=disk.block_size) as device,
         filesystem.mounted(device, where, type="ext4") as se,
@@ -100,12 +111,18 @@ def install(
     _switch(se, disk, scratch, default)
 
 
-def choose(se: Path, disk: Disk, scratch: Path, default: int, *, fallback: bool = True) -> None:
-    """Let another entry start if nobody chooses; without ``fallback``, IMAGE is the only one from now on."""
+def choose(se: Path, disk: Disk, scratch: Path, default: int) -> None:
+    """Let another entry start if nobody chooses."""
     _keep(se, disk)
-    if not fallback:
-        (se / FALLBACK).unlink(missing_ok=True)
     _switch(se, disk, scratch, default)
+
+
+def leave(se: Path, disk: Disk, scratch: Path, name: str) -> None:
+    """Make ``name``, IMAGE or FALLBACK, the only image."""
+    _keep(se, disk)
+    _link(se / name, se / IMAGE)
+    (se / FALLBACK).unlink(missing_ok=True)
+    _switch(se, disk, scratch, IMAGE_ENTRY)
 
 
 def _switch(se: Path, disk: Disk, scratch: Path, default: int) -> None:

@@ -6,6 +6,7 @@ hangs on it for lost; so the host, by one bit, would choose what is removed. The
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,6 +91,13 @@ def mount_sources(where: Path) -> list[str]:
 def mounted_numbers(where: Path) -> list[str]:
     """Like ``mount_sources``, but the numbers of their devices, "MAJOR:MINOR"."""
     return [mount.number for mount in _mounts() if mount.where == where]
+
+
+def mounted_at(device: Path) -> list[Path]:
+    """Where the block device is mounted."""
+    number = device.stat().st_rdev
+    wanted = f"{os.major(number)}:{os.minor(number)}"
+    return [mount.where for mount in _mounts() if mount.number == wanted]
 
 
 def mount_points_below(where: Path) -> list[Path]:

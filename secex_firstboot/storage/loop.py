@@ -9,6 +9,12 @@ from pathlib import Path
 from secex_firstboot.basic.process import run
 
 
+def detach_all(file: Path) -> None:
+    """Detach the loop devices over ``file`` that somebody has left who was killed."""
+    for device in run(["losetup", f"--associated={file}", "--noheadings", "--output=NAME"]).split():
+        run(["losetup", "--detach", device])
+
+
 @contextmanager
 def attached(file: Path, *, block_size: int) -> Iterator[Path]:
     """A loop device over ``file`` with logical blocks of ``block_size`` bytes, for a ``with`` block."""

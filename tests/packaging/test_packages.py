@@ -20,7 +20,14 @@ NAMES = {"python-gnupg": "gnupg", "systemd-python": "systemd"}
 """Where distributions do not say python3- and the project's name."""
 ENABLED = {
     f"secex-firstboot-{name}"
-    for name in ("grow.service", "hosts.timer", "image.service", "tidy.service", "update.path")
+    for name in (
+        "grow.service",
+        "hosts.timer",
+        "image.service",
+        "restart.service",
+        "tidy.service",
+        "update.path",
+    )
 }
 
 

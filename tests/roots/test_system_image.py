@@ -79,8 +79,8 @@ def test_it_is_for_the_proven_hosts(root: Path) -> None:
         ("boot/initrd", "initramfs 0"),
         ("etc/luks/root", "file /etc/luks/root"),
         ("etc/luks/boot.header", "file /etc/luks/boot.header"),
-        ("var/lib/secex-firstboot/boot-image/hosts/ibm-z-hostkey-a", "host ibm-z-hostkey-a"),
-        ("var/lib/secex-firstboot/boot-image/no-login/debug-shell.service",
+        ("etc/luks/boot-image/hosts/ibm-z-hostkey-a", "host ibm-z-hostkey-a"),
+        ("etc/luks/boot-image/no-login/debug-shell.service",
          "file /etc/secex-no-login/debug-shell.service"),
     ],
 )  # fmt: skip
@@ -109,7 +109,7 @@ def test_another_boot_entry_counts_once_it_is_the_newest(root: Path) -> None:
 
 @pytest.mark.parametrize("kept", [b"", b"{}}", b'{"should_exist": 1}', b'{"more": []}'])
 def test_a_state_that_first_boot_did_not_write_is_an_error(root: Path, kept: bytes) -> None:
-    put(root / "var/lib/secex-firstboot/boot-image/arguments.json", kept)
+    put(root / "etc/luks/boot-image/arguments.json", kept)
     with pytest.raises(FirstbootError, match="is not what first boot wrote"):
         made(root)
 
@@ -123,7 +123,7 @@ def test_what_is_missing_is_named(root: Path, path: str) -> None:
 
 def test_what_is_remembered_is_private_and_replaced_as_a_whole(root: Path) -> None:
     system_image.remember(root, Arguments(), {}, {"ibm-z-hostkey-b": b"other"}, {})
-    state = root / "var/lib/secex-firstboot/boot-image"
+    state = root / "etc/luks/boot-image"
     assert sorted(path.name for path in state.rglob("*")) == [
         "arguments.json",
         "hosts",
@@ -149,7 +149,7 @@ def test_the_record_of_the_images_is_found_again_and_none_but_they_may_start(roo
 
 def test_a_record_that_cannot_be_read_is_none(root: Path) -> None:
     system_image.record(root, Images(newest=image(1)))
-    put(root / "var/lib/secex-firstboot/boot-image/images.json", b"{")
+    put(root / "etc/luks/boot-image/images.json", b"{")
     assert system_image.images(root) is None
 
 

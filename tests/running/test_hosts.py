@@ -56,7 +56,7 @@ def kept(root: Path) -> list[str]:
 
 
 def test_with_nothing_new_nothing_is_proven_again(root: Path) -> None:
-    (root / "var/lib/secex-firstboot/boot-image/certificates/root.crt").unlink()
+    (root / "etc/luks/boot-image/certificates/root.crt").unlink()
     assert kept(root) == [A]
 
 
@@ -85,7 +85,7 @@ def test_one_that_is_not_genuine_is_refused_and_never_counts(root: Path, *, by_h
 
 def test_a_root_that_lies_beside_the_documents_proves_nothing(root: Path) -> None:
     """Of the image's own, root's alone is missing: it is among the user's certificates now."""
-    trusted = root / "var/lib/secex-firstboot/boot-image/certificates/root.crt"
+    trusted = root / "etc/luks/boot-image/certificates/root.crt"
     trusted.rename(root / "etc/se-hostkeys/certs/root.crt")
     put(root / "etc/se-hostkeys" / B, certify("b"))
     with pytest.raises(Refusal, match="the image has no root certificate to trust"):
@@ -105,9 +105,9 @@ def test_what_proves_it_comes_along(root: Path) -> None:
 def test_one_in_another_form_is_the_same_and_nothing_is_written(root: Path) -> None:
     path = root / "etc/se-hostkeys" / A
     path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n") + b"\n")
-    kept_at = (root / "var/lib/secex-firstboot/boot-image/hosts" / A).stat().st_ino
+    kept_at = (root / "etc/luks/boot-image/hosts" / A).stat().st_ino
     assert kept(root) == [A]
-    assert (root / "var/lib/secex-firstboot/boot-image/hosts" / A).stat().st_ino == kept_at
+    assert (root / "etc/luks/boot-image/hosts" / A).stat().st_ino == kept_at
 
 
 def test_a_document_that_is_replaced_is_proven_anew(root: Path) -> None:

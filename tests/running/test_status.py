@@ -96,7 +96,7 @@ def test_the_boot_images_are_those_of_the_record_and_which_starts(root: Path) ->
 
 @pytest.mark.parametrize(("content", "says"), [(None, "there is no record of them"), ("{", "is none")])
 def test_without_a_record_of_the_boot_images_that_is_said(root: Path, content: str | None, says: str) -> None:
-    path = root / "var/lib/secex-firstboot/boot-image/images.json"
+    path = root / "etc/luks/boot-image/images.json"
     path.unlink()
     if content is not None:
         path.write_text(content)
@@ -109,7 +109,7 @@ def test_without_a_record_of_the_boot_images_that_is_said(root: Path, content: s
 def test_a_volume_is_described_by_its_header(root: Path) -> None:
     guest_root.make_headers(root)
     shutil.copy(root / "etc/luks/root.header", root / "etc/luks/my-data.header")
-    before = {path: path.read_bytes() for path in (root / "etc/luks").iterdir()}
+    before = {path: path.read_bytes() for path in (root / "etc/luks").glob("*.header")}
     found = status.gather(root, None)
     assert [(volume.name, volume.file) for volume in found.volumes] == [
         (name, f"/etc/luks/{name}.header") for name in ("boot", "root", "my-data")
@@ -117,7 +117,7 @@ def test_a_volume_is_described_by_its_header(root: Path) -> None:
     for volume in found.volumes:
         assert volume.header and volume.mapping is None
         assert replace(volume.header, uuid="") == status.Header("", "aes-xts-plain64", "none", 4096)
-    assert {path: path.read_bytes() for path in (root / "etc/luks").iterdir()} == before
+    assert {path: path.read_bytes() for path in (root / "etc/luks").glob("*.header")} == before
 
 
 @needs.cryptsetup

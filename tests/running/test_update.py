@@ -4,6 +4,9 @@ builder are stand-ins; that of zipl writes a boot record that a test can read.
 
 from __future__ import annotations
 
+import fcntl
+import re
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +16,7 @@ from support.machine import put
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import Refusal
+from secex_firstboot.contract import paths
 from secex_firstboot.contract.boot_image import Arguments, Images, State
 from secex_firstboot.contract.partitions import VOLUMES
 from secex_firstboot.roots import system_image
@@ -33,7 +37,8 @@ class Killed(BaseException):
 
 class Machine:
     """A provisioned guest, and the machine below it. ``boot_map``: what each entry starts, and the entry that
-    starts if nobody chooses; ``asked``: the guest's choice for its next restart."""
+    starts if nobody chooses; ``loadparm``: what the guest asks for at a restart, which stays until it asks
+    for something else, or the power goes off."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.se = root, root / "se"
@@ -43,6 +48,7 @@ class Machine:
         self.killed_at = ""
         self.said: list[str] = []
         self.jobs = ""
+        self.unmounted = True
 
     @property
     def context(self) -> Context:
@@ -75,16 +81,37 @@ class Machine:
         images, default = self.boot_map
         return int(images[default].rpartition("=")[2])
 
-    def start(self, generation: int) -> None:
-        """A start of this image, as the initramfs lets it, until the system is up."""
+    def boot(self, generation: int) -> None:
+        """A start of this image, as the initramfs lets it, whose system does not come up."""
         assert generation in system_image.allowed(self.root)
-        self.loadparm.write_text("")
         self.running = generation
-        trying.at_start(self.context, self.root)
+        if paths.below(self.root, paths.NOT_UP).exists():
+            trying.at_boot(self.context, self.root)
+
+    def start(self, generation: int) -> None:
+        """A start of this image, until the system is up."""
+        self.boot(generation)
+        if paths.below(self.root, paths.NOT_UP).exists():
+            trying.at_start(self.context, self.root)
+
+    def power_on(self) -> None:
+        """Whatever starts then."""
+        self.loadparm.write_text("\n")
+        self.start(self.starts())
+
+    def restarts_into(self) -> int:
+        """The number of the image that a restart starts, in order or not."""
+        images, default = self.boot_map
+        asked = self.loadparm.read_text().strip()
+        return int(images[int(asked) if asked else default].rpartition("=")[2])
 
     def stop(self, jobs: str = RESTART) -> None:
         self.jobs = jobs
         trying.at_stop(self.context, self.root)
+
+    def images_are_of(self, release: str) -> None:
+        newest = self.images.newest.model_copy(update={"kernel": release})
+        system_image.record(self.root, Images(newest=newest))
 
     def setting(self, word: str) -> None:
         put(self.root / "etc/secex-firstboot.conf", f"fallback={word}\n".encode())
@@ -109,7 +136,11 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
     @contextmanager
     def mounted(found: object, where: Path) -> Iterator[Path]:
-        yield made.se
+        made.unmounted = False
+        try:
+            yield made.se
+        finally:
+            made.unmounted = True
 
     def build(
         context: Context, entry: object, se: Path, *, command_line: str, scratch: Path, **_: object
@@ -132,11 +163,16 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
         zipl(default)
         made.kill("installed")
 
-    def choose(se: Path, found: object, scratch: Path, default: int, *, fallback: bool = True) -> None:
+    def choose(se: Path, found: object, scratch: Path, default: int) -> None:
         made.kill("choose")
-        if not fallback:
-            (se / boot_record.FALLBACK).unlink(missing_ok=True)
         zipl(default)
+        made.kill("chosen")
+
+    def leave(se: Path, found: object, scratch: Path, name: str) -> None:
+        made.kill("choose")
+        (se / boot_record.IMAGE).write_text((se / name).read_text())
+        (se / boot_record.FALLBACK).unlink(missing_ok=True)
+        zipl(1)
         made.kill("chosen")
 
     def zipl(default: int) -> None:
@@ -149,6 +185,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(boot_record, "settle", lambda se, found: None)
     monkeypatch.setattr(boot_record, "install", install)
     monkeypatch.setattr(boot_record, "choose", choose)
+    monkeypatch.setattr(boot_record, "leave", leave)
     monkeypatch.setattr(contents, "build_sdboot", build)
     monkeypatch.setattr(trying, "run", lambda argv: made.jobs)
     monkeypatch.setattr(update, "run", lambda argv: Path(argv[-1]).read_text())  # of lsinitrd
@@ -178,7 +215,7 @@ def test_what_has_changed_is_in_the_next_start_and_named_once(machine: Machine) 
 
 
 def test_without_a_record_it_is_made_with_a_number_that_no_image_has(up: Machine) -> None:
-    (up.root / "var/lib/secex-firstboot/boot-image/images.json").unlink()
+    (up.root / "etc/luks/boot-image/images.json").unlink()
     assert len(up.update()) == 1
     assert up.update() == ()
     assert up.images.newest.generation == 2
@@ -190,14 +227,77 @@ def test_killed_on_the_way_the_next_one_ends_well_and_no_secret_lies_about(up: M
     up.killed_at = at
     with pytest.raises(Killed):
         up.update()
-    started = up.starts()
-    assert started in system_image.allowed(up.root)
-    up.start(started)
-    assert up.update() == ("kernel",)
+    up.power_on()
+    if at == "build":
+        assert up.update() == ("kernel",)
+    assert up.update() == ()
     assert "quiet" in up.boot_map[0][1]
-    assert (up.starts(), up.images.newest.state) == (1, State.NEW)
+    assert (up.running, up.starts(), up.images.newest.state) == (1, 1, State.NEW)
     assert up.boot_map[0][2].endswith("=1")
     assert not list(up.root.rglob("secret"))
+
+
+@pytest.mark.parametrize("setting", ["try", "direct", "off"])
+@pytest.mark.parametrize("started", [True, False])
+def test_killed_behind_the_switch_whatever_starts_may_start_again(
+    up: Machine, setting: str, *, started: bool
+) -> None:
+    """That the new one is there stands in no record."""
+    confirm(up, "second")
+    up.setting(setting)
+    up.change("third")
+    up.killed_at = "installed"
+    with pytest.raises(Killed):
+        up.update()
+    up.setting("off")
+    for _ in range(3):
+        if started:
+            up.power_on()
+        else:
+            up.boot(up.starts())
+    up.update()
+    assert up.starts() in system_image.allowed(up.root) == up.images.generations
+
+
+def test_what_is_undone_after_a_kill_behind_the_switch_is_undone_in_the_image(up: Machine) -> None:
+    up.setting("off")
+    before = (up.root / "boot/vmlinuz").read_bytes()
+    up.change("newer")
+    up.killed_at = "installed"
+    with pytest.raises(Killed):
+        up.update()
+    put(up.root / "boot/vmlinuz", before)
+    assert len(up.update()) == 1
+    assert up.images.newest.generation == 3
+
+
+def test_two_at_once_wait_for_each_other(up: Machine) -> None:
+    with (
+        update.alone(up.root),
+        (up.root / "run/secex-firstboot/update.lock").open("w") as other,
+        pytest.raises(BlockingIOError),
+    ):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_told_to_end_it_leaves_nothing_mounted(
+    up: Machine, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """In the middle of the build."""
+
+    def build(*_: object, scratch: Path, **__: object) -> None:
+        (scratch / "secret").write_bytes(b"key")
+        signal.raise_signal(number)
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr(contents, "build_sdboot", build)
+    up.change("newer")
+    with pytest.raises(SystemExit, match=str(128 + number)):
+        up.update()
+    assert up.unmounted
+    assert not list(up.root.rglob("secret"))
+    assert signal.getsignal(number) is before
 
 
 def test_no_room_is_refused_before_anything_is_written(
@@ -210,10 +310,17 @@ def test_no_room_is_refused_before_anything_is_written(
     assert machine.built == []
 
 
-def test_for_want_of_room_the_image_before_the_last_good_one_goes_first(
-    up: Machine, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("setting", ["try", "direct", "off"])
+@pytest.mark.parametrize("failed", [False, True])
+def test_for_want_of_room_the_image_that_is_not_the_last_good_one_goes_first(
+    up: Machine, monkeypatch: pytest.MonkeyPatch, setting: str, *, failed: bool
 ) -> None:
-    confirm(up, "second")
+    if failed:
+        fail(up)
+    else:
+        confirm(up, "second")
+    good = up.running
+    up.setting(setting)
 
     def no_room_for_three(se: Path, *parts: object) -> None:
         if (se / boot_record.FALLBACK).exists():
@@ -224,9 +331,10 @@ def test_for_want_of_room_the_image_before_the_last_good_one_goes_first(
     up.killed_at = "build"
     with pytest.raises(Killed):
         up.update()
-    assert up.starts() == 2
+    assert up.starts() == good
     up.update()
-    assert (up.starts(), up.images.generations) == (2, {2, 3})
+    assert up.images.generations == ({3} if setting == "off" else {good, 3})
+    assert up.starts() == (good if setting == "try" else 3)
 
 
 @pytest.mark.parametrize("initramfs", [b"", b"another"])
@@ -263,11 +371,30 @@ def test_first_boots_image_has_no_fallback_and_is_good_once_it_has_come_up(machi
     assert (machine.starts(), machine.images.fallback) == (1, None)
 
 
-def test_an_image_that_never_came_up_is_replaced_and_no_fallback(machine: Machine) -> None:
-    machine.change("newer")
-    machine.update()
-    assert machine.boot_map[0].keys() == {1}
-    assert system_image.allowed(machine.root) == {2}
+def test_first_boots_image_stays_for_the_operator_until_another_has_come_up(machine: Machine) -> None:
+    """Nothing has come up yet. It has the kernel that runs, but so has first boot."""
+    for number in (2, 3):
+        machine.change(f"newer {number}")
+        machine.update()
+        assert (machine.starts(), system_image.allowed(machine.root)) == (number, {1, number})
+    machine.stop(POWER_OFF)
+    machine.start(1)  # with loadparm=2
+    assert (machine.starts(), machine.images.newest.state) == (1, State.FAILED)
+
+
+def test_an_image_that_never_came_up_is_no_fallback(up: Machine) -> None:
+    for number in (2, 3):
+        up.change(f"newer {number}")
+        up.update()
+        assert (up.starts(), system_image.allowed(up.root)) == (1, {1, number})
+
+
+def test_the_image_that_the_operator_went_back_to_stays(up: Machine) -> None:
+    confirm(up, "bad")
+    up.start(1)  # with loadparm=2
+    up.change("another")
+    up.update()
+    assert (up.starts(), up.images.generations) == (1, {1, 3})
 
 
 def test_a_new_image_is_tried_at_the_restart_and_starts_once_it_has_come_up(up: Machine) -> None:
@@ -301,13 +428,13 @@ def test_one_that_does_not_come_up_is_said_and_not_tried_again(up: Machine) -> N
     up.change("broken")
     up.update()
     up.stop()
-    up.start(up.starts())
+    up.power_on()
     assert up.images.newest.state is State.FAILED
     assert "boot image 2 (kernel 6.12) was tried and did not come up" in up.said[-1]
     assert "did not come up" in (up.root / "run/motd.d/50-secex-firstboot").read_text()
     up.stop()
-    assert up.loadparm.read_text() == ""
-    up.start(up.starts())
+    assert up.restarts_into() == 1
+    up.start(1)
     assert up.update() == ()
     assert (up.running, up.images.newest.state) == (1, State.FAILED)
 
@@ -337,28 +464,39 @@ def fail(machine: Machine, started: int = 0) -> None:
     machine.change("broken")
     machine.update()
     machine.stop()
+    machine.loadparm.write_text("\n")  # power off and on
     machine.start(started or machine.starts())
 
 
 def test_power_off_is_no_try(up: Machine) -> None:
     up.change("newer")
     up.stop(POWER_OFF)
-    assert up.loadparm.read_text() == ""
-    up.start(up.starts())
+    up.power_on()
     assert (up.running, up.images.newest.state) == (1, State.NEW)
     up.stop()
     assert up.loadparm.read_text() == "1\n"
 
 
 def test_a_restart_before_it_has_come_up_goes_back(up: Machine) -> None:
+    """Also one that a panic brings."""
     up.change("newer")
     up.update()
     up.stop()
-    up.running = 2
+    up.boot(2)
+    assert up.restarts_into() == 1
     up.stop()
-    assert up.loadparm.read_text() == "2\n"
+    assert up.restarts_into() == 1
     up.start(1)
     assert up.images.newest.state is State.FAILED
+
+
+def test_what_was_asked_for_is_asked_for_once(up: Machine) -> None:
+    """A restart out of order, as after a panic, does not try what nobody has asked for."""
+    confirm(up, "second")
+    assert up.loadparm.read_text() == "\n"
+    up.change("third")
+    up.update()
+    assert up.restarts_into() == 2
 
 
 def test_the_host_may_start_what_is_to_be_tried_by_itself(up: Machine) -> None:
@@ -401,7 +539,7 @@ def test_an_image_that_the_host_has_exchanged_is_no_fallback(up: Machine) -> Non
 
 
 def test_with_nothing_recorded_a_start_says_so(machine: Machine) -> None:
-    (machine.root / "var/lib/secex-firstboot/boot-image/images.json").unlink()
+    (machine.root / "etc/luks/boot-image/images.json").unlink()
     machine.start(1)
     assert "there is no record of the boot images" in machine.said[-1]
 
@@ -414,8 +552,10 @@ def test_directly_the_new_one_starts_and_the_other_is_there(up: Machine) -> None
     up.change("newer")
     up.update()
     assert (up.starts(), set(up.boot_map[0])) == (2, {1, 2})
+    up.loadparm.unlink()
+    up.loadparm.mkdir()  # a machine that lets no guest choose
     up.stop()
-    assert up.loadparm.read_text() == ""
+    up.loadparm.rmdir()
     up.start(2)
     assert (up.starts(), up.images.newest.state) == (2, State.UP)
 
@@ -423,6 +563,20 @@ def test_directly_the_new_one_starts_and_the_other_is_there(up: Machine) -> None
 def test_once_the_operator_had_to_choose_the_other_it_is_what_starts(up: Machine) -> None:
     up.setting("direct")
     fail(up, started=1)  # with loadparm=2
+    assert (up.starts(), up.images.newest.state) == (1, State.FAILED)
+
+
+@pytest.mark.parametrize("jobs", [RESTART, POWER_OFF])
+def test_directly_it_does_not_matter_what_the_operator_had_chosen_before(up: Machine, jobs: str) -> None:
+    """The new one was started, however the system ended, and the choice of the start before does not stay."""
+    up.setting("direct")
+    up.loadparm.write_text("2\n")
+    up.change("newer")
+    up.stop(jobs)
+    assert up.images.newest.state is State.TRIED
+    if jobs == RESTART:
+        assert up.restarts_into() == 2
+    up.start(1)  # with loadparm=2
     assert (up.starts(), up.images.newest.state) == (1, State.FAILED)
 
 
@@ -502,12 +656,44 @@ def test_a_kernel_without_an_initramfs_is_refused(up: Machine) -> None:
     assert entries(up) == ["a.conf"]
 
 
+def test_the_last_boot_entry_stays_and_with_it_its_options(up: Machine) -> None:
+    """A package whose script goes wrong calls the hook for a kernel that is still needed."""
+    put(up.root / "boot/loader/entries/a.conf", b"linux /vmlinuz-6.12\ninitrd /initrd\noptions quiet\n")
+    install_kernel(up, "6.12")
+    up.images_are_of("6.11")
+    with pytest.raises(Refusal, match=r"no boot entry has another kernel than 6\.12"):
+        kernels.check_may_go(up.context, up.root, "6.12")
+    (up.root / "boot/vmlinuz-6.12").unlink()  # all the same
+    with pytest.raises(Refusal):
+        kernels.gone(up.context, up.root, "6.12")
+    assert entries(up) == ["a.conf"]
+
+
+def test_apt_removes_no_kernel_by_itself_that_a_boot_image_has(up: Machine) -> None:
+    (up.root / "etc/apt/apt.conf.d").mkdir(parents=True)
+    install_kernel(up, "7.2.1+x")
+    kernels.added(up.context, up.root, "7.2.1+x")
+    said = (up.root / "etc/apt/apt.conf.d/95secex-firstboot").read_text()
+    patterns = re.findall(r'^  "(.*)";$', said, re.MULTILINE)
+    for package, stays in (
+        ("linux-image-6.12", True),
+        ("linux-modules-7.2.1+x", True),
+        ("linux-image-6x12", False),
+        ("linux-image-6.12.1", False),
+    ):
+        assert any(re.search(pattern, package) for pattern in patterns) is stays
+
+
 def test_the_kernel_of_the_fallback_has_to_stay(up: Machine) -> None:
     install_kernel(up, "7.2")
     kernels.added(up.context, up.root, "7.2")
+    with pytest.raises(Refusal, match=r"kernel 6\.12 is that of the boot image that runs"):
+        kernels.check_may_go(up.context, up.root, "6.12")
+    up.stop()
+    up.start(2)
     with pytest.raises(Refusal, match=r"kernel 6\.12 is that of the boot image to fall back to"):
-        kernels.check_may_go(up.root, "6.12")
-    kernels.check_may_go(up.root, "6.11")
+        kernels.check_may_go(up.context, up.root, "6.12")
+    kernels.check_may_go(up.context, up.root, "6.11")
 
 
 @pytest.mark.parametrize("release", ["", "../x", "a/b", "-7", "7\n", "7 2"])
@@ -515,7 +701,7 @@ def test_the_kernel_of_the_fallback_has_to_stay(up: Machine) -> None:
     "hook",
     [
         lambda up, release: kernels.added(up.context, up.root, release),
-        lambda up, release: kernels.check_may_go(up.root, release),
+        lambda up, release: kernels.check_may_go(up.context, up.root, release),
         lambda up, release: kernels.gone(up.context, up.root, release),
     ],
 )

@@ -4,9 +4,11 @@ firmware needs: a boot record that names the boot map's content, and a boot map 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +16,9 @@ from pathlib import Path
 import pytest
 from support import needs
 
-from secex_firstboot.basic.errors import FirstbootError
+from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.sdboot import boot_record
+from secex_firstboot.storage import filesystem, loop
 from secex_firstboot.storage.disk import Disk, Partition
 
 pytestmark = needs.loop_devices
@@ -236,16 +239,22 @@ def test_one_that_never_came_up_does_not_become_the_fallback(se: Path, disk: Dis
     assert offers(se, disk) == ([b"mended", b"old"], 2)
 
 
-@pytest.mark.parametrize("how", ["installed", "chosen"])
-def test_without_a_fallback_one_image_is_left(se: Path, disk: Disk, tmp_path: Path, how: str) -> None:
+def test_without_a_fallback_one_image_is_left(se: Path, disk: Disk, tmp_path: Path) -> None:
     try_new(se, disk, tmp_path, b"new")
-    if how == "chosen":
-        boot_record.choose(se, disk, tmp_path, boot_record.IMAGE_ENTRY, fallback=False)
-    else:
-        (se / "sdboot.new").write_bytes(b"new")
-        boot_record.install(se, disk, tmp_path)
-    assert offers(se, disk) == ([b"new"], 1)
-    assert names(se) == {"sdboot": b"new"}
+    (se / "sdboot.new").write_bytes(b"newer")
+    boot_record.install(se, disk, tmp_path)
+    assert offers(se, disk) == ([b"newer"], 1)
+    assert names(se) == {"sdboot": b"newer"}
+
+
+@pytest.mark.parametrize(("name", "content"), [(boot_record.IMAGE, b"new"), (boot_record.FALLBACK, b"old")])
+def test_either_of_two_may_be_the_one_that_is_left(
+    se: Path, disk: Disk, tmp_path: Path, name: str, content: bytes
+) -> None:
+    try_new(se, disk, tmp_path, b"new")
+    boot_record.leave(se, disk, tmp_path, name)
+    assert offers(se, disk) == ([content], 1)
+    assert names(se) == {"sdboot": content}
 
 
 CHANGES: dict[str, Callable[[Path, Disk, Path], None]] = {
@@ -254,8 +263,9 @@ CHANGES: dict[str, Callable[[Path, Disk, Path], None]] = {
         se, disk, scratch, b"newer", boot_record.FALLBACK
     ),
     "confirmed": lambda se, disk, scratch: boot_record.choose(se, disk, scratch, boot_record.IMAGE_ENTRY),
-    "alone": lambda se, disk, scratch: boot_record.choose(
-        se, disk, scratch, boot_record.IMAGE_ENTRY, fallback=False
+    "alone": lambda se, disk, scratch: boot_record.leave(se, disk, scratch, boot_record.IMAGE),
+    "the older one alone": lambda se, disk, scratch: boot_record.leave(
+        se, disk, scratch, boot_record.FALLBACK
     ),
 }
 
@@ -300,3 +310,49 @@ def test_after_a_cut_at_any_moment_what_is_offered_and_its_names_are_the_old_or_
     assert seen[-1] == after
     switched = [each == after for each in seen]
     assert switched == sorted(switched)
+
+
+# --- mounting it ---
+
+
+@pytest.fixture
+def partition(disk: Disk) -> Path:
+    """With an ext4 on it."""
+    device = disk.partitions["se"].device
+    with device.open("wb") as stream:
+        stream.truncate(16 << 20)
+    subprocess.run(["mkfs.ext4", "-q", device], check=True)
+    return device
+
+
+def loop_devices(partition: Path) -> list[str]:
+    command = ["losetup", f"--associated={partition}", "--noheadings", "--output=NAME"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+
+
+def test_what_one_that_was_killed_has_left_mounted_is_no_second_mount(
+    disk: Disk, partition: Path, tmp_path: Path
+) -> None:
+    where = tmp_path / "mnt"
+    left = boot_record.mounted(disk, where)
+    (left.__enter__() / "of the killed one").write_bytes(b"whole")
+    with boot_record.mounted(disk, where) as se:
+        assert len(filesystem.mount_sources(where)) == len(loop_devices(partition)) == 1
+        assert (se / "of the killed one").read_bytes() == b"whole"
+    assert filesystem.mount_sources(where) == loop_devices(partition) == []
+    with pytest.raises(FirstbootError):
+        left.__exit__(None, None, None)  # there is nothing left to unmount
+
+
+def test_a_partition_that_somebody_has_mounted_is_refused(
+    disk: Disk, partition: Path, tmp_path: Path
+) -> None:
+    """As a block device of its own; here that is a loop device."""
+    with loop.attached(partition, block_size=512) as device:
+        part = dataclasses.replace(disk.partitions["se"], device=device)
+        with (
+            filesystem.mounted(device, tmp_path / "elsewhere", type="ext4"),
+            pytest.raises(Refusal, match=f"partition se is mounted on {tmp_path}/elsewhere: umount "),
+            boot_record.mounted(dataclasses.replace(disk, partitions={"se": part}), tmp_path / "mnt"),
+        ):
+            pass

@@ -40,7 +40,7 @@ def make(root: Path) -> Path:
         "etc/luks/boot.mode": "CRYPT-LUKS2-2-boot aes sector_size:4096\n",
         "etc/luks/sealed": "",
         "var/lib/secex-firstboot/report.json": REPORT.model_dump_json(),
-        "var/lib/secex-firstboot/boot-image/images.json": IMAGES.model_dump_json(),
+        "etc/luks/boot-image/images.json": IMAGES.model_dump_json(),
         "var/lib/secex-firstboot/grown": "",
         "proc/sys/kernel/osrelease": "6.12.1-s390x\n",
         "usr/lib/dracut/dracut-version.sh": "#!/bin/sh\nDRACUT_VERSION=106-6\n",

@@ -61,6 +61,7 @@ complete -c secex-firstboot -n _shtab_secex_firstboot_using -l stage -xka "confi
 complete -c secex-firstboot -n _shtab_secex_firstboot_using -l dry-run -d 'say of each step whether it is done; change nothing'
 complete -c secex-firstboot -n _shtab_secex_firstboot_using -l grow -d 'in the running system: grow root to the end of its volume'
 complete -c secex-firstboot -n _shtab_secex_firstboot_using -l tidy -d 'in the running system: remove what a power cut at the end of first boot left behind'
+complete -c secex-firstboot -n _shtab_secex_firstboot_using -l starting -d 'early in a start: until it is up, let a restart go back to the boot image before'
 complete -c secex-firstboot -n _shtab_secex_firstboot_using -l started -d 'in the running system, once it is up: keep its boot image, and say if a newer one failed'
 complete -c secex-firstboot -n _shtab_secex_firstboot_using -l stopping -d 'when the running system ends: make a boot image if one is due, and let a restart try it'
 complete -c secex-firstboot -n _shtab_secex_firstboot_using -l kernel-added -x -d 'in the running system, for hooks of packages: give this kernel a boot entry and a boot image'

@@ -22,7 +22,14 @@ from secex_firstboot.storage import devicemapper, disk, filesystem, growing
 # Of the running system. Packages enable them, and a preset does in an image that was made without.
 _OUR_UNITS = tuple(
     f"secex-firstboot-{name}"
-    for name in ("grow.service", "hosts.timer", "image.service", "tidy.service", "update.path")
+    for name in (
+        "grow.service",
+        "hosts.timer",
+        "image.service",
+        "restart.service",
+        "tidy.service",
+        "update.path",
+    )
 )
 # Opened in the initramfs, and kept open in the system; without a time limit for the disk to appear, as dracut
 # has none for the root device; without asking at the host's console for a passphrase.

@@ -30,6 +30,7 @@ OURS = {
     "secex-firstboot-grow.service",
     "secex-firstboot-hosts.timer",
     "secex-firstboot-image.service",
+    "secex-firstboot-restart.service",
     "secex-firstboot-tidy.service",
     "secex-firstboot-update.path",
 }
