@@ -107,7 +107,7 @@ def test_the_labels_of_our_file_systems_and_volumes_are_refused(label: str) -> N
     "name",
     [
         *("boot", "root", "boot_dif", "root_dif", "root_verity", "root.header", "boot.header", "boot.mode"),
-        *("sealed", "sealed.new", "data.new", "data.header", "data.mode"),
+        *("sealed", "sealed.new", "generations", "boot-image", "data.new", "data.header", "data.mode"),
     ],
 )
 def test_the_names_of_our_volumes_are_refused(name: str) -> None:

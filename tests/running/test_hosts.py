@@ -201,6 +201,41 @@ def test_one_that_is_revoked_stops_every_update_until_it_is_removed(root: Path) 
     assert kept(root) == [B]
 
 
+@pytest.mark.parametrize("later", [timedelta(), timedelta(days=4000)])
+def test_what_was_seen_to_be_revoked_stays_so_whatever_the_host_withholds(
+    root: Path, later: timedelta
+) -> None:
+    """The list is not there any more, or the clock says that the document has expired."""
+    revoked = x509.load_pem_x509_certificate(certify("a"))
+    newer = root / "etc/se-hostkeys/certs/newer.crl"
+    put(newer, CHAIN.signing_key.crl(revoked=[revoked]))
+    assert judged(root) == {A: Verdict.REVOKED}
+    newer.unlink()
+    assert judged(root, later) == {A: Verdict.REVOKED}
+    with pytest.raises(Refusal, match="is revoked"):
+        hosts.settle(CONTEXT, root)
+    put(root / "etc/se-hostkeys" / A, certify("a", end=300))  # of the same name, but another document
+    hosts.settle(CONTEXT, root)
+    assert judged(root) == {A: Verdict.VALID}
+
+
+def test_a_removal_that_was_cut_short_goes_on(root: Path) -> None:
+    """Behind the document's end, and before the boot image without it."""
+    hosts.add(CONTEXT, root, given(root, "b", certify("b")), [])
+    assert kept(root) == [A, B]
+    runs_on(root, "a")
+    for _ in range(2):
+        assert hosts.remove(root, [A], moving=True) == [A]
+    hosts.settle(CONTEXT, root, moving=True)
+    with pytest.raises(Refusal, match="there is no host-key document"):
+        hosts.remove(root, [A], moving=True)
+
+
+def test_a_document_that_is_just_being_written_is_none_yet(root: Path) -> None:
+    put(root / "etc/se-hostkeys" / f"{B}.new", certify("b")[:100])
+    assert kept(root) == [A]
+
+
 def test_one_that_nothing_proves_any_more_is_said(root: Path) -> None:
     for path in (root / "etc/se-hostkeys/certs").iterdir():
         path.unlink()

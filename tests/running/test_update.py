@@ -147,6 +147,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     ) -> None:
         made.kill("build")
         assert scratch.stat().st_mode & 0o777 == 0o700
+        assert scratch.is_relative_to(made.root / "etc/luks")  # on root itself: nothing else is mounted there
         (scratch / "secret").write_bytes(b"key")
         made.built.append(command_line)
         (se / boot_record.NEW_IMAGE).write_text(command_line)
