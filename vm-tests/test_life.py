@@ -21,8 +21,8 @@ from harness.se_image import Recipe
 from secex_firstboot.sdboot.initramfs import File, write_archive
 
 # Room for a second kernel.
-RECIPE = Recipe(boot_room=160, headroom=512, se_size=384)
-DISK_SIZE = 3072  # MiB
+RECIPE = Recipe(boot_room=128, headroom=384, se_size=384)
+DISK_SIZE = 2560  # MiB
 LONG = 3600.0  # seconds; bounds a guest that hangs, measures nothing
 HANGS = "rdinit=/usr/bin/cat"  # the first program reads the console for ever
 

@@ -14,7 +14,8 @@ _ENDING = (signal.SIGTERM, signal.SIGHUP)
 @contextmanager
 def unwinding() -> Iterator[None]:
     """For the length of a ``with`` block, the first SIGTERM or SIGHUP raises SystemExit in the main thread:
-    what is mounted and attached comes down again. The exit code is as shells have it, 128 + number.
+    what is mounted and attached comes down again. The exit code is as shells have it, 128 + number. What is
+    ignored stays so.
     """
 
     def end(number: int, _: FrameType | None) -> None:
@@ -22,7 +23,8 @@ def unwinding() -> Iterator[None]:
             signal.signal(each, signal.SIG_IGN)
         sys.exit(128 + number)
 
-    before = {each: signal.signal(each, end) for each in _ENDING}
+    heeded = [each for each in _ENDING if signal.getsignal(each) is not signal.SIG_IGN]  # nohup(1)
+    before = {each: signal.signal(each, end) for each in heeded}
     try:
         yield
     finally:

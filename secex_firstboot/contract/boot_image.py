@@ -55,9 +55,10 @@ class Images(_Kept):
         return {each.generation for each in (self.newest, self.fallback) if each}
 
     def needed(self, running: int) -> list[Image]:
-        """The one to fall back to, and the one whose number is ``running``."""
+        """The one to fall back to, and the one whose number is ``running``; 0 is first boot's own session."""
         both = [each for each in (self.newest, self.fallback) if each]
-        return [each for each in both if each is self.fallback or each.generation == running]
+        runs = running or min(self.generations)
+        return [each for each in both if each is self.fallback or each.generation == runs]
 
     @property
     def are_up(self) -> bool:

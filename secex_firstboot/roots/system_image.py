@@ -28,6 +28,7 @@ from secex_firstboot.sdboot.initramfs import Directory, Entry, File
 
 _ARGUMENTS = "arguments.json"
 _NO_LOGIN = "no-login"  # laid out like paths.NO_LOGIN_UNITS
+_LAST_NUMBER = "last-number"  # of a boot image that was begun
 _HOSTS = "hosts"  # host-key documents, as they were proven
 CERTIFICATES = "certificates"  # those that the image trusts
 _KEY_FILES = ("", ".header", ".mode")
@@ -159,21 +160,33 @@ def images(root: Path) -> Images | None:
 
 def record(root: Path, images: Images) -> None:
     """Write what ``images`` then reads; no others may start from now on."""
-    if not images.are_up:
-        _mark(root)
+    mark(root)
     write_private(paths.below(root, paths.BOOT_IMAGES), images.model_dump_json().encode())
     allow(root, images.generations)
     if images.are_up:
-        paths.below(root, paths.NOT_UP).unlink(missing_ok=True)
+        path = paths.below(root, paths.NOT_UP)
+        path.unlink()
+        sync(path.parent)
+
+
+def new_number(root: Path, images: Images | None) -> int:
+    """For a boot image that is about to be made: one that none has had, also none that was only half made, as
+    the host may have copied it."""
+    path = paths.below(root, paths.IMAGE_STATE) / _LAST_NUMBER
+    last = _numbers(path) | allowed(root) | (images.generations if images else set())
+    number = 1 + max(last, default=0)
+    write_private(path, f"{number}\n".encode())
+    return number
 
 
 def allow_new(root: Path, generations: Collection[int]) -> None:
     """Let boot images with these numbers start, of which one is not on record yet."""
-    _mark(root)
+    mark(root)
     allow(root, generations)
 
 
-def _mark(root: Path) -> None:
+def mark(root: Path) -> None:
+    """Until the next ``record``, a start looks whether it is right."""
     path = paths.below(root, paths.NOT_UP)
     if not exists(path):
         write_private(path, b"")
@@ -189,7 +202,10 @@ def allow(root: Path, generations: Collection[int]) -> None:
 
 def allowed(root: Path) -> set[int]:
     """Raises FirstbootError if the file is not what ``allow`` wrote."""
-    path = paths.below(root, paths.GENERATIONS)
+    return _numbers(paths.below(root, paths.GENERATIONS))
+
+
+def _numbers(path: Path) -> set[int]:
     words = _read(path).split() if exists(path) else []
     if not all(word.isdigit() and len(word) < 10 for word in words):
         raise FirstbootError("SX-ROOT-09", f"{path} has something else than numbers", _CURE)

@@ -15,7 +15,7 @@ from secex_firstboot.basic.files import exists, is_regular
 from secex_firstboot.contract import paths
 from secex_firstboot.contract.command_line import name, parameters
 from secex_firstboot.hostkeys import document
-from secex_firstboot.running import hosts
+from secex_firstboot.running import hosts, update
 from secex_firstboot.sdboot import boot_entry, boot_record, contents
 from secex_firstboot.sdboot.boot_entry import BootEntry
 from secex_firstboot.storage import disk
@@ -59,6 +59,7 @@ def make(context: Context, root: Path, partition: Path | None) -> Enabled:
     hosts.proof(context, root, paths.below(root, paths.CERTIFICATES)).verify(found)
     where = disk.find_partition("se", partition)
     with (
+        update.alone(root),
         tempfile.TemporaryDirectory(dir=paths.below(root, paths.RUNTIME)) as private,  # mode 0700
         boot_record.mounted(where, paths.below(root, paths.RUNTIME) / "se") as se,
     ):

@@ -65,19 +65,14 @@ def settle(context: Context, root: Path, *, moving: bool = False) -> None:
         found = [document.parse(name, content) for name, content in given.items()]
         _check(root, found, moving=moving)
         if new := [each for each in found if kept.get(each.name) != each.pem]:
-            _proof(context, root).verify(new)
+            _prove(context, root, new)
             context.say(f"proven genuine: {', '.join(each.name for each in new)}")
         proven = {each.name: each.pem for each in found}
         if proven != kept:  # the same document may be written in other ways
             system_image.keep_hosts(root, proven)
-    revoked = _revoked(root)
-    for each in (document.parse(name, content) for name, content in given.items()) if revoked else ():
-        if _fingerprint(each) in revoked:
-            raise Refusal(
-                "SX-SYSTEM-06",
-                f"the host-key document {each.name} is revoked",
-                f"secex hosts remove {each.name}, and add the host's current document",
-            )
+    if _revoked(root):
+        for name, content in given.items():
+            _check_revoked(root, document.parse(name, content))
 
 
 def add(context: Context, root: Path, files: Iterable[Path], proofs: Iterable[Path]) -> list[str]:
@@ -90,7 +85,7 @@ def add(context: Context, root: Path, files: Iterable[Path], proofs: Iterable[Pa
         certificates.parse(path.name, content)
         _write(paths.below(root, paths.SYSTEM_CERTIFICATES) / path.name, content)
     found = [document.parse(_name(path.name), _read(path, DOCUMENT_LIMIT)) for path in files]
-    _proof(context, root).verify(found)
+    _prove(context, root, found)
     for each in found:
         _write(paths.below(root, paths.SYSTEM_HOST_KEYS) / each.name, each.pem)
     return [each.name for each in found]
@@ -123,20 +118,17 @@ def judge(context: Context, root: Path, now: datetime, *, ask: bool) -> list[Jud
     One that is revoked is noted: there is no update for its host, whatever is seen later.
     """
     machine, revoked = this_machine(root), _revoked(root)
-    found, fingerprints = [], set()
+    found = []
     for name, content in sorted(_given(root).items()):
         each = document.parse(name, content)
         key, ends = document.key_hash(each), each.certificate.not_valid_after_utc
-        fingerprints.add(fingerprint := _fingerprint(each))
         verdict, why = Verdict.REVOKED, "it was seen in a revocation list"
-        if fingerprint not in revoked:
+        if _fingerprint(each) not in revoked:
             verdict, why = _judge(_proof(context, root, ask=ask), each, now)
         if verdict is Verdict.REVOKED:
-            revoked.add(fingerprint)
+            _note_revoked(root, each)
         here = key in machine if machine else None
         found.append(Judged(name, key.hex(), ends, here, verdict, why))
-    if (known := revoked & fingerprints) != _revoked(root):
-        write_private(paths.below(root, _REVOKED), "".join(f"{each}\n" for each in sorted(known)).encode())
     return found
 
 
@@ -190,6 +182,34 @@ def _given(root: Path) -> dict[str, bytes]:
     names = (path for path in sorted(directory.iterdir()) if path.name.startswith(paths.HOST_KEY_PREFIX))
     # What files.write_private is about to put in place is no document yet.
     return {path.name: _read(path, DOCUMENT_LIMIT) for path in names if path.suffix != ".new"}
+
+
+def _prove(context: Context, root: Path, found: Iterable[Document]) -> None:
+    """Raises Refusal for one that cannot be proven."""
+    proof = _proof(context, root)
+    for each in found:
+        _check_revoked(root, each)
+        try:
+            proof.verify([each])
+        except Revoked:
+            _note_revoked(root, each)
+            raise
+
+
+def _check_revoked(root: Path, each: Document) -> None:
+    if _fingerprint(each) in _revoked(root):
+        raise Refusal(
+            "SX-SYSTEM-06",
+            f"the host-key document {each.name} is revoked",
+            f"secex hosts remove {each.name}, and add the host's current document",
+        )
+
+
+def _note_revoked(root: Path, each: Document) -> None:
+    known = _revoked(root)
+    if (fingerprint := _fingerprint(each)) not in known:
+        lines = (f"{line}\n" for line in sorted(known | {fingerprint}))
+        write_private(paths.below(root, _REVOKED), "".join(lines).encode())
 
 
 def _revoked(root: Path) -> set[str]:

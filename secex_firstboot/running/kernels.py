@@ -6,12 +6,12 @@ Names as linux-image packages and dracut have them on ``/boot``: ``vmlinuz-RELEA
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.basic.files import is_regular, sync
-from secex_firstboot.contract import parameters
+from secex_firstboot.contract import parameters, paths
 from secex_firstboot.contract.parameters import GENERATION
 from secex_firstboot.roots import system_image
 from secex_firstboot.running import system, update
@@ -19,6 +19,7 @@ from secex_firstboot.sdboot import boot_entry
 
 _RELEASE = re.compile(r"\w[\w.+~-]{0,99}", re.ASCII)  # part of names of files
 _LINUX = "vmlinuz-{}"
+_OSRELEASE = PurePath("/proc/sys/kernel/osrelease")
 _NOTHING = "it has no boot images"
 
 
@@ -46,14 +47,13 @@ def check_may_go(context: Context, root: Path, release: str) -> None:
     _check(root, release)
     images = system_image.images(root)
     running = parameters.value(context.command_line, GENERATION)
-    for each in images.needed(running) if images else ():
-        if each.kernel == release:
-            what = "that runs" if each.generation == running else "to fall back to"
-            raise Refusal(
-                "SX-SYSTEM-04",
-                f"kernel {release} is that of the boot image {what}",
-                "remove it once another one has come up, and been replaced",
-            )
+    needed = {each.kernel for each in images.needed(running)} if images else set()
+    if release in needed | {_running(root)}:
+        raise Refusal(
+            "SX-SYSTEM-04",
+            f"kernel {release} is that of the boot image that runs, or to fall back to",
+            "remove it once another one has come up, and been replaced",
+        )
     if _is_the_only(root / "boot", release):
         raise Refusal(
             "SX-SYSTEM-16", f"no boot entry has another kernel than {release}", "install another one first"
@@ -71,6 +71,11 @@ def gone(context: Context, root: Path, release: str) -> None:
             sync(entry.parent)
             context.say(f"the boot entry {entry.name} of kernel {release} is removed")
     update.in_system(context, root)
+
+
+def _running(root: Path) -> str:
+    path = paths.below(root, _OSRELEASE)
+    return path.read_text().strip() if is_regular(path) else ""
 
 
 def _is_the_only(boot: Path, release: str) -> bool:

@@ -4,8 +4,8 @@ A new image is tried at the next restart: the guest asks its machine for it, and
 starts is changed. Only a system that has come up makes its image the one that starts from then on. So however
 a try ends, power off and on starts the last good image, which finds that another one was tried.
 
-Linux takes what it was started with for what a restart, and a panic, shall start (arch/s390/kernel/ipl.c,
-reipl_block_ccw_fill_parms): what was asked for once has to be taken back.
+What was asked for once stays, so it is taken back once the system is up; until then the image before it is
+asked for.
 """
 
 from __future__ import annotations
@@ -15,17 +15,14 @@ from pathlib import Path, PurePath
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError, Refusal
-from secex_firstboot.basic.files import exists
 from secex_firstboot.basic.process import run
 from secex_firstboot.contract import parameters, paths, settings
 from secex_firstboot.contract.boot_image import Images, State
 from secex_firstboot.contract.parameters import GENERATION
 from secex_firstboot.roots import system_image
-from secex_firstboot.running import system, update
+from secex_firstboot.running import restart, system, update
 from secex_firstboot.sdboot import boot_record
 
-# Linux: arch/s390/kernel/ipl.c; the type is a directory beside it.
-_REIPL = PurePath("/sys/firmware/reipl")
 _NO_IMAGES = "it has no boot images"
 _MOTD = PurePath("/run/motd.d/50-secex-firstboot")  # pam_motd(8)
 
@@ -45,7 +42,7 @@ def at_boot(context: Context, root: Path) -> None:
         if images.newest.state is State.NEW and not update.was_cut_short(root, images):
             update.record(root, update.with_newest(images, State.TRIED))
         if images.fallback:
-            _ask_for(root, boot_record.FALLBACK_ENTRY)
+            restart.ask_for(root, boot_record.FALLBACK_ENTRY)
 
 
 def at_start(context: Context, root: Path) -> None:
@@ -65,7 +62,7 @@ def at_start(context: Context, root: Path) -> None:
             update.arrange(root, images, after)
         if parameters.value(context.command_line, GENERATION) == after.newest.generation:
             with suppress(FirstbootError):  # said by who asks for one
-                _ask_for(root, None)
+                restart.ask_for(root, None)
     if cut_short:
         context.say("an update was cut short: the boot image is made anew")
         _, after = update.in_system(context, root)
@@ -130,7 +127,7 @@ def _try(context: Context, root: Path, images: Images) -> None:
     if restarts:
         context.say(f"the restart tries boot image {newest.generation}")
         with suppress(FirstbootError) if images.starts_newest else nullcontext():
-            _ask_for(root, boot_record.IMAGE_ENTRY)
+            restart.ask_for(root, boot_record.IMAGE_ENTRY)
     update.record(root, update.with_newest(images, State.TRIED))
 
 
@@ -144,21 +141,3 @@ def _restarts() -> bool:
     """Whether the system that is ending comes again, by systemd's queue of jobs."""
     jobs = run(["systemctl", "list-jobs", "--no-legend", "--plain"]).splitlines()
     return any(words[1:3] == ["reboot.target", "start"] for words in map(str.split, jobs))
-
-
-def _ask_for(root: Path, entry: int | None) -> None:
-    """Let the machine start this entry of the boot map at the restart; None: the one that starts if nobody
-    chooses. What a guest has asked for stays until it asks for another. Raises FirstbootError if the machine
-    does not let it choose."""
-    where = paths.below(root, _REIPL)
-    try:
-        kind = where / (where / "reipl_type").read_text().strip()
-        (kind / "loadparm").write_text(f"{entry or ''}\n")
-        if exists(kind / "clear"):
-            (kind / "clear").write_text("1\n")  # nothing of this start is left in memory for the next
-    except OSError as error:
-        raise FirstbootError(
-            "SX-SYSTEM-02",
-            f"this machine does not let the guest choose what starts next: {error.strerror}",
-            f"set {settings.FALLBACK.key}={settings.Fallback.DIRECT} in {paths.SETTINGS}",
-        ) from error

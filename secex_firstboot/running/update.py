@@ -5,12 +5,12 @@ from __future__ import annotations
 import fcntl
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from secex_firstboot.basic import signals
 from secex_firstboot.basic.context import Context
-from secex_firstboot.basic.errors import Refusal
+from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.basic.files import exists
 from secex_firstboot.basic.process import run
 from secex_firstboot.contract import parameters, paths, settings
@@ -19,7 +19,7 @@ from secex_firstboot.contract.parameters import GENERATION
 from secex_firstboot.contract.settings import Fallback
 from secex_firstboot.roots import system_image
 from secex_firstboot.roots.system_image import SystemImage
-from secex_firstboot.running import apt, hosts, system
+from secex_firstboot.running import apt, hosts, restart, system
 from secex_firstboot.sdboot import boot_record, contents
 from secex_firstboot.sdboot.boot_entry import BootEntry
 from secex_firstboot.storage import disk
@@ -69,17 +69,17 @@ def _make(
         try:
             contents.check_room(where, image.entry)
         except Refusal:
-            if not name or not exists(where / boot_record.FALLBACK):
+            if not name or not good or not exists(where / boot_record.FALLBACK):
                 raise
             # The other one goes first; only the last good one starts until the new one is there.
             boot_record.leave(where, system_disk, scratch, name)
+            record(root, Images(newest=good, setting=setting))
             name = boot_record.IMAGE
             contents.check_room(where, image.entry)
         if setting is Fallback.OFF:
             name = good = None
-        # One more than any that may have been started, whatever a kill has left of the record.
-        may_start = system_image.allowed(root) | (images.generations if images else set())
-        made = image.build(context, where, scratch, 1 + max(may_start, default=0))
+        made = image.build(context, where, scratch, system_image.new_number(root, images))
+        may_start = system_image.allowed(root)
         after = Images(newest=made, fallback=good, setting=setting)
         system_image.allow_new(root, may_start | {made.generation})
         boot_record.install(where, system_disk, scratch, fallback=name, default=_default(after))
@@ -100,15 +100,13 @@ def _check_initramfs(entry: BootEntry) -> None:
 
 
 def _last_good(se: Path, images: Images | None, running: int) -> tuple[str | None, Image | None]:
-    """Which file on ``se`` is an image that has come up; it is known by its content.
+    """Which file on ``se`` is the image to fall back to; it is known by its content.
 
-    The one that runs before any other: whoever started it may have fled from the other one.
+    Of those that have come up the one that runs, as whoever started it may have fled from the newest, or else
+    the newest. If none has, the one that runs, or else the oldest: it has the kernel of first boot.
     """
     found = [each for each in (images.newest, images.fallback) if each] if images else []
-    if not running and images:  # first boot's own session: its image has the kernel that runs
-        good = [each for each in found if each.generation == min(images.generations)]
-    else:
-        good = [each for each in found if each.state is State.UP]
+    good = [each for each in found if each.state is State.UP] or found[::-1]
     for each in sorted(good, key=lambda each: each.generation != running):
         for name in (boot_record.IMAGE, boot_record.FALLBACK):
             if exists(se / name) and boot_record.identity(se / name) == each.identity:
@@ -134,6 +132,11 @@ def was_cut_short(root: Path, images: Images) -> bool:
 
 def record(root: Path, images: Images) -> None:
     """Of these, and of no other, are the images that may start; apt leaves their kernels alone."""
+    if not images.fallback:
+        with suppress(
+            FirstbootError
+        ):  # a machine that does not let the guest choose has nothing to take back
+            restart.ask_for(root, None)
     apt.keep_kernels(root, {each.kernel for each in (images.newest, images.fallback) if each and each.kernel})
     system_image.record(root, images)
 
@@ -150,14 +153,16 @@ def set_to(images: Images, setting: Fallback) -> Images:
 
 def arrange(root: Path, before: Images, after: Images) -> None:
     """Let the boot map and the record be as ``after`` says, which has the same newest image."""
+    if before == after and not (after.are_up and exists(paths.below(root, paths.NOT_UP))):
+        return
+    system_image.mark(root)
     if (before.starts_newest, before.fallback) != (after.starts_newest, after.fallback):
         with _scratch(root) as scratch, se(root) as (where, system_disk):
             if after.fallback:
                 boot_record.choose(where, system_disk, scratch, _default(after))
             else:
                 boot_record.leave(where, system_disk, scratch, boot_record.IMAGE)
-    if before != after:
-        record(root, after)
+    record(root, after)
 
 
 def _default(images: Images) -> int:

@@ -219,6 +219,24 @@ def test_what_was_seen_to_be_revoked_stays_so_whatever_the_host_withholds(
     assert judged(root) == {A: Verdict.VALID}
 
 
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_revocation_that_an_update_sees_is_kept_in_mind(root: Path, *, by_hand: bool) -> None:
+    newer = root / "etc/se-hostkeys/certs/newer.crl"
+    put(newer, CHAIN.signing_key.crl(revoked=[x509.load_pem_x509_certificate(certify("b"))]))
+    for _ in range(2):
+        with pytest.raises(Refusal, match="revoked"):
+            if by_hand:
+                put(root / "etc/se-hostkeys" / B, certify("b"))
+                hosts.settle(CONTEXT, root)
+            else:
+                hosts.add(CONTEXT, root, given(root, B, certify("b")), [])
+        newer.unlink(missing_ok=True)  # the host keeps it away
+    (root / "etc/se-hostkeys" / B).unlink(missing_ok=True)
+    assert judged(root) == {A: Verdict.VALID}
+    with pytest.raises(Refusal, match="revoked"):
+        hosts.add(CONTEXT, root, given(root, B, certify("b")), [])
+
+
 def test_a_removal_that_was_cut_short_goes_on(root: Path) -> None:
     """Behind the document's end, and before the boot image without it."""
     hosts.add(CONTEXT, root, given(root, "b", certify("b")), [])

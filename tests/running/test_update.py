@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import fcntl
 import re
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from support.machine import put
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import Refusal
+from secex_firstboot.basic.files import write_private
 from secex_firstboot.contract import paths
 from secex_firstboot.contract.boot_image import Arguments, Images, State
 from secex_firstboot.contract.partitions import VOLUMES
@@ -151,6 +153,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
         (scratch / "secret").write_bytes(b"key")
         made.built.append(command_line)
         (se / boot_record.NEW_IMAGE).write_text(command_line)
+        made.kill("built")
 
     def install(
         se: Path, found: object, scratch: Path, *, fallback: str | None = None, default: int = 1
@@ -260,6 +263,56 @@ def test_killed_behind_the_switch_whatever_starts_may_start_again(
     assert up.starts() in system_image.allowed(up.root) == up.images.generations
 
 
+def test_the_number_of_an_image_that_was_only_begun_is_that_of_no_other(up: Machine) -> None:
+    """The host may have copied it."""
+    up.change("vulnerable")
+    up.killed_at = "built"
+    with pytest.raises(Killed):
+        up.update()
+    up.change("mended")
+    up.update()
+    assert [line.rpartition("=")[2] for line in up.built] == ["2", "3"]
+    assert system_image.allowed(up.root) == {1, 3}
+
+
+def test_killed_between_two_files_of_the_record_the_next_start_puts_it_right(
+    up: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    confirm(up, "second")
+    saved = shutil.copytree(up.root, up.root.with_name("saved"), symlinks=True)
+    for number in range(1, 100):
+        shutil.rmtree(up.root)
+        shutil.copytree(saved, up.root, symlinks=True)
+        up.boot_map = {1: "secex.generation=2", 2: "secex.generation=1"}, 1
+        up.setting("off")
+        left = [number]
+
+        def write(path: Path, content: bytes, left: list[int] = left) -> None:
+            left[0] -= 1
+            if not left[0]:
+                raise Killed
+            write_private(path, content)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(system_image, "write_private", write)
+            try:
+                up.update()
+                break
+            except Killed:
+                pass
+        up.power_on()
+        assert system_image.allowed(up.root) == up.images.generations
+        assert number == 1 or 1 not in up.images.generations  # the first one says that a start has to look
+        assert not paths.below(up.root, paths.NOT_UP).exists() or not up.images.are_up
+    assert number > 2
+
+
+def test_a_mark_that_a_kill_has_left_goes(up: Machine) -> None:
+    put(paths.below(up.root, paths.NOT_UP), b"")
+    up.power_on()
+    assert not paths.below(up.root, paths.NOT_UP).exists()
+
+
 def test_what_is_undone_after_a_kill_behind_the_switch_is_undone_in_the_image(up: Machine) -> None:
     up.setting("off")
     before = (up.root / "boot/vmlinuz").read_bytes()
@@ -334,8 +387,32 @@ def test_for_want_of_room_the_image_that_is_not_the_last_good_one_goes_first(
         up.update()
     assert up.starts() == good
     up.update()
-    assert up.images.generations == ({3} if setting == "off" else {good, 3})
-    assert up.starts() == (good if setting == "try" else 3)
+    newest = up.images.newest.generation
+    assert newest > 3  # 3 was begun
+    assert up.images.generations == ({newest} if setting == "off" else {good, newest})
+    assert up.starts() == (good if setting == "try" else newest)
+
+
+@pytest.mark.parametrize("tried", [False, True])
+def test_if_there_is_no_room_even_then_the_last_good_one_is_on_record_alone(
+    up: Machine, monkeypatch: pytest.MonkeyPatch, *, tried: bool
+) -> None:
+    if tried:
+        fail(up)
+    else:
+        up.change("newer")
+        up.update()
+
+    def no_room(*_: object) -> None:
+        raise Refusal("", "partition se is too small")
+
+    monkeypatch.setattr(contents, "check_room", no_room)
+    up.change("too large")
+    up.loadparm.write_text("2\n")
+    with pytest.raises(Refusal):
+        up.update()
+    up.stop()
+    assert (up.restarts_into(), up.images.generations, up.images.newest.state) == (1, {1}, State.UP)
 
 
 @pytest.mark.parametrize("initramfs", [b"", b"another"])
@@ -366,7 +443,7 @@ def confirm(machine: Machine, content: str) -> None:
 
 def test_first_boots_image_has_no_fallback_and_is_good_once_it_has_come_up(machine: Machine) -> None:
     machine.stop()
-    assert machine.loadparm.read_text() == ""
+    assert machine.restarts_into() == 1
     machine.start(1)
     assert machine.images.newest.state is State.UP
     assert (machine.starts(), machine.images.fallback) == (1, None)
@@ -381,6 +458,22 @@ def test_first_boots_image_stays_for_the_operator_until_another_has_come_up(mach
     machine.stop(POWER_OFF)
     machine.start(1)  # with loadparm=2
     assert (machine.starts(), machine.images.newest.state) == (1, State.FAILED)
+
+
+@pytest.mark.parametrize("running", [1, 2])
+def test_an_update_before_anything_has_come_up_keeps_what_runs(machine: Machine, running: int) -> None:
+    """As by a unit of the config, which takes long, and that the system waits for."""
+    if running == 2:
+        machine.change("newer")
+        machine.update()
+        machine.stop()
+    machine.boot(running)
+    machine.change("newest")
+    machine.update()
+    assert machine.images.generations == {running, running + 1}
+    assert machine.boot_map[0][2].endswith(f"={running}")
+    machine.start(running)
+    assert machine.starts() == running
 
 
 def test_an_image_that_never_came_up_is_no_fallback(up: Machine) -> None:
@@ -489,6 +582,15 @@ def test_a_restart_before_it_has_come_up_goes_back(up: Machine) -> None:
     assert up.restarts_into() == 1
     up.start(1)
     assert up.images.newest.state is State.FAILED
+
+
+def test_with_one_image_nothing_is_asked_for(up: Machine) -> None:
+    """Of what a start before has asked for: no entry of the boot map might have that number."""
+    up.loadparm.write_text("2\n")
+    up.setting("off")
+    up.change("newer")
+    up.update()
+    assert up.restarts_into() == 2
 
 
 def test_what_was_asked_for_is_asked_for_once(up: Machine) -> None:
@@ -688,13 +790,26 @@ def test_apt_removes_no_kernel_by_itself_that_a_boot_image_has(up: Machine) -> N
 def test_the_kernel_of_the_fallback_has_to_stay(up: Machine) -> None:
     install_kernel(up, "7.2")
     kernels.added(up.context, up.root, "7.2")
-    with pytest.raises(Refusal, match=r"kernel 6\.12 is that of the boot image that runs"):
-        kernels.check_may_go(up.context, up.root, "6.12")
+
+    def may_go(release: str) -> bool:
+        try:
+            kernels.check_may_go(up.context, up.root, release)
+        except Refusal as refusal:
+            assert f"kernel {release} is that of the boot image that runs, or to fall back to" in str(refusal)
+            return False
+        return True
+
+    assert [may_go(release) for release in ("6.12", "7.2", "6.11")] == [False, True, True]
     up.stop()
     up.start(2)
-    with pytest.raises(Refusal, match=r"kernel 6\.12 is that of the boot image to fall back to"):
-        kernels.check_may_go(up.context, up.root, "6.12")
-    kernels.check_may_go(up.context, up.root, "6.11")
+    assert [may_go(release) for release in ("6.12", "7.2", "6.11")] == [False, False, True]
+    put(up.root / "proc/sys/kernel/osrelease", b"6.11\n")
+    assert not may_go("6.11")
+
+
+def test_the_kernel_of_first_boot_has_to_stay_while_its_session_lasts(machine: Machine) -> None:
+    with pytest.raises(Refusal, match="that runs, or to fall back to"):
+        kernels.check_may_go(machine.context, machine.root, "6.12")
 
 
 @pytest.mark.parametrize("release", ["", "../x", "a/b", "-7", "7\n", "7 2"])

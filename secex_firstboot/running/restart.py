@@ -1,0 +1,33 @@
+"""What the machine starts at the guest's next restart."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePath
+
+from secex_firstboot.basic.errors import FirstbootError
+from secex_firstboot.basic.files import exists
+from secex_firstboot.contract import paths, settings
+
+# Linux: arch/s390/kernel/ipl.c; the type is a directory beside it.
+_REIPL = PurePath("/sys/firmware/reipl")
+
+
+def ask_for(root: Path, entry: int | None) -> None:
+    """Let the machine start this entry of the boot map; None: the one that starts if nobody chooses.
+
+    What a guest has asked for stays until it asks for another: Linux takes what it was started with for what
+    a restart, and a panic, shall start (reipl_block_ccw_fill_parms). Raises FirstbootError if the machine
+    does not let it choose.
+    """
+    where = paths.below(root, _REIPL)
+    try:
+        kind = where / (where / "reipl_type").read_text().strip()
+        (kind / "loadparm").write_text(f"{entry or ''}\n")
+        if exists(kind / "clear"):
+            (kind / "clear").write_text("1\n")  # nothing of this start is left in memory for the next
+    except OSError as error:
+        raise FirstbootError(
+            "SX-SYSTEM-02",
+            f"this machine does not let the guest choose what starts next: {error.strerror}",
+            f"set {settings.FALLBACK.key}={settings.Fallback.DIRECT} in {paths.SETTINGS}",
+        ) from error
