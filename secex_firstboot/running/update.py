@@ -133,9 +133,8 @@ def was_cut_short(root: Path, images: Images) -> bool:
 def record(root: Path, images: Images) -> None:
     """Of these, and of no other, are the images that may start; apt leaves their kernels alone."""
     if not images.fallback:
-        with suppress(
-            FirstbootError
-        ):  # a machine that does not let the guest choose has nothing to take back
+        # A machine that does not let the guest choose has nothing to take back.
+        with suppress(FirstbootError):
             restart.ask_for(root, None)
     apt.keep_kernels(root, {each.kernel for each in (images.newest, images.fallback) if each and each.kernel})
     system_image.record(root, images)
