@@ -352,7 +352,7 @@ def test_an_older_boot_image_that_the_host_puts_back_is_refused(update: Update, 
 
 
 def test_an_update_lets_no_secret_out(update: Update, tmp_path: Path) -> None:
-    """Not to the disk, not even for a moment: every write is in the log; not to the console or the network."""
+    """Not to the disk, whose every write is in the log; not to the console or the network."""
     disk, sdboot = tmp_path / "disk.raw", tmp_path / "sdboot"
     update.done(disk)
     raw_disk.debugfs(disk, "se", f"dump /{boot_record.IMAGE} {sdboot}")
