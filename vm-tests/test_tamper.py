@@ -133,7 +133,7 @@ def put_back_record(moment: Moment) -> Change:
 
 
 def flip_boot_map(host: Host) -> None:
-    host.flip(tamper.in_boot_map(host.disk, boot_record.IMAGE) + 6)
+    host.flip(tamper.in_boot_map(host.disk, boot_record.IMAGE))
 
 
 def put_back(moment: Moment, *, table: bool = False) -> Change:
@@ -500,10 +500,7 @@ def scanner(target: Target, tmp_path_factory: pytest.TempPathFactory) -> Scanner
     where = tmp_path_factory.mktemp("secrets")
     key_files, image_files = target.overlay(PROVISIONED), target.overlay(IMAGE)
     secrets = {"record key": bytes.fromhex(target.plan.record_key)}
-    for name in ("boot", "root"):
-        passphrase, header = key_files[f"/etc/luks/{name}"], key_files[f"/etc/luks/{name}.header"]
-        secrets[f"passphrase of {name}"] = passphrase
-        secrets[f"volume key of {name}"] = secrets_scan.volume_key(header, passphrase, where)
+    secrets |= secrets_scan.of_volumes(key_files, where)
     private = image_files["/usr/lib/coreos/ignition.asc"].decode()
     numbers = secrets_scan.private_numbers(private, target.first_boot.public_key.read_text())
     secrets |= {f"number {at} of the GPG key": number for at, number in enumerate(numbers)}

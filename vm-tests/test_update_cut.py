@@ -279,15 +279,11 @@ class Change:
 
     def make(self, disk: Path) -> None:
         if self.in_boot_map:
-            at = tamper.in_boot_map(disk, FILES[self.image]) + 6
+            at = tamper.in_boot_map(disk, FILES[self.image])
         else:
             blocks = raw_disk.blocks(disk, "se", f"/{FILES[self.image]}")
             at = raw_disk.address(disk, "se", f"/{FILES[self.image]}", len(blocks) // 2 * raw_disk.BLOCK)
-        with disk.open("r+b") as stream:
-            stream.seek(at)
-            (value,) = stream.read(1)
-            stream.seek(at)
-            stream.write(bytes([value ^ 1]))
+        raw_disk.flip(disk, at)
 
 
 REFUSED, NOTHING = "refused", "nothing starts"
@@ -359,12 +355,7 @@ def test_an_update_lets_no_secret_out(update: Update, tmp_path: Path) -> None:
     disk.unlink()
     ramdisk = ultravisor.unpack(sdboot.read_bytes(), update.host.key).ramdisk
     files = firstboot.overlay_files(ramdisk, debian.initramfs(debian.build()), tmp_path)
-    secrets = {}
-    for name in ("boot", "root"):
-        passphrase, header = files[f"/etc/luks/{name}"], files[f"/etc/luks/{name}.header"]
-        secrets[f"passphrase of {name}"] = passphrase
-        secrets[f"volume key of {name}"] = secrets_scan.volume_key(header, passphrase, tmp_path)
-    scanner = secrets_scan.Scanner(secrets)
+    scanner = secrets_scan.Scanner(secrets_scan.of_volumes(files, tmp_path))
     assert scanner.found(ramdisk)  # they would be found
     log = update.directory / "console-2.log"
     for file in (update.recording.log, log, log.with_suffix(".pcap")):

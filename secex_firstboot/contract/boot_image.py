@@ -51,19 +51,23 @@ class Images(_Kept):
     setting: Fallback = Fallback.TRY
 
     @property
+    def there(self) -> list[Image]:
+        """One or two, the newest first."""
+        return [each for each in (self.newest, self.fallback) if each]
+
+    @property
     def generations(self) -> set[int]:
-        return {each.generation for each in (self.newest, self.fallback) if each}
+        return {each.generation for each in self.there}
 
     def needed(self, running: int) -> list[Image]:
         """The one to fall back to, and the one whose number is ``running``; 0 is first boot's own session."""
-        both = [each for each in (self.newest, self.fallback) if each]
         runs = running or min(self.generations)
-        return [each for each in both if each is self.fallback or each.generation == runs]
+        return [each for each in self.there if each is self.fallback or each.generation == runs]
 
     @property
     def are_up(self) -> bool:
         """Whether each is known to come up."""
-        return all(each.state is State.UP for each in (self.newest, self.fallback) if each)
+        return all(each.state is State.UP for each in self.there)
 
     @property
     def starts_newest(self) -> bool:

@@ -22,6 +22,9 @@ NO_LOGIN_UNITS = Path("/etc/secex-no-login")
 # Kernel: arch/s390/kernel/uv.c. Not there where kernel or firmware do not know the question.
 THIS_HOSTS_KEYS = Path("/sys/firmware/uv/keys")
 
+# That of the kernel that runs. Kernel: Documentation/admin-guide/sysctl/kernel.rst
+KERNEL_RELEASE = Path("/proc/sys/kernel/osrelease")
+
 # The provisioned system's.
 LUKS_KEYS = Path("/etc/luks")
 CRYPTTAB = PurePosixPath("/etc/crypttab")

@@ -179,10 +179,10 @@ def new_number(root: Path, images: Images | None) -> int:
     return number
 
 
-def allow_new(root: Path, generations: Collection[int]) -> None:
-    """Let boot images with these numbers start, of which one is not on record yet."""
+def allow_new(root: Path, generation: int) -> None:
+    """Let a boot image with this number, which is not on record yet, start as well."""
     mark(root)
-    allow(root, generations)
+    allow(root, allowed(root) | {generation})
 
 
 def mark(root: Path) -> None:

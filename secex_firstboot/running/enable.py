@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import Refusal
@@ -24,7 +24,6 @@ UNPROTECTED = (
     "/ and /boot are not encrypted: whoever owns the host reads and changes them. What this protects is the"
     " memory of the guest, and the boot image: kernel, initramfs and command line."
 )
-_RELEASE = PurePath("/proc/sys/kernel/osrelease")
 # As distributions call them on /boot, with the kernel's release.
 _KERNELS = ("vmlinuz-{}", "image-{}")
 _INITRAMFS = ("initrd.img-{}", "initramfs-{}.img", "initrd-{}")
@@ -61,10 +60,9 @@ def make(context: Context, root: Path, partition: Path | None) -> Enabled:
     with (
         update.alone(root),
         tempfile.TemporaryDirectory(dir=paths.below(root, paths.RUNTIME)) as private,  # mode 0700
-        boot_record.mounted(where, paths.below(root, paths.RUNTIME) / "se") as se,
+        update.se(root, where) as se,
     ):
         scratch = Path(private)
-        boot_record.settle(se, where)
         contents.check_room(se, entry)
         with contents.documents_in(scratch, {each.name: each.pem for each in found}) as documents:
             contents.build_sdboot(
@@ -85,7 +83,7 @@ def _boot_entry(context: Context, root: Path) -> BootEntry:
     boot = root / "boot"
     if any((boot / "loader/entries").glob("*.conf")):
         return boot_entry.find(boot)
-    release = paths.below(root, _RELEASE).read_text().strip()
+    release = paths.below(root, paths.KERNEL_RELEASE).read_text().strip()
     kernel, initramfs = (
         next((path for form in forms if is_regular(path := boot / form.format(release))), None)
         for forms in (_KERNELS, _INITRAMFS)

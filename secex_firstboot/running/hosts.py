@@ -61,8 +61,10 @@ def settle(context: Context, root: Path, *, moving: bool = False) -> None:
     is ``moving`` to another.
     """
     kept, given = system_image.hosts(root), _given(root)
+    if given == kept and not _revoked(root):
+        return
+    found = [document.parse(name, content) for name, content in given.items()]
     if given != kept:
-        found = [document.parse(name, content) for name, content in given.items()]
         _check(root, found, moving=moving)
         if new := [each for each in found if kept.get(each.name) != each.pem]:
             _prove(context, root, new)
@@ -70,9 +72,8 @@ def settle(context: Context, root: Path, *, moving: bool = False) -> None:
         proven = {each.name: each.pem for each in found}
         if proven != kept:  # the same document may be written in other ways
             system_image.keep_hosts(root, proven)
-    if _revoked(root):
-        for name, content in given.items():
-            _check_revoked(root, document.parse(name, content))
+    for each in found:
+        _check_revoked(root, each)
 
 
 def add(context: Context, root: Path, files: Iterable[Path], proofs: Iterable[Path]) -> list[str]:
@@ -122,11 +123,12 @@ def judge(context: Context, root: Path, now: datetime, *, ask: bool) -> list[Jud
     for name, content in sorted(_given(root).items()):
         each = document.parse(name, content)
         key, ends = document.key_hash(each), each.certificate.not_valid_after_utc
-        verdict, why = Verdict.REVOKED, "it was seen in a revocation list"
-        if _fingerprint(each) not in revoked:
+        if _fingerprint(each) in revoked:
+            verdict, why = Verdict.REVOKED, "it was seen in a revocation list"
+        else:
             verdict, why = _judge(_proof(context, root, ask=ask), each, now)
-        if verdict is Verdict.REVOKED:
-            _note_revoked(root, each)
+            if verdict is Verdict.REVOKED:
+                _note_revoked(root, each)
         here = key in machine if machine else None
         found.append(Judged(name, key.hex(), ends, here, verdict, why))
     return found

@@ -6,20 +6,18 @@ Names as linux-image packages and dracut have them on ``/boot``: ``vmlinuz-RELEA
 from __future__ import annotations
 
 import re
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.basic.files import is_regular, sync
-from secex_firstboot.contract import parameters, paths
-from secex_firstboot.contract.parameters import GENERATION
+from secex_firstboot.contract import paths
 from secex_firstboot.roots import system_image
 from secex_firstboot.running import system, update
 from secex_firstboot.sdboot import boot_entry
 
 _RELEASE = re.compile(r"\w[\w.+~-]{0,99}", re.ASCII)  # part of names of files
 _LINUX = "vmlinuz-{}"
-_OSRELEASE = PurePath("/proc/sys/kernel/osrelease")
 _NOTHING = "it has no boot images"
 
 
@@ -46,7 +44,7 @@ def check_may_go(context: Context, root: Path, release: str) -> None:
     has another kernel."""
     _check(root, release)
     images = system_image.images(root)
-    running = parameters.value(context.command_line, GENERATION)
+    running = system.generation(context)
     needed = {each.kernel for each in images.needed(running)} if images else set()
     if release in needed | {_running(root)}:
         raise Refusal(
@@ -74,7 +72,7 @@ def gone(context: Context, root: Path, release: str) -> None:
 
 
 def _running(root: Path) -> str:
-    path = paths.below(root, _OSRELEASE)
+    path = paths.below(root, paths.KERNEL_RELEASE)
     return path.read_text().strip() if is_regular(path) else ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path, PurePath
 
 from secex_firstboot.basic.errors import FirstbootError
@@ -12,17 +13,27 @@ from secex_firstboot.contract import paths, settings
 _REIPL = PurePath("/sys/firmware/reipl")
 
 
-def ask_for(root: Path, entry: int | None) -> None:
-    """Let the machine start this entry of the boot map; None: the one that starts if nobody chooses.
+def ask_for(root: Path, entry: int) -> None:
+    """Let the machine start this entry of the boot map.
 
     What a guest has asked for stays until it asks for another: Linux takes what it was started with for what
     a restart, and a panic, shall start (reipl_block_ccw_fill_parms). Raises FirstbootError if the machine
     does not let it choose.
     """
+    _ask_for(root, str(entry))
+
+
+def take_back(root: Path) -> None:
+    """Let the machine start what it does if nobody chooses; one that lets no guest choose does so anyway."""
+    with suppress(FirstbootError):
+        _ask_for(root, "")
+
+
+def _ask_for(root: Path, loadparm: str) -> None:
     where = paths.below(root, _REIPL)
     try:
         kind = where / (where / "reipl_type").read_text().strip()
-        (kind / "loadparm").write_text(f"{entry or ''}\n")
+        (kind / "loadparm").write_text(f"{loadparm}\n")
         if exists(kind / "clear"):
             (kind / "clear").write_text("1\n")  # nothing of this start is left in memory for the next
     except OSError as error:

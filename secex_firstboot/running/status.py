@@ -19,7 +19,7 @@ from secex_firstboot import __version__
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.basic.files import exists, size_of
-from secex_firstboot.contract import parameters, paths
+from secex_firstboot.contract import paths
 from secex_firstboot.contract.boot_image import Image, Images
 from secex_firstboot.contract.partitions import VOLUMES
 from secex_firstboot.contract.report import Report
@@ -31,8 +31,6 @@ from secex_firstboot.storage.mounted import Mounted
 
 T = TypeVar("T")
 
-# Kernel: Documentation/admin-guide/sysctl/kernel.rst
-_RUNNING_KERNEL = PurePath("/proc/sys/kernel/osrelease")
 _KERNELS = PurePath("/usr/lib/modules")  # a directory each
 _DRACUT = PurePath("/usr/lib/dracut/dracut-version.sh")
 _DRACUT_VERSION = re.compile(r"^DRACUT_VERSION=[\"']?([\w.+~:-]+)", re.MULTILINE)
@@ -317,7 +315,7 @@ def _boot_images(look: _Look, context: Context | None) -> BootImages | None:
     except ValueError:  # whose text quotes it
         raise ValueError("the record of them is none") from None
     starts = images.newest if images.starts_newest or not images.fallback else images.fallback
-    running = parameters.value(context.command_line, parameters.GENERATION) if context else 0
+    running = system.generation(context) if context else 0
     return BootImages(running or None, starts.generation, images.newest, images.fallback, images.setting)
 
 
@@ -325,7 +323,7 @@ def _versions(look: _Look) -> Versions:
     kernels = look.tell(str(_KERNELS), lambda: look.names(_KERNELS)) or []
     return Versions(
         secex_firstboot=__version__,
-        kernel=look.tell(str(_RUNNING_KERNEL), lambda: look.text(_RUNNING_KERNEL)) or None,
+        kernel=look.tell(str(paths.KERNEL_RELEASE), lambda: look.text(paths.KERNEL_RELEASE)) or None,
         kernels=tuple(_few(look, _KERNELS, kernels)),
         dracut=look.tell(str(_DRACUT), lambda: _dracut(look)),
         systemd=look.tell("systemd's version", lambda: _systemd(look)),

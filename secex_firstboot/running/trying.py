@@ -16,9 +16,8 @@ from pathlib import Path, PurePath
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.basic.process import run
-from secex_firstboot.contract import parameters, paths, settings
+from secex_firstboot.contract import paths, settings
 from secex_firstboot.contract.boot_image import Images, State
-from secex_firstboot.contract.parameters import GENERATION
 from secex_firstboot.roots import system_image
 from secex_firstboot.running import restart, system, update
 from secex_firstboot.sdboot import boot_record
@@ -60,9 +59,8 @@ def at_start(context: Context, root: Path) -> None:
         else:
             after = _judged(context, root, images)
             update.arrange(root, images, after)
-        if parameters.value(context.command_line, GENERATION) == after.newest.generation:
-            with suppress(FirstbootError):  # said by who asks for one
-                restart.ask_for(root, None)
+        if system.generation(context) == after.newest.generation:
+            restart.take_back(root)
     if cut_short:
         context.say("an update was cut short: the boot image is made anew")
         _, after = update.in_system(context, root)
@@ -76,7 +74,7 @@ def at_start(context: Context, root: Path) -> None:
 
 def _judged(context: Context, root: Path, images: Images) -> Images:
     """What is known of the images now that this system is up."""
-    running = parameters.value(context.command_line, GENERATION)
+    running = system.generation(context)
     after = images
     if running == images.newest.generation:
         after = update.with_newest(images, State.UP)
@@ -133,8 +131,8 @@ def _try(context: Context, root: Path, images: Images) -> None:
 
 def _is_tried(context: Context, images: Images) -> bool:
     """Whether the newest image runs and has not come up."""
-    running = parameters.value(context.command_line, GENERATION)
-    return running == images.newest.generation and images.newest.state is not State.UP
+    newest = images.newest
+    return newest.generation == system.generation(context) and newest.state is not State.UP
 
 
 def _restarts() -> bool:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import fcntl
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from secex_firstboot.basic import signals
 from secex_firstboot.basic.context import Context
-from secex_firstboot.basic.errors import FirstbootError, Refusal
+from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.basic.files import exists
 from secex_firstboot.basic.process import run
-from secex_firstboot.contract import parameters, paths, settings
+from secex_firstboot.contract import paths, settings
 from secex_firstboot.contract.boot_image import Image, Images, State
-from secex_firstboot.contract.parameters import GENERATION
 from secex_firstboot.contract.settings import Fallback
 from secex_firstboot.roots import system_image
 from secex_firstboot.roots.system_image import SystemImage
@@ -63,8 +62,8 @@ def _make(
     context: Context, root: Path, image: SystemImage, images: Images | None, setting: Fallback
 ) -> Images:
     _check_initramfs(image.entry)
-    running = parameters.value(context.command_line, GENERATION)
-    with _scratch(root) as scratch, se(root) as (where, system_disk):
+    running, system_disk = system.generation(context), disk.find_disk()
+    with _scratch(root) as scratch, se(root, system_disk) as where:
         name, good = _last_good(where, images, running)
         try:
             contents.check_room(where, image.entry)
@@ -79,9 +78,8 @@ def _make(
         if setting is Fallback.OFF:
             name = good = None
         made = image.build(context, where, scratch, system_image.new_number(root, images))
-        may_start = system_image.allowed(root)
         after = Images(newest=made, fallback=good, setting=setting)
-        system_image.allow_new(root, may_start | {made.generation})
+        system_image.allow_new(root, made.generation)
         boot_record.install(where, system_disk, scratch, fallback=name, default=_default(after))
     record(root, after)
     return after
@@ -105,7 +103,7 @@ def _last_good(se: Path, images: Images | None, running: int) -> tuple[str | Non
     Of those that have come up the one that runs, as whoever started it may have fled from the newest, or else
     the newest. If none has, the one that runs, or else the oldest: it has the kernel of first boot.
     """
-    found = [each for each in (images.newest, images.fallback) if each] if images else []
+    found = images.there if images else []
     good = [each for each in found if each.state is State.UP] or found[::-1]
     for each in sorted(good, key=lambda each: each.generation != running):
         for name in (boot_record.IMAGE, boot_record.FALLBACK):
@@ -133,10 +131,8 @@ def was_cut_short(root: Path, images: Images) -> bool:
 def record(root: Path, images: Images) -> None:
     """Of these, and of no other, are the images that may start; apt leaves their kernels alone."""
     if not images.fallback:
-        # A machine that does not let the guest choose has nothing to take back.
-        with suppress(FirstbootError):
-            restart.ask_for(root, None)
-    apt.keep_kernels(root, {each.kernel for each in (images.newest, images.fallback) if each and each.kernel})
+        restart.take_back(root)
+    apt.keep_kernels(root, {each.kernel for each in images.there if each.kernel})
     system_image.record(root, images)
 
 
@@ -156,7 +152,8 @@ def arrange(root: Path, before: Images, after: Images) -> None:
         return
     system_image.mark(root)
     if (before.starts_newest, before.fallback) != (after.starts_newest, after.fallback):
-        with _scratch(root) as scratch, se(root) as (where, system_disk):
+        system_disk = disk.find_disk()
+        with _scratch(root) as scratch, se(root, system_disk) as where:
             if after.fallback:
                 boot_record.choose(where, system_disk, scratch, _default(after))
             else:
@@ -179,13 +176,12 @@ def alone(root: Path) -> Iterator[None]:
 
 
 @contextmanager
-def se(root: Path) -> Iterator[tuple[Path, Disk]]:
-    """Partition se, mounted, with nothing left of a switch that was cut short; and the disk. Only for who is
+def se(root: Path, found: Disk) -> Iterator[Path]:
+    """Partition se of this disk, mounted, with nothing left of a switch that was cut short. Only for who is
     alone."""
-    system_disk = disk.find_disk()
-    with boot_record.mounted(system_disk, paths.below(root, paths.RUNTIME / "se")) as where:
-        boot_record.settle(where, system_disk)
-        yield where, system_disk
+    with boot_record.mounted(found, paths.below(root, paths.RUNTIME / "se")) as where:
+        boot_record.settle(where, found)
+        yield where
 
 
 @contextmanager

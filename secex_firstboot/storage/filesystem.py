@@ -6,7 +6,6 @@ hangs on it for lost; so the host, by one bit, would choose what is removed. The
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.basic.process import run
+from secex_firstboot.storage import devicemapper
 
 _EXT4_SUPERBLOCK = 1024  # bytes; kernel: Documentation/filesystems/ext4/super.rst
 _EXT4_MAGIC_AT, _EXT4_MAGIC = 0x38, b"\x53\xef"
@@ -95,9 +95,8 @@ def mounted_numbers(where: Path) -> list[str]:
 
 def mounted_at(device: Path) -> list[Path]:
     """Where the block device is mounted."""
-    number = device.stat().st_rdev
-    wanted = f"{os.major(number)}:{os.minor(number)}"
-    return [mount.where for mount in _mounts() if mount.number == wanted]
+    number = devicemapper.number_of(device)
+    return [mount.where for mount in _mounts() if mount.number == number]
 
 
 def mount_points_below(where: Path) -> list[Path]:

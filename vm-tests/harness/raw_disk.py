@@ -63,5 +63,14 @@ def address(disk: Path, partition: str, path: str, offset: int) -> int:
     return partition_start(disk, partition) + block * BLOCK + offset % BLOCK
 
 
+def flip(disk: Path, position: int, bit: int = 1) -> None:
+    """Invert these bits of the byte there."""
+    with disk.open("r+b") as stream:
+        stream.seek(position)
+        (value,) = stream.read(1)
+        stream.seek(position)
+        stream.write(bytes([value ^ bit]))
+
+
 def _place(disk: Path, partition: str) -> str:
     return f"{disk}?offset={partition_start(disk, partition)}"

@@ -14,6 +14,8 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from secex_firstboot.contract.partitions import VOLUMES
+
 PART = 32  # bytes
 _LONGEST = 2 * PART  # bytes; in hexadecimal
 _CHUNK = 1 << 20  # bytes
@@ -99,6 +101,16 @@ def _extents(descriptor: int) -> Iterator[tuple[int, int]]:
 
 
 # --- what is secret ----------------------------------------------------------------------------------------
+
+
+def of_volumes(files: Mapping[str, bytes], work: Path) -> dict[str, bytes]:
+    """Passphrases and volume keys of boot and root, by their names, from the files that open both."""
+    secrets = {}
+    for name in VOLUMES:
+        passphrase, header = files[f"/etc/luks/{name}"], files[f"/etc/luks/{name}.header"]
+        secrets[f"passphrase of {name}"] = passphrase
+        secrets[f"volume key of {name}"] = volume_key(header, passphrase, work)
+    return secrets
 
 
 def volume_key(header: bytes, passphrase: bytes, work: Path) -> bytes:

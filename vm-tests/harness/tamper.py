@@ -227,14 +227,14 @@ def _ended(guest: Guest) -> Ending:
 
 
 def in_boot_map(disk: Path, image: str) -> int:
-    """Where on the disk the number of the first block of an image stands, among the block pointers."""
+    """A byte of the number of an image's first block, where the boot map's block pointers have it."""
     number = struct.pack(">Q", raw_disk.address(disk, "se", f"/{image}", 0) // SECTOR)
     start = raw_disk.partition_start(disk, "se")
     with disk.open("rb") as stream:
         for block in raw_disk.blocks(disk, "se", f"/{boot_record.BOOT_MAP}"):
             stream.seek(start + block * BLOCK)
             if (found := stream.read(BLOCK).find(number)) >= 0:
-                return start + block * BLOCK + found
+                return start + block * BLOCK + found + 6
     raise AssertionError(f"the boot map does not name the first block of {image}")
 
 
@@ -271,8 +271,7 @@ class Host:
     # --- bytes ---
 
     def flip(self, position: int, bit: int = 1) -> None:
-        (value,) = self.read(position, 1)
-        self.write(position, bytes([value ^ bit]))
+        raw_disk.flip(self.disk, position, bit)
 
     def read(self, position: int, size: int) -> bytes:
         with self.disk.open("rb") as stream:
