@@ -86,13 +86,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not config.getoption("--long"):
         items[:], left_out = sample.split(items, sample.seed())
         config.hook.pytest_deselected(items=left_out)
-    order = (*LONGEST, "", *ANYWHERE)
+    turn = sample.seed() % len(ANYWHERE)  # where time is short, it is not always the same that have none
+    order = (*LONGEST, "", *ANYWHERE[turn:], *ANYWHERE[:turn])
     items.sort(
         key=lambda item: (
             not item.get_closest_marker("early"),
             order.index(item.path.name if item.path.name in order else ""),
         )
     )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("sampled") and not item.config.getoption("--long") and sample.too_late():
+        pytest.skip(sample.too_late())
 
 
 @pytest.hookimpl(wrapper=True)

@@ -125,7 +125,10 @@ def in_steps(seed: int, number: int) -> Case:
     )
 
 
-CASES = [in_steps(sample.seed(), 2), *(pytest.param(case, marks=pytest.mark.long) for case in CHOSEN)]
+CASES = [
+    *sample.kind("cuts of a first boot", [in_steps(sample.seed(), 2)]),
+    *(pytest.param(case, marks=pytest.mark.long) for case in CHOSEN),
+]
 MOST_SECONDS_LATER = 3.0  # than the line
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -33,10 +34,11 @@ def collected(directory: Path, seed: int, *options: str) -> list[str]:
     return [line.split("::")[1] for line in output.splitlines() if "::" in line]
 
 
-def pytest_in(directory: Path, seed: int, *options: str) -> str:
+def pytest_in(directory: Path, seed: int, *options: str, began: float = time.time()) -> str:
+    added = {"CHECK_SEED": str(seed), "CHECK_BEGAN": str(began), "CHECK_MINUTES": "40"}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", f"--rootdir={directory}", *options, directory],
-        env=os.environ | {"CHECK_SEED": str(seed), "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'vm-tests'}"},
+        env=os.environ | added | {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'vm-tests'}"},
         capture_output=True,
         text=True,
         check=True,
@@ -84,6 +86,13 @@ def test_check_long_runs_everything(marked: Path) -> None:
 
 def test_another_seed_is_another_sample_and_the_same_is_the_same(marked: Path) -> None:
     assert collected(marked, 1) == collected(marked, 1) != collected(marked, 2)
+
+
+def test_when_time_is_up_no_case_of_a_sample_begins_and_every_other_test_runs(marked: Path) -> None:
+    said = pytest_in(marked, 1, "-rs", began=time.time() - 41 * 60)
+    assert re.search(r"SKIPPED \[5\] .*CHECK_MINUTES=40 are over, this case is left to make check-long", said)
+    assert "1 passed, 5 skipped" in said
+    assert "1 passed" not in pytest_in(marked, 1, "-rs", "--long", began=time.time() - 41 * 60)
 
 
 def test_at_the_end_it_says_what_each_file_cost(marked: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +21,14 @@ Item = TypeVar("Item")
 def seed() -> int:
     """CHECK_SEED; drawn by whoever asks first, and then the same for all processes of the run."""
     return int(os.environ.setdefault("CHECK_SEED", str(secrets.randbits(32))))
+
+
+def too_late() -> str:
+    """Why a case that the seed has drawn has no turn, or empty: a slow machine looks at fewer of them."""
+    minutes = float(os.environ.get("CHECK_MINUTES", "inf"))
+    if time.time() < float(os.environ.get("CHECK_BEGAN", "inf")) + 60 * minutes:
+        return ""
+    return f"CHECK_MINUTES={minutes:.0f} are over, this case is left to make check-long"
 
 
 def kind(name: str, cases: Sequence[Any], number: int = 1) -> list[Any]:
