@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from random import Random
@@ -24,6 +24,7 @@ from harness import (
     console,
     debian,
     firstboot,
+    owners_volume,
     powercut,
     raw_disk,
     sample,
@@ -92,8 +93,9 @@ class Update:
 
     def start(self, disk: Path, loadparm: str = "", served: Disk | None = None) -> Guest:
         system = served or Disk(disk, "system", format="raw", loadparm=loadparm)
+        data = replace(owners_volume.disk(self.directory), snapshot=True)
         log = disk.with_suffix(".console.log")
-        return Guest(disks=[system], host_keys=[self.host.key], network=Network(), console_log=log)
+        return Guest(disks=[system, data], host_keys=[self.host.key], network=Network(), console_log=log)
 
     def cut(self, at: int, disk: Path, loss: Loss = Loss.NOTHING, seed: int = 0) -> None:
         self.recording.cut(self.events[:at], disk, loss=loss, seed=seed)
