@@ -63,6 +63,7 @@ _KERNEL, _COMMAND_LINE, _RAMDISK, _STAGE3B = range(4)  # component numbers, the 
 # Plaintext control flags, counted from the left: 56 DEA/TDEA, 57 AES, 58 ECC key encryption (PCKMO), as
 # both tools set them by default. Dumping (34) stays off.
 _PLAINTEXT_FLAGS = sum(1 << (63 - bit) for bit in (56, 57, 58))
+_DUMPING = 1 << (63 - 34)
 _SECRET_FLAGS = 0
 
 # The SE header: name and bytes of each field, in order. genprotimg/src/include/pv_hdr_def.h (struct
@@ -227,12 +228,32 @@ def check_ramdisk(ramdisk: Sequence[Path]) -> int:
     return initramfs.joined_size(ramdisk)
 
 
-def key_slots(image: BinaryIO) -> list[bytes]:
-    """The SHA-256 of the host keys that a finished image is for, as its SE header has them, in order.
+@dataclass(frozen=True)
+class Header:
+    """What an SE header says to all who read it. ``at``: byte of the image, ``size``: bytes.
 
-    ``image`` is one of any builder. The header is found as stage3a finds it, who hands it to the ultravisor:
-    through its arguments, which are the same in genprotimg's layout and in pvimg's. Raises FirstbootError
-    unless exactly one is found, of version 1, and its size is what its fields say.
+    ``key_slots``: the SHA-256 of the host keys that the image is for, in order; ``pages``: those that are
+    encrypted.
+    """
+
+    at: int
+    size: int
+    version: int
+    key_slots: tuple[bytes, ...]
+    pages: int
+    flags: int
+
+    @property
+    def dumping_allowed(self) -> bool:
+        return bool(self.flags & _DUMPING)
+
+
+def header(image: BinaryIO) -> Header:
+    """The SE header of a finished image of any builder.
+
+    It is found as stage3a finds it, who hands it to the ultravisor: through its arguments, which are the same
+    in genprotimg's layout and in pvimg's. Raises FirstbootError unless exactly one is found, of version 1,
+    and its size is what its fields say.
     """
     image.seek(_STAGE3A_ADDRESS)
     memory = image.read(_BOOT_LOADER_LIMIT + (1 + _HEADER_PAGES) * PAGE)  # the IPIB may lie between
@@ -240,7 +261,12 @@ def key_slots(image: BinaryIO) -> list[bytes]:
     if len(found) != 1:
         raise _no_image(f"{len(found)} SE headers instead of one")
     start, size = found.pop()
-    return _slots(memory[start : start + size])
+    return _parsed(memory[start : start + size], _STAGE3A_ADDRESS + start)
+
+
+def key_slots(image: BinaryIO) -> list[bytes]:
+    """Those of its header, see there."""
+    return list(header(image).key_slots)
 
 
 def _header_place(memory: bytes, at: int) -> tuple[int, int] | None:
@@ -253,18 +279,18 @@ def _header_place(memory: bytes, at: int) -> tuple[int, int] | None:
     return (start, size) if whole and memory.startswith(_MAGIC, start) else None
 
 
-def _slots(header: bytes) -> list[bytes]:
-    fields = _unpack(_HEAD, header)
+def _parsed(header: bytes, at: int) -> Header:
+    fields = {name: int.from_bytes(value, "big") for name, value in _unpack(_HEAD, header).items()}
     version, size, count, area = (
-        int.from_bytes(fields[name], "big")
-        for name in ("version", "header size", "key slots", "encrypted area size")
+        fields[name] for name in ("version", "header size", "key slots", "encrypted area size")
     )
     if version != _VERSION:
         raise _no_image(f"an SE header of version {version:#x}, not {_VERSION:#x}")
     if not count or area != _length(_ENCRYPTED_AREA) or not len(header) == size == _header_size(count):
         raise _no_image("an SE header whose size does not match its content")
     starts = range(_length(_HEAD), _length(_HEAD) + count * _length(_KEY_SLOT), _length(_KEY_SLOT))
-    return [_unpack(_KEY_SLOT, header[start:])["host key hash"] for start in starts]
+    slots = tuple(_unpack(_KEY_SLOT, header[start:])["host key hash"] for start in starts)
+    return Header(at, size, version, slots, fields["encrypted pages"], fields["plaintext control flags"])
 
 
 def _no_image(what: str) -> FirstbootError:
