@@ -110,7 +110,7 @@ install: ## Install package, dracut module and units below DESTDIR
 	install -D -m 644 systemd/secex-firstboot.sysctl "$(DESTDIR)$(SYSCTLDIR)/90-secex-firstboot.conf"
 	for page in docs/*.[1-8]; do \
 	    install -D -m 644 -t "$(DESTDIR)$(MANDIR)/man$${page##*.}" "$$page" || exit 1; done
-	install -D -m 644 -t "$(DESTDIR)$(PREFIX)/share/secex-firstboot" docs/status.schema.json
+	install -D -m 644 -t "$(DESTDIR)$(PREFIX)/share/secex-firstboot" docs/*.schema.json
 	install -D -m 644 -t "$(DESTDIR)$(BASHDIR)" packaging/completions/bash/*
 	install -D -m 644 -t "$(DESTDIR)$(ZSHDIR)" packaging/completions/zsh/*
 	install -D -m 644 -t "$(DESTDIR)$(FISHDIR)" packaging/completions/fish/*

@@ -1,21 +1,24 @@
-"""Writes what the manual pages have from elsewhere: make manual.
+"""Writes what documents have from elsewhere: make manual.
 
 The kernel parameters of secex-firstboot(8) come from the code's own table, secex-messages(7) from
-troubleshooting.md.
+troubleshooting.md, the schema of an image's metadata from their model.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from secex_firstboot.builder.metadata import Metadata
 from secex_firstboot.contract import parameters
 from secex_firstboot.contract.parameters import Parameter
 
 PAGE = Path(__file__).with_name("secex-firstboot.8")
 MESSAGES = Path(__file__).with_name("secex-messages.7")
+IMAGE_SCHEMA = Path(__file__).with_name("image.schema.json")
 TROUBLESHOOTING = Path(__file__).with_name("troubleshooting.md")
 _BEGIN = '.\\" Kernel parameters: made by docs/manual.py, do not edit.\n'
 _END = '.\\" End of the kernel parameters.\n'
@@ -113,6 +116,13 @@ def _plain(text: str) -> str:
     return f"\\&{text}" if text[0] in ".'" else text
 
 
+def image_schema() -> str:
+    """Of the metadata of an image, as JSON."""
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return json.dumps(head | Metadata.model_json_schema(), indent=2) + "\n"
+
+
 if __name__ == "__main__":
+    IMAGE_SCHEMA.write_text(image_schema(), encoding="utf-8")
     MESSAGES.write_text(listed(MESSAGES.read_text(encoding="utf-8")), encoding="utf-8")
     PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

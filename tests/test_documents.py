@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import re
 import runpy
 import subprocess
@@ -129,6 +130,18 @@ def test_every_error_has_an_id_of_its_own_or_that_of_the_error_it_explains() -> 
 
 def test_the_tables_have_every_id_and_no_other() -> None:
     assert set(ID.findall(TROUBLESHOOTING.read_text(encoding="utf-8"))) == set(ids_in_code())
+
+
+def test_the_schema_of_metadata_has_what_their_model_has() -> None:
+    """By names: how else the schema is written changes with pydantic."""
+    manual = runpy.run_path(str(REPOSITORY / "docs/manual.py"))
+    kept, made = (
+        json.loads(text)
+        for text in (manual["IMAGE_SCHEMA"].read_text(encoding="utf-8"), manual["image_schema"]())
+    )
+    for one, other in ((kept, made), *((kept["$defs"][name], made["$defs"][name]) for name in made["$defs"])):
+        assert one["properties"].keys() == other["properties"].keys(), "make manual writes it anew"
+        assert one["required"] == other["required"]
 
 
 def test_the_manual_page_of_messages_has_the_tables_rows() -> None:

@@ -55,6 +55,11 @@ class Disk:
         return cls(device, size, block_size, known, others)
 
     @property
+    def all(self) -> tuple[Partition, ...]:
+        """In their order on the disk."""
+        return tuple(sorted((*self.partitions.values(), *self.others), key=lambda part: part.start))
+
+    @property
     def has_hash_trees(self) -> bool:
         return all(name in self.partitions for name in HASH_TREES.values())
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.contract.partitions import HASH_TREES, luks_label
+from secex_firstboot.storage import filesystem, verity_superblock
 from secex_firstboot.storage.disk import Disk, Partition
 from secex_firstboot.storage.encrypted import head_size, required_device_size
 from secex_firstboot.storage.filesystem import FileSystem
@@ -97,6 +98,22 @@ class Source(BaseModel):
     root_hash: str
     size: int
     file_system: FileSystem
+
+
+def read_source(raw: Path, disk: Disk, name: str) -> Source:
+    """Of a volume in a raw image file, whatever its root hash is. Raises Refusal."""
+    partition, tree = disk.partitions[name], disk.partitions[HASH_TREES[name]]
+    superblock = verity_superblock.read(
+        raw, name, offset=tree.start, tree_room=tree.size, data_room=partition.size
+    )
+    found = filesystem.identify(raw, name, offset=partition.start)
+    if found.size > superblock.data_bytes:
+        raise Refusal(
+            "SX-CHECK-11",
+            f"the hash tree for {name} does not cover the whole file system",
+            "build the image again",
+        )
+    return Source(root_hash="0" * 64, size=superblock.data_bytes, file_system=found)
 
 
 def grown_root(disk: Disk) -> Span:

@@ -1,0 +1,84 @@
+"""A published image made one's own, or a build's last part done elsewhere: ``secex adopt``, ``secex seal``.
+
+What an image has on ``boot`` and ``root`` is public and proven by its metadata's root hashes. So a new sdboot
+needs no secret of who published it, and of the old one nothing is left.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from secex_firstboot.basic.context import Context
+from secex_firstboot.basic.errors import Refusal
+from secex_firstboot.builder import outputs, sealing, volumes
+from secex_firstboot.builder.layout import Layout, Region
+from secex_firstboot.builder.metadata import Metadata
+from secex_firstboot.builder.outputs import Outputs
+from secex_firstboot.builder.recipe import Trust
+from secex_firstboot.builder.sealing import Unsealed
+from secex_firstboot.builder.volumes import Same
+from secex_firstboot.contract.partitions import HASH_TREES, VOLUMES
+from secex_firstboot.storage import disk_image
+
+_CURE = "get image and metadata again from who published them, and give the image as it was"
+
+
+def adopt(
+    context: Context,
+    image: Path,
+    metadata: Metadata,
+    target: Outputs,
+    *,
+    host_keys: Sequence[Path],
+    trust: Trust,
+    config_key: Path | None,
+) -> Metadata:
+    """Make ``target`` of a disk image that is what its ``metadata`` say, for other hosts, with another config
+    key. Raises Refusal if it is not."""
+    same = Same.of(dict(os.environ), time.time())
+    with outputs.working(target) as work:
+        documents = sealing.proven(context, host_keys, trust, work)
+        return sealing.finish(
+            context,
+            _unsealed(context, image, metadata, same, work),
+            documents=documents,
+            roots=trust.roots,
+            config_key=config_key,
+            target=target,
+            same=same,
+            work=work,
+        )
+
+
+def _unsealed(context: Context, image: Path, metadata: Metadata, same: Same, work: Path) -> Unsealed:
+    """Of the image only what is proven."""
+    regions = {each.name: Region(each.start, each.size) for each in metadata.partitions}
+    disk, boot = work / "disk.raw", work / "boot"
+    with disk_image.raw(image, whole=True) as raw:
+        _check_partitions(image, raw, metadata)
+        identity = {name: same.uuid(f"partition {name}") for name in ("disk", *regions)}
+        Layout(regions, metadata.disk_size).write(disk, identity)
+        for name in VOLUMES:
+            volume, data, tree = metadata.volumes[name], work / f"{name}.img", work / f"{name}.tree"
+            outputs.take(raw, regions[name].start, volume.size, data)
+            outputs.take(raw, regions[HASH_TREES[name]].start, regions[HASH_TREES[name]].size, tree)
+            context.say(f"verify {name}")
+            if not volumes.verify(data, tree, volume.root_hash):
+                raise Refusal("SX-BUILD-41", f"{name} of {image} is not what the metadata say", _CURE)
+            outputs.place(data, disk, regions[name].start)
+            outputs.place(tree, disk, regions[HASH_TREES[name]].start)
+            if name == "boot":
+                volumes.unpack(data, boot)
+            data.unlink()
+            tree.unlink()
+    return Unsealed(disk, boot, metadata)
+
+
+def _check_partitions(image: Path, raw: Path, metadata: Metadata) -> None:
+    found = [(each.number, each.name, each.start, each.size) for each in disk_image.read(raw, image).all]
+    wanted = [(each.number, each.name, each.start, each.size) for each in metadata.partitions]
+    if found != wanted:
+        raise Refusal("SX-BUILD-42", f"{image} has other partitions than the metadata say", _CURE)

@@ -1,0 +1,140 @@
+"""An SE-ready image, from a root file system to the files that are published: ``secex build``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from secex_firstboot.basic.context import Context
+from secex_firstboot.builder import layout, outputs, rules, sealing, tree, volumes
+from secex_firstboot.builder.layout import MIB
+from secex_firstboot.builder.metadata import BootEntry, Metadata, Partition, Volume
+from secex_firstboot.builder.outputs import Outputs
+from secex_firstboot.builder.recipe import Recipe
+from secex_firstboot.builder.sealing import Unsealed
+from secex_firstboot.builder.volumes import Same
+from secex_firstboot.contract.partitions import HASH_TREES, LAYOUT, VOLUMES
+from secex_firstboot.sdboot import boot_entry
+
+_KERNELS = 3  # that /boot has room for, with their initramfs: a life of updates
+_ROOT_FREE = 64 * MIB  # the root file system grows at first boot
+
+
+def build(context: Context, recipe: Recipe, target: Outputs, *, sealed: bool = True) -> Metadata:
+    """Make the image of ``recipe``; unless ``sealed``, all but what is encrypted (then: ``secex seal``).
+
+    Raises Refusal for what makes no image. Nothing is there under the names of ``target`` before it is
+    complete, and what was there before is replaced only then.
+    """
+    same = Same.of(dict(os.environ), time.time())
+    with outputs.working(target) as work:
+        documents = sealing.proven(context, recipe.host_keys, recipe.trust, work) if sealed else []
+        unsealed = _Build(context, recipe, same, work).unsealed()
+        if not sealed:
+            return outputs.write(context, unsealed.disk, unsealed.metadata, target, work)
+        return sealing.finish(
+            context,
+            unsealed,
+            documents=documents,
+            roots=recipe.trust.roots,
+            config_key=recipe.config_key,
+            target=target,
+            same=same,
+            work=work,
+        )
+
+
+@dataclass(frozen=True)
+class _Build:
+    context: Context
+    recipe: Recipe
+    same: Same
+    work: Path
+
+    def unsealed(self) -> Unsealed:
+        root, boot = self.work / "root", self.work / "boot"
+        tree.unpack(self.context, self.recipe.source, root)
+        rules.check(
+            self.context,
+            root,
+            more_options=self.recipe.options,
+            strict_options=self.recipe.strict_options,
+            file_system=self.recipe.file_system,
+        )
+        agent = rules.agent_version(root)
+        sealing.keep_loaders(root)
+        (root / "boot").rename(boot)
+        (root / "boot").mkdir()
+        for directory in (root, boot):
+            volumes.settle_times(directory, self.same)
+        made = {"boot": self._boot(boot), "root": self._root(root)}
+        shutil.rmtree(root)
+        entry = boot_entry.find(boot)
+        where = layout.lay_out(
+            {name: each.size for name, each in made.items()},
+            sealing.boot_image_size([entry.linux, *entry.initrd]),
+            self.recipe.sizes,
+        )
+        disk = self.work / "disk.raw"
+        where.write(disk, {name: self.same.uuid(f"partition {name}") for name in ("disk", *where.regions)})
+        for name in VOLUMES:
+            for file, partition in ((self._data(name), name), (self._tree(name), HASH_TREES[name])):
+                outputs.place(file, disk, where.regions[partition].start)
+                file.unlink()
+        metadata = Metadata(
+            disk_size=where.disk_size,
+            partitions=tuple(
+                Partition(
+                    number=each.number,
+                    name=each.name,
+                    start=where.regions[each.name].start,
+                    size=where.regions[each.name].size,
+                )
+                for each in LAYOUT
+            ),
+            volumes=made,
+            boot_entry=BootEntry(
+                release=entry.release,
+                kernel=outputs.sha256(entry.linux),
+                initramfs=tuple(map(outputs.sha256, entry.initrd)),
+                options=entry.options,
+            ),
+            agent=agent,
+        )
+        return Unsealed(disk, boot, metadata)
+
+    def _boot(self, directory: Path) -> Volume:
+        sizes = self.recipe.sizes
+        content, files = volumes.content_size(directory)
+        entry = boot_entry.find(directory)
+        free = (_KERNELS - 1) * sum(path.stat().st_size for path in (entry.linux, *entry.initrd))
+        free = free if sizes.boot_free is None else sizes.boot_free * MIB
+        size = max(sizes.boot * MIB, volumes.file_system_size("ext4", content, files, free))
+        return self._volume("boot", directory, "ext4", size, files)
+
+    def _root(self, directory: Path) -> Volume:
+        sizes, kind = self.recipe.sizes, self.recipe.file_system
+        content, files = volumes.content_size(directory)
+        free = _ROOT_FREE if sizes.root_free is None else sizes.root_free * MIB
+        size = max(sizes.root * MIB, volumes.file_system_size(kind, content, files, free))
+        return self._volume("root", directory, kind, size, files)
+
+    def _volume(
+        self, name: str, directory: Path, kind: Literal["ext4", "xfs"], size: int, files: int
+    ) -> Volume:
+        size = layout.in_mib(size) * MIB
+        data, tree = self._data(name), self._tree(name)
+        make = volumes.make_xfs if kind == "xfs" else volumes.make_ext4
+        make(self.context, data, directory, label=name, size=size, same=self.same, files=files)
+        root_hash = volumes.make_tree(self.context, data, tree, name=name, size=size, same=self.same)
+        return Volume(file_system=kind, size=size, root_hash=root_hash)
+
+    def _data(self, name: str) -> Path:
+        return self.work / f"{name}.img"
+
+    def _tree(self, name: str) -> Path:
+        return self.work / f"{name}.tree"

@@ -1,0 +1,79 @@
+"""Where the partitions of an SE-ready image lie, and how large they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from secex_firstboot.basic.process import run
+from secex_firstboot.builder.recipe import Sizes
+from secex_firstboot.contract.partitions import LAYOUT
+from secex_firstboot.storage.encrypted import head_size, required_device_size
+from secex_firstboot.storage.verity_superblock import BLOCK_SIZE, Superblock
+
+MIB = 1 << 20
+SECTOR = 512  # bytes of a block of the disk
+_BACKUP_TABLE = MIB  # at the end of the disk
+_BOOT_IMAGES = 3  # a life of updates: the one that runs, the one to fall back to, the one in the making
+_SE_FILE_SYSTEM = 24 * MIB  # what ext4 takes for itself, and the boot map
+
+
+@dataclass(frozen=True)
+class Region:
+    """Bytes from the start of the disk."""
+
+    start: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    regions: Mapping[str, Region]
+    disk_size: int
+
+    def write(self, disk: Path, identity: Mapping[str, str]) -> None:
+        """Make the file with its partition table, with the GUIDs of ``identity``; by sfdisk(8)."""
+        lines = ["label: gpt", f"label-id: {identity['disk']}"]
+        for each in LAYOUT:
+            region = self.regions[each.name]
+            fields = {"start": region.start // SECTOR, "size": region.size // SECTOR, "name": each.name}
+            fields["uuid"] = identity[each.name]
+            lines.append(f"{each.number}: " + ", ".join(f"{key}={value}" for key, value in fields.items()))
+        with disk.open("wb") as stream:
+            stream.truncate(self.disk_size)
+        run(["sfdisk", "--quiet", disk], stdin="\n".join([*lines, ""]))
+
+
+def lay_out(
+    file_systems: Mapping[str, int], boot_image: int, sizes: Sizes, sector_size: int = 4096
+) -> Layout:
+    """For file systems of so many bytes, and a boot image of about ``boot_image``.
+
+    ``sector_size``: dm-integrity's for ``boot``, once it is encrypted.
+    """
+    boot, root = file_systems["boot"], file_systems["root"]
+    lengths = {
+        "se": _BOOT_IMAGES * boot_image + _SE_FILE_SYSTEM if sizes.se is None else sizes.se * MIB,
+        "boot": required_device_size(boot, sector_size),
+        "root": root,
+        "boothash": tree_size(boot),
+        "roothash": tree_size(root),
+    }
+    # What first boot saves there, and the tags of dm-integrity.
+    behind = 2 * head_size(4096) + root // 32 + 32 * MIB if sizes.behind is None else sizes.behind * MIB
+    regions, at = {}, MIB
+    for each in LAYOUT:
+        regions[each.name] = Region(at, in_mib(lengths[each.name]) * MIB)
+        at += regions[each.name].size
+    return Layout(regions, at + in_mib(behind) * MIB + _BACKUP_TABLE)
+
+
+def tree_size(data: int) -> int:
+    """Bytes of the hash tree for so many bytes of data."""
+    return Superblock(-(-data // BLOCK_SIZE), b"").tree_bytes
+
+
+def in_mib(size: float) -> int:
+    """Rounded up."""
+    return -(-int(size) // MIB)

@@ -1,0 +1,97 @@
+"""What a build says of its image, for whoever adopts, checks or publishes it: NAME.json.
+
+docs/image.schema.json describes it. Nothing in it is secret.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from secex_firstboot import __version__
+from secex_firstboot.basic.errors import Refusal
+from secex_firstboot.basic.files import write_private
+
+_LIMIT = 1 << 20  # bytes
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Partition(_Model):
+    """Bytes, from the start of the disk."""
+
+    number: int
+    name: str
+    start: Annotated[int, Field(ge=0)]
+    size: Annotated[int, Field(gt=0)]
+
+
+class Volume(_Model):
+    """What dm-verity proves: ``size`` bytes at the start of a partition."""
+
+    file_system: Literal["ext4", "xfs"]
+    size: Annotated[int, Field(gt=0)]
+    root_hash: Sha256
+
+
+class HostKey(_Model):
+    """``sha256``: of the public key, as the image's header has it."""
+
+    document: str
+    sha256: Sha256
+
+
+class BootEntry(_Model):
+    """``kernel`` and ``initramfs``: SHA-256 of the files; ``options``: those of the boot entry."""
+
+    release: str
+    kernel: Sha256
+    initramfs: tuple[Sha256, ...]
+    options: str
+
+
+class Metadata(_Model):
+    """``config_key``: the fingerprint of the OpenPGP key that configs are encrypted to, None if the image is
+    not sealed. ``outputs``: SHA-256 of the other files of the build, by name."""
+
+    format: Literal[1] = 1  # raised when a program that reads it would no longer understand it
+    secex_firstboot: str = __version__
+    disk_size: Annotated[int, Field(gt=0)]
+    partitions: tuple[Partition, ...]
+    volumes: dict[str, Volume]
+    boot_entry: BootEntry
+    agent: str
+    config_key: Annotated[str, StringConstraints(pattern=r"^[0-9A-F]{40,64}$")] | None = None
+    host_keys: tuple[HostKey, ...] = ()
+    roots: tuple[Sha256, ...] = ()
+    tools: dict[str, str] = {}
+    outputs: dict[str, Sha256] = {}
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Raises Refusal if the file is not what ``write`` makes."""
+        try:
+            with path.open("rb") as stream:
+                text = stream.read(_LIMIT)
+        except OSError as error:
+            raise Refusal(
+                "SX-BUILD-05", f"{path} cannot be read: {error.strerror}", "name the build's NAME.json"
+            ) from None
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise Refusal(
+                "SX-BUILD-06", f"{path}: {place}: {first['msg']}", "get it again from who published the image"
+            ) from None
+
+    def write(self, path: Path) -> None:
+        write_private(path, self.model_dump_json(indent=2).encode() + b"\n")
+        path.chmod(0o644)

@@ -1,0 +1,263 @@
+"""What a root file system must keep to, to become a public image: looked at before anything is made of it.
+
+What can be mended is mended, in the builder's own copy, and said; the rest is refused, all of it at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from secex_firstboot.basic.context import Context
+from secex_firstboot.basic.errors import FirstbootError, Refusal
+from secex_firstboot.basic.files import exists, is_regular
+from secex_firstboot.builder import initramfs_files
+from secex_firstboot.contract import parameters
+from secex_firstboot.contract.command_line import name
+from secex_firstboot.contract.command_line import parameters as words
+from secex_firstboot.roots import identity
+from secex_firstboot.sdboot import boot_entry, image, options
+from secex_firstboot.sdboot.boot_entry import BootEntry
+
+# Beside those that no image can do without: Ignition asks no platform, and has a network for what it fetches.
+_OPTIONS = (str(parameters.PLATFORM), "rd.neednet=1", "rw")
+_KERNELS = ("vmlinuz-*", "image-*")  # with the release behind the dash
+_INITRAMFS = ("initrd.img-{}", "initramfs-{}.img", "initrd-{}")
+_S390X = b"S390EP"  # Linux: arch/s390/boot/head.S
+_S390X_AT = 0x10008
+_CONFIGS = ("boot/config-{}", "usr/lib/modules/{}/config", "lib/modules/{}/config")
+# Linux has the option since 5.7, and does without since 6.11: it always can be a guest then.
+_NO_GUEST = "# CONFIG_PROTECTED_VIRTUALIZATION_GUEST is not set"
+_SINCE = (5, 7)
+_AGENT = "usr/lib/secex-firstboot/check-root"  # in the initramfs, by dracut/module-setup.sh
+_PACKAGES = ("usr/lib/python3/dist-packages", "usr/lib/python3*/site-packages")
+_VERSION = re.compile(r'^__version__ = "([\w.+-]{1,40})"$', re.M)
+_UNITS = ("usr/lib/systemd/system", "etc/systemd/system", "lib/systemd/system")
+# They do what the host says.
+_HOSTS_AGENTS = (
+    *(
+        "qemu-guest-agent.service",
+        "cloud-init.service",
+        "cloud-init-main.service",
+        "cloud-init-local.service",
+    ),
+    *("spice-vdagentd.service", "vmtoolsd.service", "open-vm-tools.service", "walinuxagent.service"),
+)
+_LOOKED_AT = (
+    *("boot", "boot/loader", "boot/loader/entries", "etc", "etc/fstab", "etc/machine-id", "etc/shadow"),
+    *("etc/ssh", "usr", "usr/lib", "usr/lib/os-release", "var", "var/lib", "var/lib/dbus"),
+    *("var/lib/dbus/machine-id", "var/lib/systemd", "var/lib/NetworkManager", *_UNITS),
+)
+_FILE_LIMIT = 4 << 20  # bytes
+_SHOWN = 5
+_VOLUMES = {"/": "/dev/mapper/root", "/boot": "/dev/mapper/boot"}
+
+
+def check(
+    context: Context, tree: Path, *, more_options: str, strict_options: bool, file_system: str
+) -> BootEntry:
+    """The boot entry of the image. Raises Refusal; if several rules are broken, each is told before."""
+    _check_links(tree)
+    broken: list[FirstbootError] = []
+    rules: list[Callable[[], None]] = [
+        lambda: _mend_fstab(context, tree, file_system),
+        lambda: _check_accounts(tree),
+        lambda: _check_agents(tree),
+        lambda: _mend_identity(context, tree),
+    ]
+    try:
+        entry = _boot_entry(context, tree, more_options, strict=strict_options)
+    except FirstbootError as error:
+        broken.append(error)
+    else:
+        rules += [
+            lambda: options.check(entry.options),
+            lambda: _check_kernel(context, tree, entry),
+            lambda: _check_initramfs(entry),
+        ]
+    for rule in rules:
+        try:
+            rule()
+        except FirstbootError as error:
+            broken.append(error)
+    if len(broken) > 1:
+        for each in broken:
+            context.warn(str(each))
+        raise Refusal("SX-BUILD-19", f"the image breaks {len(broken)} rules", "see above, each with its cure")
+    if broken:
+        raise broken[0]
+    return entry
+
+
+def _check_links(tree: Path) -> None:
+    """Whatever is looked at or changed here is in the tree: a link of it may lead to this machine's own."""
+    top = tree.resolve()
+    for place in _LOOKED_AT:
+        if not (tree / place).resolve().is_relative_to(top):
+            raise Refusal(
+                "SX-BUILD-29", f"/{place} of the tree is a link to outside of it", "make it a relative link"
+            )
+
+
+# --- boot entry, kernel, initramfs -------------------------------------------------------------------------
+
+
+def _boot_entry(context: Context, tree: Path, more_options: str, *, strict: bool) -> BootEntry:
+    """The one that counts, made if there is none, with the options that an image needs."""
+    boot = tree / "boot"
+    if not any((boot / "loader/entries").glob("*.conf")):
+        _make_boot_entry(context, tree)
+    entry = boot_entry.find(boot)
+    wanted = boot_entry.command_line(entry.options, add=words(more_options))
+    if not strict:
+        missing = [
+            option
+            for option in (*map(str, parameters.NEEDED), *_OPTIONS)
+            if name(option) not in map(name, words(wanted))
+        ]
+        wanted = boot_entry.command_line(wanted, add=missing)
+    if wanted != entry.options:
+        context.say(f"options of the boot entry: {wanted}")
+        boot_entry.set_options(boot, entry, wanted)
+    return boot_entry.find(boot)
+
+
+def _make_boot_entry(context: Context, tree: Path) -> None:
+    boot = tree / "boot"
+    kernels = sorted(path.name for pattern in _KERNELS for path in boot.glob(pattern) if is_regular(path))
+    if len(kernels) != 1:
+        raise Refusal(
+            "SX-BUILD-20",
+            f"/boot has no boot entry, and {len(kernels)} kernels instead of one",
+            "install one kernel, or write /boot/loader/entries/NAME.conf",
+        )
+    release = kernels[0].partition("-")[2]
+    initramfs = next((name for form in _INITRAMFS if is_regular(boot / (name := form.format(release)))), None)
+    if not initramfs:
+        raise Refusal(
+            "SX-BUILD-21",
+            f"/boot has no initramfs for the kernel {release}",
+            "make one with dracut, in the tree",
+        )
+    context.say(f"boot entry for {kernels[0]} and {initramfs}")
+    title = next(
+        iter(re.findall(r'^PRETTY_NAME="?([^"\n]+)"?$', _read(tree / "usr/lib/os-release"), re.M)), "Linux"
+    )
+    boot_entry.add(boot, BootEntry(title, "", Path(), (), "", "system"), release, kernels[0], initramfs)
+
+
+def _check_kernel(context: Context, tree: Path, entry: BootEntry) -> None:
+    with entry.linux.open("rb") as stream:
+        stream.seek(_S390X_AT)
+        magic = stream.read(len(_S390X))
+    if magic != _S390X:
+        raise Refusal("SX-BUILD-22", f"{entry.linux.name} is no kernel for s390x", "use a system for s390x")
+    image.command_line_component(entry.options, entry.linux)
+    places = [tree / form.format(entry.release) for form in _CONFIGS]
+    config = next((_read(path) for path in places if is_regular(path)), "")
+    if _NO_GUEST in config.splitlines() or _version(entry.release) < _SINCE:
+        raise Refusal(
+            "SX-BUILD-23",
+            f"the kernel {entry.release} cannot be a Secure Execution guest",
+            "install one that is built for it (CONFIG_PROTECTED_VIRTUALIZATION_GUEST; newer ones always are)",
+        )
+    if not config:
+        context.warn(f"there is no configuration of the kernel {entry.release} that would tell what it can")
+
+
+def _version(release: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", release)[:2])
+
+
+def _check_initramfs(entry: BootEntry) -> None:
+    if not any(_AGENT in initramfs_files.names(path) for path in entry.initrd):
+        raise Refusal(
+            "SX-BUILD-24",
+            "the initramfs has no secex-firstboot",
+            "install secex-firstboot in the tree, then make the initramfs with dracut",
+        )
+
+
+def agent_version(tree: Path) -> str:
+    """Of secex-firstboot in the tree. Raises Refusal if there is none."""
+    for pattern in _PACKAGES:
+        for path in tree.glob(f"{pattern}/secex_firstboot/__init__.py"):
+            if found := _VERSION.search(_read(path)):
+                return found[1]
+    raise Refusal("SX-BUILD-25", "secex-firstboot is not installed in the tree", "install its package there")
+
+
+# --- what a public image must not have ---------------------------------------------------------------------
+
+
+def _mend_fstab(context: Context, tree: Path, file_system: str) -> None:
+    """``/`` and ``/boot`` are what first boot makes of them; nothing else may be a disk of the host's."""
+    path = tree / "etc/fstab"
+    lines = _read(path).splitlines() if is_regular(path) else []
+    kept = []
+    for line in lines:
+        fields = line.split()
+        if not fields or fields[0].startswith("#"):
+            kept.append(line)
+        elif len(fields) < 2 or fields[1] not in _VOLUMES:
+            if fields[0].startswith(("/dev/", "UUID=", "LABEL=", "PARTUUID=", "PARTLABEL=")):
+                raise Refusal(
+                    "SX-BUILD-26",
+                    f"/etc/fstab mounts or swaps to {fields[0]}, which would be a disk of the host's",
+                    "remove the line; the owner's config can add disks, as LUKS volumes",
+                )
+            kept.append(line)
+        elif fields[0] == _VOLUMES[fields[1]]:
+            kept.append(line)
+    types = {"/": file_system, "/boot": "ext4"}
+    there = {fields[1] for line in kept if len(fields := line.split()) > 1 and not line.startswith("#")}
+    made = [
+        f"{device} {where} {types[where]} defaults 0 0"
+        for where, device in _VOLUMES.items()
+        if where not in there
+    ]
+    if made or kept != lines:
+        context.say("/etc/fstab: / and /boot are /dev/mapper/root and /dev/mapper/boot")
+        path.write_text("".join(f"{line}\n" for line in [*made, *kept]))
+
+
+def _check_accounts(tree: Path) -> None:
+    """shadow(5): an account is locked by a ! or * where the hash would be; without any, all may enter."""
+    path = tree / "etc/shadow"
+    rows = [line.split(":") for line in _read(path).splitlines()] if is_regular(path) else []
+    open_ones = [row[0] for row in rows if len(row) > 1 and not row[1].startswith(("!", "*"))]
+    if open_ones:
+        raise Refusal(
+            "SX-BUILD-27",
+            f"accounts that are not locked: {_listed(open_ones)}",
+            "passwd --lock NAME, in the tree; the owner's config lets people in",
+        )
+
+
+def _check_agents(tree: Path) -> None:
+    found = [unit for unit in _HOSTS_AGENTS if any(exists(tree / place / unit) for place in _UNITS)]
+    if found:
+        raise Refusal(
+            "SX-BUILD-28",
+            f"the image takes commands from the host: {_listed(found)}",
+            "remove the packages that have them",
+        )
+
+
+def _mend_identity(context: Context, tree: Path) -> None:
+    """What the system makes anew goes; private keys are refused."""
+    identity.check(replace(context, command_line=str(parameters.IDENTITY)), tree)
+    identity.remove(tree)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(ascii(name)[1:-1] for name in names[:_SHOWN]) + (
+        " and more" if len(names) > _SHOWN else ""
+    )
+
+
+def _read(path: Path) -> str:
+    with path.open("rb") as stream:
+        return stream.read(_FILE_LIMIT).decode(errors="replace")

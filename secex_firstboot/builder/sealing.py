@@ -1,0 +1,296 @@
+"""The last part of a build, which may be done elsewhere, or again: sdboot, and what starts it.
+
+It is made of what the image has on ``boot``: kernel, initramfs, boot entry, and IBM's boot loaders, which a
+build puts beside them. So whoever seals needs no tree, no s390x and no root.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from secex_firstboot.basic.context import Context
+from secex_firstboot.basic.errors import FirstbootError, Refusal
+from secex_firstboot.basic.files import is_regular, open_private
+from secex_firstboot.builder import outputs, volumes
+from secex_firstboot.builder.config_key import ConfigKey, key_pair
+from secex_firstboot.builder.layout import SECTOR, Region
+from secex_firstboot.builder.metadata import HostKey, Metadata
+from secex_firstboot.builder.outputs import Outputs
+from secex_firstboot.builder.recipe import Trust
+from secex_firstboot.builder.volumes import BLOCK, Same
+from secex_firstboot.contract import parameters, paths
+from secex_firstboot.hostkeys import certificates, document
+from secex_firstboot.hostkeys.document import Document
+from secex_firstboot.hostkeys.download import Unreachable
+from secex_firstboot.hostkeys.proof import Proof
+from secex_firstboot.ignition.config import Config
+from secex_firstboot.sdboot import boot_entry, boot_map, boot_record, image
+from secex_firstboot.sdboot.boot_entry import BootEntry
+from secex_firstboot.sdboot.boot_map import Extent
+from secex_firstboot.sdboot.initramfs import Entry, File, write_archive
+
+LOADERS = Path("secex-boot-loaders")  # on boot
+_STAGE3A, _STAGE3B, _STAGE3 = "stage3a.bin", "stage3b_reloc.bin", "stage3.bin"
+_FILLER = b"\xff"  # mke2fs makes holes of zeros
+_FEW = 64  # extents of a file on a new file system
+_FOR_ALL_TO_READ = 0o644
+_OVERHEAD = 1 << 20  # of a boot image: boot loaders, header, what is private
+_SE_ITSELF = 24 << 20  # what ext4 takes for itself, and the boot map
+
+
+def keep_loaders(tree: Path) -> None:
+    """Put IBM's boot loaders from the tree's s390-tools onto its /boot. Raises Refusal if there are none."""
+    places = {
+        _STAGE3A: ("usr/share/s390-tools/pvimg", "usr/share/s390-tools/genprotimg"),
+        _STAGE3B: ("usr/share/s390-tools/pvimg", "usr/share/s390-tools/genprotimg"),
+        _STAGE3: ("usr/lib/s390-tools", "lib/s390-tools"),
+    }
+    target = tree / "boot" / LOADERS
+    target.mkdir(exist_ok=True)
+    for name, directories in places.items():
+        found = next((path for each in directories if is_regular(path := tree / each / name)), None)
+        if not found:
+            raise Refusal(
+                "SX-BUILD-30",
+                f"the tree has no {name} in /{directories[0]}",
+                "install s390-tools 2.36 or newer in the tree",
+            )
+        shutil.copyfile(found, target / name)
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """``se``: the file system of that partition; ``record``: the first bytes of the disk."""
+
+    se: Path
+    record: bytes
+
+
+@dataclass(frozen=True)
+class Unsealed:
+    """An image with nothing in partition se: the raw ``disk``, and a directory with what boot has."""
+
+    disk: Path
+    boot: Path
+    metadata: Metadata
+
+
+def finish(
+    context: Context,
+    unsealed: Unsealed,
+    *,
+    documents: Sequence[Document],
+    roots: Sequence[Path],
+    config_key: Path | None,
+    target: Outputs,
+    same: Same,
+    work: Path,
+) -> Metadata:
+    """Seal the image for the hosts of these ``documents``, and put it in place.
+
+    ``roots``: certificates that its guests trust, for their owners' documents.
+    """
+    key = key_pair(config_key)
+    metadata = unsealed.metadata
+    (region,) = (Region(each.start, each.size) for each in metadata.partitions if each.name == "se")
+    made = _seal(
+        context,
+        unsealed.boot,
+        region,
+        root_hashes={name: each.root_hash for name, each in metadata.volumes.items()},
+        documents=documents,
+        key=key,
+        roots=roots,
+        same=same,
+        work=work,
+    )
+    with unsealed.disk.open("r+b") as stream:
+        stream.write(made.record)
+    outputs.place(made.se, unsealed.disk, region.start)
+    made.se.unlink()
+    metadata = metadata.model_copy(
+        update={
+            "config_key": key.fingerprint,
+            "host_keys": tuple(
+                HostKey(document=each.name, sha256=document.key_hash(each).hex()) for each in documents
+            ),
+            "roots": tuple(outputs.sha256(path) for path in roots),
+        }
+    )
+    return outputs.write(context, unsealed.disk, metadata, target, work, key.public)
+
+
+def _seal(
+    context: Context,
+    boot: Path,
+    region: Region,
+    *,
+    root_hashes: Mapping[str, str],
+    documents: Sequence[Document],
+    key: ConfigKey,
+    roots: Sequence[Path],
+    same: Same,
+    work: Path,
+) -> Sealed:
+    """Make what goes into the partition ``region``; ``work``, private, gets secrets for a moment."""
+    entry = boot_entry.find(boot)
+    content = work / "se"
+    content.mkdir()
+    overlay = work / "overlay.cpio"
+    _check_room(entry, region)
+    try:
+        write_archive(overlay, _overlay(key, roots))
+        _make_sdboot(context, content / boot_record.IMAGE, boot, entry, overlay, root_hashes, documents)
+    finally:
+        overlay.unlink(missing_ok=True)
+    return _make_bootable(context, content, (boot / LOADERS / _STAGE3).read_bytes(), region, same, work)
+
+
+def _overlay(key: ConfigKey, roots: Sequence[Path]) -> dict[str, Entry]:
+    files: dict[str, Entry] = {str(paths.PRIVATE_KEY): File(key.private)}
+    for number, path in enumerate(roots):
+        content = certificates.to_pem(certificates.parse(path.name, read_file(path)))
+        files[str(paths.CERTIFICATES / f"owner-{number}.crt")] = File(content, _FOR_ALL_TO_READ)
+    return files
+
+
+def _make_sdboot(
+    context: Context,
+    output: Path,
+    boot: Path,
+    entry: BootEntry,
+    overlay: Path,
+    root_hashes: Mapping[str, str],
+    documents: Sequence[Document],
+) -> None:
+    added = [f"{row.name}={root_hashes[volume]}" for volume, row in parameters.ROOT_HASHES.items()]
+    with open_private(output) as stream:
+        image.build(
+            stream,
+            kernel=entry.linux,
+            ramdisk=[*entry.initrd, overlay],
+            command_line=boot_entry.command_line(entry.options, add=[parameters.FIRSTBOOT.name, *added]),
+            host_keys=[each.public_key for each in document.distinct(documents)],
+            boot_loaders=image.BootLoaders(boot / LOADERS / _STAGE3A, boot / LOADERS / _STAGE3B),
+            progress=lambda done, total: context.progress("encrypt the boot image", done, total),
+        )
+
+
+def _make_bootable(
+    context: Context, content: Path, stage3: bytes, region: Region, same: Same, work: Path
+) -> Sealed:
+    """The file system of ``se``, with the boot map for where it puts the image."""
+    made, boot_map_file = work / "se.img", content / boot_record.BOOT_MAP
+    sdboot = (content / boot_record.IMAGE).stat().st_size
+    size = boot_map.size(stage3, [Extent(1, 1)] * _FEW, SECTOR)
+    boot_map_file.write_bytes(_FILLER * size)
+    volumes.make_ext4(context, made, content, label="se", size=region.size, same=same)
+    # Firmware reads blocks: a hole has none.
+    last = -(-sdboot // BLOCK) - 1
+    volumes.debugfs(made, f"fallocate /{boot_record.IMAGE} 0 {last}\n", same=same)
+    places = {
+        name: _on_disk(volumes.blocks_of(made, f"/{name}"), region, file.stat().st_size)
+        for name in (boot_record.IMAGE, boot_record.BOOT_MAP)
+        if (file := content / name)
+    }
+    written, record = boot_map.write(
+        stage3,
+        places[boot_record.IMAGE],
+        sdboot,
+        boot_map=places[boot_record.BOOT_MAP],
+        block_size=SECTOR,
+    )
+    _put(made, written.ljust(size, b"\0"), places[boot_record.BOOT_MAP], region)
+    shutil.rmtree(content)
+    return Sealed(made, record)
+
+
+def _on_disk(blocks: Sequence[int], region: Region, size: int) -> list[Extent]:
+    """A file of ``size`` bytes in these blocks of its file system, in blocks of the disk."""
+    if len(blocks) != -(-size // BLOCK):
+        raise FirstbootError("SX-BUILD-32", "a file on partition se has holes", "use e2fsprogs 1.47 or newer")
+    in_one = BLOCK // SECTOR
+    sectors = (region.start // SECTOR + block * in_one + at for block in blocks for at in range(in_one))
+    return boot_map.joined(islice(sectors, -(-size // SECTOR)))
+
+
+def _put(made: Path, content: bytes, places: Sequence[Extent], region: Region) -> None:
+    at = 0
+    with made.open("r+b") as stream:
+        for each in places:
+            stream.seek(each.block * SECTOR - region.start)
+            stream.write(content[at : at + each.count * SECTOR])
+            at += each.count * SECTOR
+    if at < len(content):
+        raise FirstbootError("SX-BUILD-33", "the image lies in too many pieces on partition se", "report it")
+
+
+def _check_room(entry: BootEntry, region: Region) -> None:
+    needed = boot_image_size([entry.linux, *entry.initrd])
+    missing = needed + _SE_ITSELF - region.size
+    if missing > 0:
+        raise Refusal(
+            "SX-BUILD-34",
+            f"partition se is too small by {-(-missing >> 20)} MiB for the boot image",
+            "build the image with a larger one",
+        )
+
+
+def boot_image_size(files: Iterable[Path]) -> int:
+    """About as many bytes as a boot image has with these files in it."""
+    return sum(path.stat().st_size for path in files) + _OVERHEAD
+
+
+# --- whom it is for ----------------------------------------------------------------------------------------
+
+
+def proven(context: Context, host_keys: Sequence[Path], trust: Trust, scratch: Path) -> list[Document]:
+    """The host-key documents, proven as first boot proves them. Raises Refusal."""
+    if not host_keys:
+        raise Refusal("SX-BUILD-31", "no host-key document is given", "--hostkey FILE: whose image is it?")
+    found = [document.parse(path.name, read_file(path)) for path in host_keys]
+    if not trust.verify:
+        context.warn("nothing proves that the host keys are those of IBM Z")
+        return found
+    roots = scratch / "roots"
+    roots.mkdir()
+    for path in trust.roots:
+        (roots / f"{path.stem}.crt").write_bytes(read_file(path))
+    _Proof(
+        config=Config.model_validate({"ignition": {"version": "3.3.0"}}),
+        image_certificates=roots,
+        verification="strict",
+        scratch=scratch,
+        context=context,
+        given=(*trust.certificates, *trust.crls),
+        offline=trust.offline,
+    ).verify(found)
+    return found
+
+
+@dataclass(frozen=True)
+class _Proof(Proof):
+    """By files, and no config."""
+
+    given: Sequence[Path] = ()
+    offline: bool = False
+
+    def _certificates(self) -> Iterable[tuple[str, bytes]]:
+        return [(path.name, read_file(path)) for path in self.given]
+
+    def _crl(self, url: str, seconds: float | None) -> bytes:
+        if self.offline:
+            raise Unreachable("SX-BUILD-35", "It is not fetched", "do without --offline")
+        return super()._crl(url, seconds)
+
+
+def read_file(path: Path) -> bytes:
+    """A small file that the user named. Raises Refusal."""
+    if not is_regular(path):
+        raise Refusal("SX-BUILD-36", f"{path} is missing or no regular file", "name the file to read")
+    with path.open("rb") as stream:
+        return stream.read(certificates.FILE_LIMIT + 1)

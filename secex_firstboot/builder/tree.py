@@ -1,0 +1,110 @@
+"""The root file system that an image is made of, as a directory: from another one, a tar, or a disk.
+
+What it is made of stays untouched. Owners other than root need root, or a user namespace: see cli/build.py.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+
+from secex_firstboot.basic.context import Context
+from secex_firstboot.basic.errors import Refusal
+from secex_firstboot.basic.files import is_directory, is_regular
+from secex_firstboot.basic.process import ToolError
+from secex_firstboot.builder.programs import run_writing
+from secex_firstboot.builder.volumes import content_size, mounted
+from secex_firstboot.storage import disk_image, filesystem
+from secex_firstboot.storage.disk import Partition
+
+# A running system has something of its own there, and device nodes need more rights than a user has.
+_LEFT_OUT = {"dev": 0o755, "proc": 0o555, "run": 0o755, "sys": 0o555, "tmp": 0o1777}
+_MOUNT_POINTS = ("boot", "var")
+_KEEP = ("--xattrs", "--xattrs-include=*", "--acls", "--numeric-owner", "--same-permissions")
+_READ_ONLY = {"ext4": "ro,noload", "xfs": "ro,norecovery"}
+_IS_ROOT = ("etc", "usr")
+_IS_BOOT = ("loader", "vmlinuz*", "image-*")
+_CURE = "give a directory or a tar of a root file system, or a disk image (qcow2 or raw) with one"
+
+
+def unpack(context: Context, source: Path, tree: Path) -> None:
+    """Make the directory ``tree`` of ``source``. Raises Refusal for what is no root file system."""
+    tree.mkdir()
+    if is_directory(source):
+        _copy(context, source, tree)
+    elif not is_regular(source):
+        raise Refusal("SX-BUILD-11", f"{source} is missing", _CURE)
+    elif disk_image.is_disk(source):
+        _from_disk(context, source, tree)
+    else:
+        _from_tar(context, source, tree)
+    for name, mode in _LEFT_OUT.items():
+        (tree / name).mkdir(exist_ok=True)
+        (tree / name).chmod(mode)
+    for name in _MOUNT_POINTS:
+        (tree / name).mkdir(exist_ok=True)
+    if not _has(tree, _IS_ROOT):
+        raise Refusal("SX-BUILD-12", f"{source} has no root file system: no /etc and /usr", _CURE)
+
+
+def _copy(context: Context, source: Path, target: Path) -> None:
+    entries = sorted(each for each in source.iterdir() if each.name not in _LEFT_OUT)
+    if entries:
+        total, _ = content_size(source)
+        command: list[str | Path]
+        command = ["cp", "--archive", "--one-file-system", f"--target-directory={target}", "--", *entries]
+        run_writing(context, "copy the root file system", command, total)
+    status = source.stat()
+    os.chown(target, status.st_uid, status.st_gid)
+    shutil.copystat(source, target)
+
+
+def _from_tar(context: Context, source: Path, tree: Path) -> None:
+    left_out = [f"--exclude={top}{name}/*" for name in _LEFT_OUT for top in ("./", "")]
+    command = ["tar", f"--directory={tree}", *_KEEP, "--anchored", *left_out, "--extract", f"--file={source}"]
+    try:
+        run_writing(context, "unpack the root file system", command, source.stat().st_size)
+    except ToolError as error:
+        raise Refusal("SX-BUILD-13", f"{source} cannot be unpacked: {error.message}", _CURE) from None
+
+
+def _from_disk(context: Context, source: Path, tree: Path) -> None:
+    """The one root of a disk, and its boot partition if it has one."""
+    with disk_image.raw(source, whole=True) as raw, ExitStack() as mounts:
+        found = [
+            mounts.enter_context(_mounted(raw, each, tree.with_name(f"partition-{each.number}")))
+            for each in disk_image.read(raw, source).all
+            if _type(raw, each)
+        ]
+        roots = [each for each in found if _has(each, _IS_ROOT)]
+        boots = [
+            each for each in found if each not in roots and any(_has(each, (name,)) for name in _IS_BOOT)
+        ]
+        for what, partitions, most in (("root file systems", roots, 1), ("boot partitions", boots, 1)):
+            if len(partitions) > most:
+                raise Refusal("SX-BUILD-14", f"{source} has {len(partitions)} {what}", _CURE)
+        for each in roots:
+            _copy(context, each, tree)
+        for each in boots:
+            (tree / "boot").mkdir(exist_ok=True)
+            _copy(context, each, tree / "boot")
+
+
+def _type(raw: Path, partition: Partition) -> str:
+    """ext4, xfs, or nothing."""
+    try:
+        return filesystem.identify(raw, partition.name, offset=partition.start).type
+    except Refusal:
+        return ""
+
+
+def _mounted(raw: Path, partition: Partition, where: Path) -> AbstractContextManager[Path]:
+    place = (f"offset={partition.start}", f"sizelimit={partition.size}")
+    return mounted(raw, where, _READ_ONLY[_type(raw, partition)], *place)
+
+
+def _has(directory: Path, names: Iterable[str]) -> bool:
+    return all(any(directory.glob(name)) for name in names)

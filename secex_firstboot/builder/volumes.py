@@ -1,0 +1,238 @@
+"""File systems of an image, made of a directory, and their hash trees: the same input makes the same bytes.
+
+Everything is a plain file, so that neither root nor a device is needed; but for xfs, whose mkfs takes no
+directory before xfsprogs 6.17: that one is mounted, by root.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from secex_firstboot.basic.context import Context
+from secex_firstboot.basic.errors import FirstbootError, Refusal
+from secex_firstboot.basic.files import open_private
+from secex_firstboot.basic.process import ToolError, run
+from secex_firstboot.builder.programs import run_writing
+from secex_firstboot.storage.verity_superblock import BLOCK_SIZE
+
+BLOCK = 4096  # bytes
+_INODE_TABLES = 64  # ext4: one byte in so many, with the default ratio
+_ROOT_INODE, _FIRST_INODE = 2, 11
+_NOT_PROVEN = (1, 2)  # veritysetup(8), RETURN CODES: wrong parameters, no permission
+
+
+@dataclass(frozen=True)
+class Same:
+    """What makes a build the same again: a time, and whatever would be drawn at random.
+
+    ``epoch``: seconds since 1970, that of SOURCE_DATE_EPOCH
+    (https://reproducible-builds.org/specs/source-date-epoch/) or of the build.
+    """
+
+    epoch: int
+    fixed: bool
+
+    @classmethod
+    def of(cls, environment: dict[str, str], now: float) -> Same:
+        given = environment.get("SOURCE_DATE_EPOCH", "")
+        if not given:
+            return cls(int(now), fixed=False)
+        if not given.isascii() or not given.isdigit() or len(given) > 10:
+            raise Refusal(
+                "SX-BUILD-07", "SOURCE_DATE_EPOCH is no number of seconds", "unset it, or correct it"
+            )
+        return cls(int(given), fixed=True)
+
+    def uuid(self, what: str) -> str:
+        """Random, or always the same for this time."""
+        if not self.fixed:
+            return str(uuid.uuid4())
+        return str(uuid.uuid5(uuid.NAMESPACE_OID, f"secex-firstboot {what} {self.epoch}"))
+
+    def salt(self, what: str) -> str:
+        """32 bytes, in hexadecimal digits."""
+        return hashlib.sha256(self.uuid(f"salt of {what}").encode()).hexdigest()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For e2fsprogs, which before 1.47.1 has a name of its own for it, and for xfsprogs."""
+        time = str(self.epoch)
+        return {"SOURCE_DATE_EPOCH": time, "E2FSPROGS_FAKE_TIME": time, "DETERMINISTIC_SEED": "1"}
+
+
+def settle_times(tree: Path, same: Same) -> None:
+    """What was changed later than at that time, was changed then."""
+    limit = same.epoch * 10**9
+    for folder, folders, names in os.walk(tree):
+        for name in (".", *folders, *names):
+            path = Path(folder, name)
+            if path.lstat().st_mtime_ns > limit:
+                os.utime(path, ns=(limit, limit), follow_symlinks=False)
+
+
+def content_size(tree: Path) -> tuple[int, int]:
+    """Bytes that a directory takes in a file system with blocks of 4096 bytes, and the number of files."""
+    size = number = 0
+    seen = set()
+    for folder, _, names in os.walk(tree):
+        for name in (".", *names):
+            status = Path(folder, name).lstat()
+            if status.st_nlink > 1 and (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            size += -(-status.st_size // BLOCK) * BLOCK
+            number += 1
+    return size, number
+
+
+def file_system_size(type: str, content: int, files: int, free: int) -> int:
+    """Bytes of a file system with this content, and about so many ``free`` bytes."""
+    log, least = (
+        (64 << 20, 300 << 20) if type == "xfs" else (min(64 << 20, max(4 << 20, content // 32)), 16 << 20)
+    )
+    return max(least, int((content + files * 512) * 1.03) + log + free)
+
+
+def make_ext4(
+    context: Context,
+    image: Path,
+    tree: Path,
+    *,
+    label: str,
+    size: int,
+    same: Same,
+    block_size: int = BLOCK,
+    files: int = 0,
+) -> None:
+    """Write the directory ``tree`` as an ext4 file system of ``size`` bytes into the file ``image``."""
+    with open_private(image) as stream:
+        stream.truncate(size)
+    blocks = size // block_size
+    inodes = max(blocks * block_size >> 14, files * 5 // 4 + 1024)
+    options = (
+        f"hash_seed={same.uuid(f'hash seed of {label}')},lazy_itable_init=0,lazy_journal_init=0,nodiscard"
+    )
+    run_writing(
+        context,
+        f"make the file system of {label}",
+        [
+            *("mkfs.ext4", "-q", "-F", "-b", str(block_size), "-L", label, "-N", str(inodes)),
+            *("-U", same.uuid(f"file system {label}"), "-E", options, "-d", tree, image, str(blocks)),
+        ],
+        content_size(tree)[0],
+        environment=same.environment,
+    )
+    _set_times(image, same)
+
+
+def _set_times(image: Path, same: Same) -> None:
+    """mke2fs takes times of access and change from the directory, where they are those of the build."""
+    counts: dict[str, str] = dict(
+        re.findall(r"^(Inode count|Free inodes):\s+(\d+)$", run(["dumpe2fs", "-h", image]), re.M)
+    )
+    used = int(counts["Inode count"]) - int(counts["Free inodes"])
+    inodes = [_ROOT_INODE, *range(_FIRST_INODE, used + 1)]
+    commands = (f"sif <{inode}> {time} @{same.epoch}\n" for inode in inodes for time in ("atime", "ctime"))
+    debugfs(image, *commands, same=same)
+
+
+def debugfs(image: Path, *commands: str, same: Same | None = None) -> str:
+    """What debugfs(8) answers; with ``same`` it may write."""
+    write = ["-w"] if same else []
+    environment = same.environment if same else None
+    return run(["debugfs", *write, "-f", "-", image], stdin="".join(commands), environment=environment)
+
+
+def make_xfs(
+    context: Context, image: Path, tree: Path, *, label: str, size: int, same: Same, files: int = 0
+) -> None:
+    """The same with xfs, which needs no number of ``files``."""
+    with open_private(image) as stream:
+        stream.truncate(size)
+    command: list[str | Path] = ["mkfs.xfs", "-q", "-f", "-s", f"size={BLOCK}", "-L", label]
+    command += ["-m", f"uuid={same.uuid(f'file system {label}')}"]
+    what, total = f"make the file system of {label}", content_size(tree)[0]
+    if takes_directory():
+        run_writing(context, what, [*command, "-p", tree, image], total, environment=same.environment)
+        return
+    run([*command, image])
+    with mounted(image, image.with_name("mnt")) as where:
+        run_writing(context, what, ["cp", "--archive", f"{tree}/.", where], total)
+
+
+def takes_directory() -> bool:
+    """Whether mkfs.xfs makes a file system of a directory, since xfsprogs 6.17."""
+    found = re.search(r"version (\d+)\.(\d+)", run(["mkfs.xfs", "-V"]))
+    return found is not None and (int(found[1]), int(found[2])) >= (6, 17)
+
+
+@contextmanager
+def mounted(image: Path, where: Path, *options: str) -> Iterator[Path]:
+    """A file system in a file, in the mount namespace of this process alone; the loop device goes with it."""
+    where.mkdir(exist_ok=True)
+    try:
+        run(["mount", "-o", ",".join(("loop", "nosuid", "nodev", *options)), image, where])
+    except ToolError as error:
+        raise FirstbootError(
+            "SX-BUILD-08",
+            f"a file system cannot be mounted: {error.message}",
+            "run it as root, where there are loop devices",
+        ) from None
+    try:
+        yield where
+    finally:
+        run(["umount", where])
+
+
+def make_tree(context: Context, data: Path, tree: Path, *, name: str, size: int, same: Same) -> str:
+    """Write the hash tree of the first ``size`` bytes of ``data``; the root hash."""
+    said = run_writing(
+        context,
+        f"make the hash tree of {name}",
+        [
+            *("veritysetup", "format", f"--data-blocks={size // BLOCK_SIZE}"),
+            *(f"--uuid={same.uuid(f'hash tree of {name}')}", f"--salt={same.salt(name)}", data, tree),
+        ],
+        size // 128,
+    )
+    return _root_hash(said)
+
+
+def _root_hash(said: str) -> str:
+    found = re.findall(r"^Root hash:\s+([0-9a-f]{64})$", said, re.M)
+    if len(found) != 1:
+        raise FirstbootError("SX-BUILD-09", "veritysetup tells no root hash", "use cryptsetup 2.4 or newer")
+    return str(found[0])
+
+
+def verify(data: Path, tree: Path, root_hash: str) -> bool:
+    """Whether the hash tree proves every block of ``data``; it reads everything."""
+    try:
+        run(["veritysetup", "verify", data, tree, root_hash])
+    except ToolError as error:
+        if error.code in _NOT_PROVEN:
+            return False
+        raise
+    return True
+
+
+def unpack(image: Path, directory: Path) -> None:
+    """Make a directory of what is in an ext4 file system; owners need root, and do not matter here."""
+    directory.mkdir()
+    debugfs(image, f'rdump / "{directory}"\n')
+
+
+def blocks_of(image: Path, file: str) -> Sequence[int]:
+    """The blocks of a file in an ext4 file system, in order, counted in its own blocks."""
+    answer = debugfs(image, f"blocks {file}\n")
+    lines = [line for line in answer.splitlines() if line and not line.startswith("debugfs")]
+    if len(lines) != 1 or not re.fullmatch(r"(?:\d+ ?)+", lines[0].strip()):
+        raise FirstbootError("SX-BUILD-10", f"debugfs does not find the blocks of {file}", "report it")
+    return [int(block) for block in lines[0].split()]
