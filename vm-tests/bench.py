@@ -19,7 +19,7 @@ import demo
 from harness import console, debian, firstboot, inside, raw_disk, site, ultravisor
 from harness.firstboot import Site
 from harness.guest import Direct, Disk, Guest, Network
-from harness.se_image import MIB, OPTIONS, SECTOR, Recipe
+from harness.se_ready import MIB, OPTIONS, SECTOR, Recipe
 
 OUTPUT = debian.REPOSITORY / "build" / "bench"
 COPIED = 96 * MIB

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,13 @@ from harness import (
     powercut,
     raw_disk,
     remains,
+    se_ready,
     ultravisor,
 )
 from harness.firstboot import Site, System
 from harness.guest import Disk, Guest, Network
 from harness.powercut import Recording
-from harness.se_image import OPTIONS, Recipe
+from harness.se_ready import MIB, OPTIONS, Recipe
 
 from secex_firstboot.contract import paths
 
@@ -64,7 +66,7 @@ def run(output: Path, *, closely: bool, at_length: bool = False, root: str = "xf
         more = " secex-test.manifest secex-test.dry-run" if at_length else ""
         recipe = Recipe(options=f"{_GROWING}{more}")
         size = _GROWING_DISK_SIZE
-    with firstboot.make_site(output, recipe, configure) as (where, network):
+    with firstboot.make_site(output, recipe, configure, adopted=True) as (where, network):
         firstboot.enlarge(where.image, where.disk, size)
         report = provision(where, network, closely=closely, at_length=at_length)
         disk = Disk(where.disk, "system")
@@ -81,14 +83,14 @@ def run(output: Path, *, closely: bool, at_length: bool = False, root: str = "xf
 
 
 def provision(where: Site, network: Network, *, closely: bool, at_length: bool) -> dict[str, Any]:
-    """The first boot, on the host that the image was built for."""
-    debian.say("first boot, on the universal host")
+    """The first boot, on a host that the image was adopted for."""
+    debian.say(f"first boot, on host {where.first_host}")
     log = where.directory / "console-1.log"
     started = time.monotonic()
     with firstboot.start(
         where,
         network,
-        host_keys=[where.hosts["universal"].key],
+        host_keys=[where.hosts[where.first_host].key],
         log=log,
         cpus=2,
         others=[owners_volume.disk(where.directory)] if closely else [],
@@ -212,7 +214,7 @@ def restart(where: Site, network: Network, disk: Disk, recording: Recording | No
     With a ``recording`` of the disk's writes: look for what a power cut has left, too, and at the end restart
     into a boot image that does not come up.
     """
-    debian.say("second boot, on host customer-1, which cannot open the SE-ready image")
+    debian.say("second boot, on host customer-1")
     log = where.directory / "console-2.log"
     started = time.monotonic()
     others = []
@@ -380,10 +382,11 @@ def prove(where: Site, disk: Path, report: dict[str, Any]) -> dict[str, bool]:
         opens = {name: opens_with(sdboot, where, name) for name in where.hosts}
         ramdisk = ultravisor.unpack(sdboot, where.hosts["customer-1"].key).ramdisk
         added = firstboot.overlay_files(ramdisk, debian.initramfs(where.tree), Path(work))
+        publishers = adoption(where, Path(work))
         plain = {file: remains.of_image(file, where.image, Path(work)) for file in (where.image, disk)}
     systems = [System(**without(report[boot], "seconds to login")) for boot in ("first boot", "second boot")]
     after = ["se", "boot", "root"]
-    return {
+    return publishers | {
         "sdboot opens with customer-1": opens["customer-1"],
         "sdboot opens with customer-2": opens["customer-2"],
         "sdboot does not open with universal": not opens["universal"],
@@ -411,6 +414,30 @@ def prove(where: Site, disk: Path, report: dict[str, Any]) -> dict[str, bool]:
         and plain[disk] == [],
         "no integrity error in the kernel's log": not report["integrity errors, first boot"]
         and not report["integrity errors, second boot"],
+    }
+
+
+def adoption(where: Site, work: Path) -> dict[str, bool]:
+    """What its publisher could still do with the image that first boot has started from."""
+    assert where.published
+    theirs, ours = (firstboot.read_sdboot(file, work) for file in (where.published, where.image))
+    keys = [
+        se_ready.config_key_of(ultravisor.unpack(sdboot, where.hosts[host].key).ramdisk)
+        for sdboot, host in ((theirs, "universal"), (ours, where.first_host))
+    ]
+    raw = raw_disk.convert(where.image, work / "adopted.raw")
+    with raw.open("rb") as stream, mmap(stream.fileno(), 0, access=ACCESS_READ) as content:
+        probes = [theirs[at : at + 64] for at in range(len(theirs) // 2, len(theirs) - 64, MIB)]
+        left = [probe for probe in probes if content.find(probe) >= 0]
+    raw.unlink()
+    return {
+        "universal opens the published image, and not the adopted one": opens_with(theirs, where, "universal")
+        and not opens_with(ours, where, "universal"),
+        "the owner's config key opens the config, the publisher's does not": [
+            se_ready.opens(key, where.config_disk) for key in keys
+        ]
+        == [False, True],
+        "nothing that the publisher has encrypted is left in the adopted image": not left,
     }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from harness import console, debian
 from harness.guest import Direct, Guest
-from harness.se_image import OPTIONS
+from harness.se_ready import OPTIONS
 
 from secex_firstboot.sdboot.initramfs import Entry, File, write_archive
 

@@ -12,7 +12,7 @@ import pytest
 from harness import console, debian, firstboot, site
 from harness.firstboot import Site
 from harness.guest import Direct, Disk, Guest, Network
-from harness.se_image import Recipe
+from harness.se_ready import Recipe
 
 OPTIONS = "root=PARTLABEL=root rw console=ttysclp0 mitigations=off"
 CERTIFICATES = "/usr/lib/secex-firstboot/certs"

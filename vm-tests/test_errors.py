@@ -18,7 +18,7 @@ import pytest
 from harness import console, firstboot, pki, raw_disk, sample, site, started, ultravisor
 from harness.firstboot import Owner, Served, Site
 from harness.guest import SERVICES_ADDRESS, Disk, Guest, Network, Saved
-from harness.se_image import HOST_KEY, MIB, ONE_MACHINES, SMALL
+from harness.se_ready import HOST_KEY, MIB, ONE_MACHINES, SMALL
 from harness.started import Started
 
 from secex_firstboot.agent.steps import STEPS

@@ -9,8 +9,8 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
-from harness import console, firstboot, raw_disk, se_image
-from harness.se_image import HOST_KEY, ONE_MACHINES, SMALL, Recipe
+from harness import console, firstboot, raw_disk, se_ready
+from harness.se_ready import HOST_KEY, ONE_MACHINES, SMALL, Recipe
 
 from secex_firstboot.agent.step import Context
 from secex_firstboot.roots import identity
@@ -25,10 +25,7 @@ def test_an_image_of_the_recipe_is_no_machine(tmp_path: Path) -> None:
         raw = tmp_path / "disk.raw"
         subprocess.run(["qemu-img", "convert", "-O", "raw", where.image, raw], check=True)
         start = raw_disk.partition_start(raw, "root")
-        with (
-            se_image.attached(raw, offset=start, size=raw.stat().st_size - start) as root,
-            se_image.mounted(root, tmp_path / "root", read_only=True) as tree,
-        ):
+        with se_ready.mounted(raw, start, tmp_path / "root") as tree:
             assert (tree / "etc/ssh/sshd_config").exists()
             assert not list((tree / "etc/ssh").glob("ssh_host_*"))
             identity.check(Context(""), tree)

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import console, debian, firstboot, raw_disk, se_image, site, started
+from harness import console, debian, firstboot, raw_disk, se_ready, site, started
 from harness.firstboot import Owner, Served, Site
 from harness.guest import SERVICES_ADDRESS, Disk, Guest, Network
-from harness.se_image import MIB, SMALL
+from harness.se_ready import MIB, SMALL
 from harness.started import Started
 
 from secex_firstboot.ignition import failure
@@ -147,7 +147,7 @@ class Machine:
     def start(self, case: Case) -> Iterator[Guest]:
         directory = self.where.directory
         config, data = directory / f"{case}.asc", directory / "data.raw"
-        se_image.encrypt_config(case.config(self.where), self.where.public_key, config)
+        se_ready.encrypt_config(case.config(self.where), self.where.public_key, config)
         os.truncate(config, CONFIG_DISK)
         data.unlink(missing_ok=True)
         data.touch()

@@ -16,12 +16,12 @@ import pytest
 from harness import console, firstboot, repository, site
 from harness.firstboot import Site
 from harness.guest import SERVICES_ADDRESS, Disk, Guest, Network
-from harness.se_image import Recipe
+from harness.se_ready import Recipe
 
 from secex_firstboot.sdboot.initramfs import File, write_archive
 
 # Room for a second kernel.
-RECIPE = Recipe(boot_room=128, headroom=384, se_size=384)
+RECIPE = Recipe(boot_free=128, headroom=384, se_size=384)
 DISK_SIZE = 2560  # MiB
 LONG = 3600.0  # seconds; bounds a guest that hangs, measures nothing
 HANGS = "rdinit=/usr/bin/cat"  # the first program reads the console for ever

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import console, firstboot, se_image
+from harness import console, firstboot, se_ready
 from harness.firstboot import Site
 from harness.guest import Disk, Network
-from harness.se_image import OPTIONS, SMALL, Recipe
+from harness.se_ready import OPTIONS, SMALL, Recipe
 
 MIB = 1 << 20
 RECIPE = SMALL
@@ -78,7 +78,7 @@ CASES = [
     Case(
         "a disk too small",
         r"/dev/vd[ab] is too small by \d+ MiB: power off and enlarge the image: qemu-img resize IMAGE \+\d+M",
-        recipe=replace(SMALL, slack=1),
+        recipe=replace(SMALL, behind=1),
         grow_mib=0,
     ),
     Case(
@@ -112,7 +112,7 @@ def test_wrong_ground_is_refused_with_the_cure_and_nothing_is_touched(
     case.change(before)
     if case.config:
         other = tmp_path / "config.asc"
-        se_image.encrypt_config(where.served.config | case.config, where.public_key, other)
+        se_ready.encrypt_config(where.served.config | case.config, where.public_key, other)
         where = replace(where, config_disk=other)
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", before, disk], check=True)
     with firstboot.start(

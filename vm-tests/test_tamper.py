@@ -25,7 +25,7 @@ from harness import (
     raw_disk,
     remains,
     sample,
-    se_image,
+    se_ready,
     secrets_scan,
     tamper,
     ultravisor,
@@ -37,6 +37,7 @@ from harness.secrets_scan import Scanner
 from harness.tamper import End, Ending, Host, Moment, Target
 from harness.ultravisor import Reason
 
+from secex_firstboot.builder import config_key
 from secex_firstboot.hostkeys import document
 from secex_firstboot.sdboot import boot_record, image
 from secex_firstboot.storage import encrypted
@@ -262,8 +263,9 @@ def truncate_config(host: Host) -> None:
 
 def config_for_another_image(host: Host) -> None:
     with tempfile.TemporaryDirectory() as directory:
-        _, public = se_image.make_key_pair(Path(directory))
-        se_image.encrypt_config({"ignition": {"version": "3.3.0"}}, public, host.config_disk)
+        public = Path(directory, "public.asc")
+        public.write_bytes(config_key.key_pair(None).public)
+        se_ready.encrypt_config({"ignition": {"version": "3.3.0"}}, public, host.config_disk)
 
 
 def config_within_one_of_the_hosts(host: Host) -> None:

@@ -33,7 +33,7 @@ def build(context: Context, recipe: Recipe, target: Outputs, *, sealed: bool = T
     same = Same.of(dict(os.environ), time.time())
     with outputs.working(target) as work:
         documents = sealing.proven(context, recipe.host_keys, recipe.trust, work) if sealed else []
-        unsealed = _Build(context, recipe, same, work).unsealed()
+        unsealed = Build(context, recipe, same, work).unsealed()
         if not sealed:
             return outputs.write(context, unsealed.disk, unsealed.metadata, target, work)
         return sealing.finish(
@@ -49,14 +49,19 @@ def build(context: Context, recipe: Recipe, target: Outputs, *, sealed: bool = T
 
 
 @dataclass(frozen=True)
-class _Build:
+class Build:
+    """What comes before sealing. ``work``: a private directory."""
+
     context: Context
     recipe: Recipe
     same: Same
     work: Path
 
-    def unsealed(self) -> Unsealed:
-        root, boot = self.work / "root", self.work / "boot"
+    def prepare(self, root: Path) -> str:
+        """Make the directory ``root`` with what is to be in the image; the version of secex-firstboot in it.
+
+        Raises Refusal.
+        """
         tree.unpack(self.context, self.recipe.source, root)
         rules.check(
             self.context,
@@ -65,8 +70,12 @@ class _Build:
             strict_options=self.recipe.strict_options,
             file_system=self.recipe.file_system,
         )
-        agent = rules.agent_version(root)
-        sealing.keep_loaders(root)
+        sealing.keep_loaders(root, root / "boot")
+        return rules.agent_version(root)
+
+    def unsealed(self) -> Unsealed:
+        root, boot = self.work / "root", self.work / "boot"
+        agent = self.prepare(root)
         (root / "boot").rename(boot)
         (root / "boot").mkdir()
         for directory in (root, boot):
@@ -82,7 +91,7 @@ class _Build:
         disk = self.work / "disk.raw"
         where.write(disk, {name: self.same.uuid(f"partition {name}") for name in ("disk", *where.regions)})
         for name in VOLUMES:
-            for file, partition in ((self._data(name), name), (self._tree(name), HASH_TREES[name])):
+            for file, partition in ((self.data(name), name), (self._tree(name), HASH_TREES[name])):
                 outputs.place(file, disk, where.regions[partition].start)
                 file.unlink()
         metadata = Metadata(
@@ -127,13 +136,17 @@ class _Build:
         self, name: str, directory: Path, kind: Literal["ext4", "xfs"], size: int, files: int
     ) -> Volume:
         size = layout.in_mib(size) * MIB
-        data, tree = self._data(name), self._tree(name)
-        make = volumes.make_xfs if kind == "xfs" else volumes.make_ext4
-        make(self.context, data, directory, label=name, size=size, same=self.same, files=files)
+        self.make_file_system(name, directory, kind, size, files)
+        data, tree = self.data(name), self._tree(name)
         root_hash = volumes.make_tree(self.context, data, tree, name=name, size=size, same=self.same)
         return Volume(file_system=kind, size=size, root_hash=root_hash)
 
-    def _data(self, name: str) -> Path:
+    def make_file_system(self, name: str, directory: Path, kind: str, size: int, files: int) -> None:
+        """Fill ``data(name)`` with ``size`` bytes."""
+        make = volumes.make_xfs if kind == "xfs" else volumes.make_ext4
+        make(self.context, self.data(name), directory, label=name, size=size, same=self.same, files=files)
+
+    def data(self, name: str) -> Path:
         return self.work / f"{name}.img"
 
     def _tree(self, name: str) -> Path:

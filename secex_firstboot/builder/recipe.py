@@ -15,7 +15,11 @@ _MOST_MIB = 1 << 24
 
 
 def _path(value: Any) -> Any:
-    return Path(value) if isinstance(value, str) and value and "\0" not in value else value
+    if isinstance(value, str):
+        if not value or "\0" in value:
+            raise ValueError("this is no path")
+        return Path(value)
+    return value
 
 
 File = Annotated[Path, BeforeValidator(_path)]

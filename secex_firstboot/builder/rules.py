@@ -110,17 +110,16 @@ def _boot_entry(context: Context, tree: Path, more_options: str, *, strict: bool
     if not any((boot / "loader/entries").glob("*.conf")):
         _make_boot_entry(context, tree)
     entry = boot_entry.find(boot)
-    wanted = boot_entry.command_line(entry.options, add=words(more_options))
+    added = words(more_options)
     if not strict:
-        missing = [
-            option
-            for option in (*map(str, parameters.NEEDED), *_OPTIONS)
-            if name(option) not in map(name, words(wanted))
-        ]
-        wanted = boot_entry.command_line(wanted, add=missing)
-    if wanted != entry.options:
-        context.say(f"options of the boot entry: {wanted}")
-        boot_entry.set_options(boot, entry, wanted)
+        there = {name(word) for word in (*words(entry.options), *added)}
+        needed = (*map(str, parameters.NEEDED), *_OPTIONS)
+        missing = [option for option in needed if name(option) not in there]
+        if missing:
+            context.say(f"added to the boot entry's options: {' '.join(missing)}")
+        added += missing
+    if added:
+        boot_entry.set_options(boot, entry, boot_entry.command_line(entry.options, add=added))
     return boot_entry.find(boot)
 
 

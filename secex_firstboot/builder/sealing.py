@@ -42,14 +42,14 @@ _OVERHEAD = 1 << 20  # of a boot image: boot loaders, header, what is private
 _SE_ITSELF = 24 << 20  # what ext4 takes for itself, and the boot map
 
 
-def keep_loaders(tree: Path) -> None:
-    """Put IBM's boot loaders from the tree's s390-tools onto its /boot. Raises Refusal if there are none."""
+def keep_loaders(tree: Path, boot: Path) -> None:
+    """Put IBM's boot loaders from the tree's s390-tools onto ``boot``. Raises Refusal if there are none."""
     places = {
         _STAGE3A: ("usr/share/s390-tools/pvimg", "usr/share/s390-tools/genprotimg"),
         _STAGE3B: ("usr/share/s390-tools/pvimg", "usr/share/s390-tools/genprotimg"),
         _STAGE3: ("usr/lib/s390-tools", "lib/s390-tools"),
     }
-    target = tree / "boot" / LOADERS
+    target = boot / LOADERS
     target.mkdir(exist_ok=True)
     for name, directories in places.items():
         found = next((path for each in directories if is_regular(path := tree / each / name)), None)

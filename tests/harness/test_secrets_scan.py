@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import se_image, secrets_scan
+from harness import secrets_scan
 from harness.secrets_scan import Scanner
 from support import needs
+
+from secex_firstboot.builder import config_key
 
 SECRET = os.urandom(64)
 AROUND = b"\0 some text around it, long enough \xff"
@@ -82,8 +84,9 @@ def test_nothing_is_found_in_an_empty_file(tmp_path: Path) -> None:
 
 
 @needs.programs("gpg")
-def test_a_gpg_keys_secret_numbers_are_known_and_its_public_ones_are_not(tmp_path: Path) -> None:
-    private, public = (path.read_text() for path in se_image.make_key_pair(tmp_path))
+def test_a_gpg_keys_secret_numbers_are_known_and_its_public_ones_are_not() -> None:
+    pair = config_key.key_pair(None)
+    private, public = pair.private.decode(), pair.public.decode()
     numbers = secrets_scan.private_numbers(private, public)
     assert len(numbers) >= 2
     assert all(len(number) >= 30 for number in numbers)

@@ -17,10 +17,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harness import console, debian, pki, raw_disk, se_image, site, ultravisor
+from harness import console, debian, pki, raw_disk, se_ready, site, ultravisor
 from harness.guest import SERVICES_ADDRESS, Disk, Guest, Network
 from harness.pki import Chain
-from harness.se_image import Builder, Recipe
+from harness.se_ready import Recipe
 from harness.site import Host
 
 MIB = 1 << 20
@@ -61,6 +61,10 @@ class Site:
     hosts: dict[str, Host]
     chain: Chain
     served: Served
+    first_host: str = "universal"
+    """On which first boot runs."""
+    published: Path | None = None
+    """What ``image`` was adopted from."""
 
     @property
     def disk(self) -> Path:
@@ -88,10 +92,13 @@ def make_site(
     configure: Callable[[Owner], Served] = plain_config,
     chain: Chain | None = None,
     document: dict[str, Any] | None = None,
+    *,
+    adopted: bool = False,
 ) -> Iterator[tuple[Site, Network]]:
     """Build the image, encrypt the config, serve what it names inside the ``with`` block.
 
-    ``document`` are options of the hosts' documents, see pki.Authority.certify.
+    ``document`` are options of the hosts' documents, see pki.Authority.certify. ``adopted``: somebody else
+    has built and published the image, for the universal host; the owner adopts it for the customer's.
     """
     directory.mkdir(parents=True, exist_ok=True)
     chain = chain or pki.make_chain(datetime.now(UTC))
@@ -101,22 +108,40 @@ def make_site(
     tree = debian.build()
     image = directory / "se-ready.qcow2"
     identity = site.make_ssh_identity(directory)
-    with tempfile.TemporaryDirectory(prefix="se-image-", dir=directory) as work:
-        private, public = se_image.make_key_pair(Path(work))
-        debian.say("making the SE-ready image")
-        builder = Builder(tree, Path(work), recipe)
-        builder.build(
+    debian.say("making the SE-ready image")
+    published = directory / "published.qcow2" if adopted else None
+    built = se_ready.build(
+        recipe,
+        tree,
+        published or image,
+        host_key_document=hosts["universal"].document,
+        root_certificate=chain.certificates()["root.crt"],
+    )
+    public_key = built.public_key
+    if published:
+        debian.say("adopting it for the customer's hosts")
+        public_key = se_ready.adopt(
+            published,
             image,
-            host_key_document=hosts["universal"].document,
-            private_key=private,
+            documents=[hosts[name].document for name in ("customer-1", "customer-2")],
             root_certificate=chain.certificates()["root.crt"],
         )
-        public = public.rename(directory / public.name)
     served = configure(Owner(hosts, chain, identity.with_suffix(".pub").read_text().strip()))
     config_disk = directory / "ignition_crypted.asc"
-    se_image.encrypt_config(served.config, public, config_disk)
+    se_ready.encrypt_config(served.config, public_key, config_disk)
     made = Site(
-        directory, tree, image, builder.root_size, config_disk, public, identity, hosts, chain, served
+        directory,
+        tree,
+        image,
+        built.root_size,
+        config_disk,
+        public_key,
+        identity,
+        hosts,
+        chain,
+        served,
+        first_host="customer-2" if adopted else "universal",
+        published=published,
     )
     with services(served) as network:
         yield made, network

@@ -17,7 +17,7 @@ from harness import firstboot, once, powercut, raw_disk, site, started
 from harness.firstboot import Owner, Served
 from harness.guest import SERVICES_ADDRESS, Disk, Guest, Network, Saved
 from harness.powercut import Event, Loss, Recording
-from harness.se_image import SMALL
+from harness.se_ready import SMALL
 from harness.site import Host
 from harness.started import Started
 

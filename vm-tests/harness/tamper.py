@@ -18,12 +18,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness import console, debian, firstboot, raw_disk, se_image, started, ultravisor
+from harness import console, debian, firstboot, raw_disk, se_ready, started, ultravisor
 from harness.guest import Disk, Guest, GuestError, Network, Saved
 from harness.powercut import Loss
 from harness.raw_disk import BLOCK
 from harness.recorded import PARTS, ROOT, FirstBoot, Manifest
-from harness.se_image import SMALL
+from harness.se_ready import SMALL
 from harness.started import Started
 from secex_firstboot.sdboot import boot_record
 from secex_firstboot.storage import encrypted
@@ -298,8 +298,8 @@ class Host:
 
     def put_back_se(self, moment: Moment, *, table: bool = False) -> None:
         """Partition ``se`` and the boot record as they were; with ``table`` also the partition table."""
-        head = se_image.MIB if table else SECTOR
-        start, size = self.partition("se"), SMALL.se_size * se_image.MIB
+        head = se_ready.MIB if table else SECTOR
+        start, size = self.partition("se"), SMALL.se_size * se_ready.MIB
         with self.target.disks[moment].open("rb") as old:
             for position, length in ((0, head), (start, size)):
                 old.seek(position)

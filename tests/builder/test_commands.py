@@ -1,0 +1,130 @@
+"""``secex build``, ``seal``, ``adopt`` and ``inspect`` as they are called, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from harness.site import Host, make_host
+from support import REPOSITORY, host_keys, needs, se_tree
+
+pytestmark = [
+    needs.programs("mkfs.ext4", "debugfs", "veritysetup", "qemu-img", "sfdisk", "gpg", "unshare"),
+    needs.root,
+]
+# A user namespace in which root is somebody without any right outside: no device, no loop, no mknod.
+NOBODY = ["unshare", "--user", "--map-root-user"]
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return se_tree.make(tmp_path_factory.mktemp("tree") / "tree")
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Host]:
+    directory = tmp_path_factory.mktemp("hosts")
+    return {name: make_host(name, directory, host_keys.CHAIN) for name in ("first", "mine")}
+
+
+def command(*words: str | Path) -> list[str | Path]:
+    return [sys.executable, "-m", "secex_firstboot.cli.secex", *words]
+
+
+def secex(
+    *words: str | Path, directory: Path, before: list[str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    return subprocess.run(
+        [*(before or []), *command(*words)], cwd=directory, env=environment, capture_output=True, text=True
+    )
+
+
+def test_from_a_tree_to_an_adopted_image_without_any_right(
+    tree: Path, hosts: dict[str, Host], tmp_path: Path
+) -> None:
+    first, mine = hosts["first"].document, hosts["mine"].document
+    done = secex(
+        *("build", tree, "--output", "linux", "--no-verify", "--hostkey", first),
+        directory=tmp_path,
+        before=NOBODY,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "WARNING: nothing proves that the host keys are those of IBM Z" in done.stderr
+    assert f"kernel      {se_tree.RELEASE}" in done.stdout
+    page = done.stdout[done.stdout.index("kernel      ") :]
+    assert max(map(len, page.splitlines())) <= 100
+    done = secex(
+        *("adopt", "linux.qcow2", "--output", "mine", "--no-verify", "--hostkey", mine, "--json"),
+        directory=tmp_path,
+        before=NOBODY,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [each["document"] for each in json.loads(done.stdout)["host_keys"]] == ["mine.crt"]
+    done = secex("inspect", "mine.qcow2", "--verify", "--hostkey", mine, directory=tmp_path, before=NOBODY)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "SE-ready image" in done.stdout
+    assert "for mine.crt: " in done.stdout
+    assert done.stdout.count("proven") == 2
+    done = secex("inspect", "mine.qcow2", "--json", directory=tmp_path)
+    assert json.loads(done.stdout)["damage"] == []
+
+
+def test_by_a_recipe_and_sealed_elsewhere(tree: Path, hosts: dict[str, Host], tmp_path: Path) -> None:
+    recipe = tmp_path / "linux.toml"
+    recipe.write_text(f'source = "{tree}"\noptions = "quiet"\n[trust]\nverify = false\n')
+    done = secex("build", "--recipe", recipe, "--output", "linux", "--unsealed", directory=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "none: the image is not sealed" in done.stdout
+    assert secex("inspect", "linux.qcow2", directory=tmp_path).returncode == 1  # nothing would start
+    done = secex(
+        *("seal", "linux.qcow2", "--no-verify", "--hostkey", hosts["first"].document), directory=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "options     quiet root=/dev/mapper/root" in done.stdout
+    assert secex("inspect", "linux.qcow2", "--verify", directory=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("build", "missing", "--output", "o"), "no host-key document is given: --hostkey FILE"),
+        (("build", "--output", "o"), "source: Field required"),
+        (("build", "--recipe", "missing", "--output", "o"), "missing cannot be read: No such file"),
+        (("adopt", "missing.qcow2", "--output", "o"), "missing.json cannot be read: No such file"),
+        (("inspect", "missing"), "missing cannot be read: No such file"),
+    ],
+)
+def test_what_is_refused_is_one_line_with_the_cure(words: tuple[str, ...], says: str, tmp_path: Path) -> None:
+    done = secex(*words, directory=tmp_path)
+    assert (done.returncode, done.stdout) == (3, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("secex: ")
+    assert says in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_build_that_is_told_to_end_leaves_nothing(
+    tree: Path, hosts: dict[str, Host], tmp_path: Path
+) -> None:
+    old = tmp_path / "linux.qcow2"
+    old.write_text("old")
+    first = hosts["first"].document
+    words = ("build", tree, "--output", tmp_path / "linux", "--no-verify", "--hostkey", first)
+    with subprocess.Popen(
+        command(*words),
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        while not (tmp_path / "linux.unfinished/root").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.terminate()
+    assert process.returncode == 128 + 15
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"linux.qcow2": "old"}
