@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from secex_firstboot.basic.errors import Refusal
-from secex_firstboot.basic.files import write_private
+from secex_firstboot.basic.files import is_regular, write_private
 from secex_firstboot.basic.process import run
 
 _NAME = "SE-ready image"
@@ -47,7 +47,7 @@ def key_pair(given: Path | None) -> ConfigKey:
 
 
 def _take(gpg: list[str], given: Path) -> None:
-    if not given.is_file():
+    if not is_regular(given):
         raise Refusal("SX-BUILD-18", f"{given} is missing or no regular file", _CURE)
     run([*gpg, "--passphrase=", "--import", str(given)], ok=(0, 2))
 

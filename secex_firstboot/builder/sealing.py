@@ -212,7 +212,11 @@ def _make_bootable(
 def _on_disk(blocks: Sequence[int], region: Region, size: int) -> list[Extent]:
     """A file of ``size`` bytes in these blocks of its file system, in blocks of the disk."""
     if len(blocks) != -(-size // BLOCK):
-        raise FirstbootError("SX-BUILD-32", "a file on partition se has holes", "use e2fsprogs 1.47 or newer")
+        raise FirstbootError(
+            "SX-BUILD-10",
+            "debugfs does not tell where a file on partition se is",
+            "use e2fsprogs 1.47 or newer",
+        )
     in_one = BLOCK // SECTOR
     sectors = (region.start // SECTOR + block * in_one + at for block in blocks for at in range(in_one))
     return boot_map.joined(islice(sectors, -(-size // SECTOR)))

@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,10 @@ from secex_firstboot.storage.verity_superblock import BLOCK_SIZE
 BLOCK = 4096  # bytes
 _INODE_TABLES = 64  # ext4: one byte in so many, with the default ratio
 _ROOT_INODE, _FIRST_INODE = 2, 11
+# A row of debugfs(8), dump_extents: level, entry, logical and physical blocks, first and last; length, flags.
+_EXTENT = re.compile(
+    r"^ *\d+/ *\d+ +\d+/ *\d+ +(?P<logical>\d+) - +\d+ +(?P<first>\d+) - +(?P<last>\d+) +\d+", re.M
+)
 _NOT_PROVEN = (1, 2)  # veritysetup(8), RETURN CODES: wrong parameters, no permission
 
 
@@ -229,10 +233,13 @@ def unpack(image: Path, directory: Path) -> None:
     debugfs(image, f'rdump / "{directory}"\n')
 
 
-def blocks_of(image: Path, file: str) -> Sequence[int]:
-    """The blocks of a file in an ext4 file system, in order, counted in its own blocks."""
-    answer = debugfs(image, f"blocks {file}\n")
-    lines = [line for line in answer.splitlines() if line and not line.startswith("debugfs")]
-    if len(lines) != 1 or not re.fullmatch(r"(?:\d+ ?)+", lines[0].strip()):
-        raise FirstbootError("SX-BUILD-10", f"debugfs does not find the blocks of {file}", "report it")
-    return [int(block) for block in lines[0].split()]
+def blocks_of(image: Path, file: str) -> list[int]:
+    """The blocks of a file in an ext4 file system, in order, counted in its own blocks. Raises FirstbootError
+    if it has holes."""
+    blocks: list[int] = []
+    for found in _EXTENT.finditer(debugfs(image, f"dump_extents -l {file}\n")):
+        logical, first, last = (int(found[name]) for name in ("logical", "first", "last"))
+        if logical != len(blocks):
+            raise FirstbootError("SX-BUILD-32", f"{file} on partition se has a hole", "report it")
+        blocks += range(first, last + 1)
+    return blocks

@@ -1,12 +1,13 @@
-"""The Secure Execution boot image, version 1: the format, a builder that streams, a reader of the key slots.
+"""The Secure Execution boot image, version 1: the format, a builder that streams, a reader of the SE header.
 
-An image is laid out as it is loaded (file offset = guest address): short PSW, stage3a, IPIB (IPL
-parameter block), SE header, then the encrypted components kernel, command line, ramdisk, stage3b. IBM's
-boot loaders stage3a and stage3b are given; everything else is made here. All integers are big-endian.
+An image is laid out as it is loaded (file offset = guest address): short PSW, what IBM's tools look for,
+stage3a, SE header, the encrypted components kernel, ramdisk, command line, stage3b, and the IPIB (IPL
+parameter block). IBM's boot loaders stage3a and stage3b are given; everything else is made here. All
+integers are big-endian.
 
-Sources: s390-tools, https://github.com/ibm-s390-linux/s390-tools (genprotimg/src/pv, genprotimg/boot,
-rust/pvimg), and https://www.qemu.org/docs/master/system/s390x/protvirt.html. Where these leave a choice
-(order of the components, flags), images are made as genprotimg 2.35 makes them.
+Sources: s390-tools, https://github.com/ibm-s390-linux/s390-tools (rust/pvimg, rust/pv, before 2.36
+genprotimg/), and https://www.qemu.org/docs/master/system/s390x/protvirt.html. Where these leave a choice
+(order of the components, flags), images are made as pvimg 2.43 makes them.
 """
 
 from __future__ import annotations
@@ -52,13 +53,20 @@ _KERNEL_ENTRY = 0x10000
 _COMMAND_LINE_LIMIT_OFFSET = 0x10430
 _COMMAND_LINE_LIMIT_LEGACY = 896
 
-# genprotimg/src/pv/pv_ipib.c, zipl/include/boot.h: header, then the one block of type PV.
-_IPIB = struct.Struct(">I3xB IB3x8x84x3xx4xIQQ")
+# rust/pvimg/src/se_img.rs: pvextract-hdr looks for the SE header from here on. rust/pv/src/brcb.rs, struct
+# SeImgMetaData: where pvimg looks for what is where. Magic, place of the SE header, version, of the IPIB.
+_LEAST_HEADER_ADDRESS = 0x14000
+_METADATA_ADDRESS, _METADATA = 0xC000, struct.Struct(">8sQIQ")
+_METADATA_MAGIC, _METADATA_VERSION = b"SeImgLnx", 1
+
+# rust/pvimg/src/se_img_comps/bootloader/ipl.rs: length, version; then the one block, of type PV: its length,
+# type, version, number of components, address and size of the SE header.
+_IPIB = struct.Struct(">I3xB IB3x8x84x3xB4xIQQ")
 _IPIB_ENTRY = struct.Struct(">8sQQ")  # tweak prefix, address, length
-_IPIB_VERSION = 1
+_IPIB_VERSION, _IPIB_PV_VERSION = 1, 1
 _IPIB_TYPE_PV = 5
 
-_KERNEL, _COMMAND_LINE, _RAMDISK, _STAGE3B = range(4)  # component numbers, the first bytes of each tweak
+_KERNEL, _RAMDISK, _COMMAND_LINE, _STAGE3B = 40, 50, 60, 70  # the first bytes of each tweak
 
 # Plaintext control flags, counted from the left: 56 DEA/TDEA, 57 AES, 58 ECC key encryption (PCKMO), as
 # both tools set them by default. Dumping (34) stays off.
@@ -150,8 +158,7 @@ def build(
     stage3b = _boot_loader(boot_loaders.stage3b, _STAGE3B_ARGUMENTS)
     total = _size(kernel) + len(line) + check_ramdisk(ramdisk) + len(stage3b)
 
-    ipib_address = _STAGE3A_ADDRESS + _whole_pages(len(stage3a))
-    header_address = ipib_address + PAGE
+    header_address = max(_STAGE3A_ADDRESS + _whole_pages(len(stage3a)), _LEAST_HEADER_ADDRESS)
     component_key = secrets.token_bytes(64)
     components = _Components(
         output,
@@ -159,21 +166,22 @@ def build(
         key=component_key,
         report=lambda done: progress(done, total),
     )
-    plain = (
-        components.add(_KERNEL, initramfs.joined([kernel])),
-        components.add(_COMMAND_LINE, [line]),
-        components.add(_RAMDISK, initramfs.joined(ramdisk)) if ramdisk else _NO_COMPONENT,
-    )
+    added = components.add(_KERNEL, initramfs.joined([kernel]))
+    archives = components.add(_RAMDISK, initramfs.joined(ramdisk)) if ramdisk else _NO_COMPONENT
+    plain = (added, components.add(_COMMAND_LINE, [line]), archives)
     loader = components.add(_STAGE3B, [_with_stage3b_arguments(stage3b, plain)])
-    output.truncate()
 
     header = _header(host_keys, components, component_key, start=loader.address)
-    ipib = _ipib(components.written, len(header))
+    ipib_address = loader.address + loader.padded_size
+    output.write(_ipib(components.written, header_address, len(header)))
+    output.truncate()
     stage3a = _with_stage3a_arguments(stage3a, header_address, len(header), ipib_address)
+    metadata = _METADATA.pack(_METADATA_MAGIC, header_address, _METADATA_VERSION, ipib_address)
     output.seek(0)
-    output.write(_SHORT_PSW.ljust(_STAGE3A_ADDRESS, b"\0"))
-    for part in (stage3a, ipib, header):
-        output.write(_padded(part))
+    output.write(_SHORT_PSW.ljust(_METADATA_ADDRESS, b"\0"))
+    output.write(metadata.ljust(_STAGE3A_ADDRESS - _METADATA_ADDRESS, b"\0"))
+    output.write(stage3a.ljust(header_address - _STAGE3A_ADDRESS, b"\0"))
+    output.write(_padded(header))
 
 
 def command_line_component(command_line: str, kernel: Path) -> bytes:
@@ -402,11 +410,14 @@ def _key_slot(
     )
 
 
-def _ipib(components: Sequence[_Component], header_size: int) -> bytes:
-    """The IPL parameter block, one page; stage3a fills in the SE header's address when it runs."""
-    block_size = _IPIB.size - 8 + _IPIB_ENTRY.size * len(components)
-    head = _IPIB.pack(PAGE, _IPIB_VERSION, block_size, _IPIB_TYPE_PV, len(components), 0, header_size)
-    return _padded(head + b"".join(_IPIB_ENTRY.pack(c.prefix, c.address, c.padded_size) for c in components))
+def _ipib(components: Sequence[_Component], header: int, header_size: int) -> bytes:
+    """The IPL parameter block, less than a page."""
+    size = _IPIB.size + _IPIB_ENTRY.size * len(components)
+    head = _IPIB.pack(
+        *(size, _IPIB_VERSION, size - 8, _IPIB_TYPE_PV, _IPIB_PV_VERSION),
+        *(len(components), header, header_size),
+    )
+    return head + b"".join(_IPIB_ENTRY.pack(c.prefix, c.address, c.padded_size) for c in components)
 
 
 def _with_stage3a_arguments(stage3a: bytes, header: int, header_size: int, ipib: int) -> bytes:

@@ -638,7 +638,7 @@ def test_what_is_no_image_is_refused_with_the_cure(look: Look, tmp_path: Path) -
     }.items():
         code, rows = look(GOOD, f"--disk={tmp_path / name}")
         assert (code, rows["personalise"]["state"]) == (1, "refused")
-        cure = "start from an unchanged image" if name == "blank" else "name a disk image"
+        cure = "--disk=IMAGE names the SE-ready image" if name == "blank" else "name a disk image"
         assert f"{says}: {cure}" in rows["personalise"]["detail"]
 
 

@@ -1,5 +1,5 @@
-"""The built-in image builder, byte by byte against images that IBM's genprotimg 2.35.0 made, and the reader
-of an image's key slots.
+"""The built-in image builder, its content against images that IBM's genprotimg 2.35.0 made, its layout
+against pvimg's of 2.43; and the reader of an image's key slots.
 """
 
 from __future__ import annotations
@@ -29,9 +29,14 @@ VECTORS = TEST_VECTORS / "se-image"
 KERNEL, RAMDISK = VECTORS / "kernel.bin", VECTORS / "ramdisk.bin"
 COMMAND_LINE = (VECTORS / "parmfile").read_text()
 
-# Where the vectors' boot loader (11,224 bytes of stage3a) puts things.
-STAGE3A, IPIB, HEADER, COMPONENTS, PAGE = 0x10000, 0x13000, 0x14000, 0x15000, 4096
+# Where the vectors' boot loader (11,224 bytes of stage3a) puts things: the first and the third in any layout,
+# the second in genprotimg's.
+STAGE3A, IPIB, HEADER, PAGE = 0x10000, 0x13000, 0x14000, 4096
+ARGUMENTS = STAGE3A + 11224 - 24  # of stage3a: how far from here header (bytes, too) and IPIB lie
 KERNEL_TAKES = 0x10430  # offset of the longest command line in a kernel
+# Component numbers: genprotimg's, pvimg's.
+NAMES = {0: "kernel", 1: "command line", 2: "ramdisk", 3: "stage3b"}
+NAMES |= {40: "kernel", 60: "command line", 50: "ramdisk", 70: "stage3b"}
 
 
 def private_key(name: str) -> ec.EllipticCurvePrivateKey:
@@ -45,18 +50,22 @@ HOST_A, HOST_B = private_key("host-a"), private_key("host-b")
 
 @dataclass(frozen=True)
 class Opened:
-    """An image taken apart: with random bytes blanked, and what the ultravisor makes of it."""
+    """An image taken apart as the ultravisor takes it, by the name of the component."""
 
-    plain: bytes  # everything outside the components, random bytes zeroed
+    header: bytes  # random bytes and digests zeroed
     area: bytes  # the encrypted area, keys zeroed
-    places: list[tuple[int, int, int]]  # number, address and length of each component
-    components: list[bytes]
+    places: dict[str, tuple[int, int]]  # address and length, in the order of the IPIB
+    components: dict[str, bytes]
     randoms: list[bytes]
+
+
+def ipib_of(data: bytes) -> int:
+    return ARGUMENTS + int(struct.unpack_from(">Q", data, ARGUMENTS + 16)[0])
 
 
 def open_image(data: bytes, host: ec.EllipticCurvePrivateKey) -> Opened:
     """Open an image made with the vectors' boot loader as the host that owns the key would."""
-    header = data[HEADER:]
+    ipib, header = ipib_of(data), data[HEADER:]
     slots, area_size = struct.unpack(">QQ", header[32:48])
     area_at = 416 + 80 * slots
     aad, iv = header[:area_at], header[16:28]
@@ -69,10 +78,10 @@ def open_image(data: bytes, host: ec.EllipticCurvePrivateKey) -> Opened:
     header_key = AESGCM(wrapping).decrypt(bytes(12), slot[32:], None)
     area = AESGCM(header_key).decrypt(iv, header[area_at : area_at + area_size + 16], aad)
 
-    places, components, prefixes = [], [], []
+    places, components, prefixes = {}, {}, []
     pages, addresses, tweaks = b"", b"", b""
-    (count,) = struct.unpack(">I", data[IPIB + 0x74 : IPIB + 0x78])
-    for at in range(IPIB + 0x88, IPIB + 0x88 + 24 * count, 24):
+    (count,) = struct.unpack(">I", data[ipib + 0x74 : ipib + 0x78])
+    for at in range(ipib + 0x88, ipib + 0x88 + 24 * count, 24):
         prefix, address, length = struct.unpack(">8sQQ", data[at : at + 24])
         plain = b""
         for offset in range(0, length, PAGE):
@@ -81,21 +90,18 @@ def open_image(data: bytes, host: ec.EllipticCurvePrivateKey) -> Opened:
             plain += Cipher(AES(area[32:96]), modes.XTS(tweak)).decryptor().update(page)
             pages, tweaks = pages + page, tweaks + tweak
             addresses += (address + offset).to_bytes(8, "big")
-        places.append((int.from_bytes(prefix[:2], "big"), address, length))
-        components.append(plain)
+        name = NAMES[int.from_bytes(prefix[:2], "big")]
+        places[name], components[name] = (address, length), plain
         prefixes.append(prefix)
     assert header[48:56] == (len(pages) // PAGE).to_bytes(8, "big")
     for at, listed in ((224, pages), (288, addresses), (352, tweaks)):
         assert header[at : at + 64] == hashlib.sha512(listed).digest()
 
-    boot = bytearray(data[:COMPONENTS])
-    random = [(16, 28), (64 + 14, 144), (144 + 14, 224), (224, 416), (416, area_at + area_size + 16)]
-    for start, end in random:
-        boot[HEADER + start : HEADER + end] = bytes(end - start)
-    for at in range(IPIB + 0x88, IPIB + 0x88 + 24 * count, 24):
-        boot[at + 2 : at + 8] = bytes(6)
+    blanked = bytearray(header[: area_at + area_size + 16])
+    for start, end in ((16, 28), (64 + 14, 144), (144 + 14, 224), (224, len(blanked))):
+        blanked[start:end] = bytes(end - start)
     return Opened(
-        plain=bytes(boot),
+        header=bytes(blanked),
         area=bytes(96) + area[96:],
         places=places,
         components=components,
@@ -108,7 +114,7 @@ def boot_loaders(tmp_path_factory: pytest.TempPathFactory) -> image.BootLoaders:
     """IBM's own boot loaders, taken out of a vector, their arguments blank again."""
     data = (VECTORS / "two-keys.img").read_bytes()
     stage3a = data[STAGE3A:IPIB].rstrip(b"\0")  # its last byte is an address that ends in 0x40
-    stage3b = open_image(data, HOST_A).components[-1]
+    stage3b = open_image(data, HOST_A).components["stage3b"]
     end = stage3b.rindex(struct.pack(">QQ", 0x180000000, 0x10000)) + 16
     directory = tmp_path_factory.mktemp("s390-tools")
     found = image.BootLoaders(directory / "stage3a.bin", directory / "stage3b_reloc.bin")
@@ -144,40 +150,75 @@ def kernel_that_takes(path: Path, limit: int) -> Path:
     return path
 
 
-@pytest.mark.parametrize("host", [HOST_A, HOST_B])
-def test_an_image_for_two_hosts_equals_ibms_in_all_that_is_not_random(
-    boot_loaders: image.BootLoaders, host: ec.EllipticCurvePrivateKey
-) -> None:
-    ours, ibms = build(boot_loaders), (VECTORS / "two-keys.img").read_bytes()
-    assert len(ours) == len(ibms)
-    opened, expected = open_image(ours, host), open_image(ibms, host)
-    assert opened.plain == expected.plain
-    assert opened.area == expected.area
-    assert opened.places == expected.places
-    assert opened.components == expected.components
+VECTOR_IMAGES = {"two-keys.img": ((RAMDISK,), [HOST_A, HOST_B]), "no-ramdisk.img": ((), [HOST_B])}
 
 
-def test_an_image_without_ramdisk_equals_ibms_in_all_that_is_not_random(
-    boot_loaders: image.BootLoaders,
-) -> None:
-    ours = build(boot_loaders, ramdisk=(), hosts=[HOST_B])
-    ibms = (VECTORS / "no-ramdisk.img").read_bytes()
-    assert len(ours) == len(ibms)
-    opened, expected = open_image(ours, HOST_B), open_image(ibms, HOST_B)
-    assert opened.plain == expected.plain
-    assert opened.area == expected.area
-    assert opened.places == expected.places
-    assert opened.components == expected.components
+@pytest.mark.parametrize("name", VECTOR_IMAGES)
+def test_an_image_opens_as_ibms_does_to_the_same_content(boot_loaders: image.BootLoaders, name: str) -> None:
+    """genprotimg's, whose layout was another one."""
+    ramdisk, hosts = VECTOR_IMAGES[name]
+    ours, ibms = build(boot_loaders, ramdisk=ramdisk, hosts=hosts), (VECTORS / name).read_bytes()
+    for host in hosts:
+        opened, expected = open_image(ours, host), open_image(ibms, host)
+        assert opened.header == expected.header
+        assert opened.components.keys() == expected.components.keys()
+        for part in opened.components.keys() - {"stage3b"}:
+            assert opened.components[part] == expected.components[part]
+        assert (opened.area[:104], opened.area[112:]) == (expected.area[:104], expected.area[112:])
+
+
+def test_an_image_is_laid_out_as_pvimg_does_it(boot_loaders: image.BootLoaders) -> None:
+    """rust/pvimg/src/se_img.rs of s390-tools 2.43."""
+    data = build(boot_loaders)
+    opened, ipib = open_image(data, HOST_A), ipib_of(data)
+    assert data[:8] == bytes.fromhex("0008000180011000")
+    assert not any(data[8:0xC000])
+    assert data[0xC000:][:28] == struct.pack(">8sQIQ", b"SeImgLnx", HEADER, 1, ipib)
+    assert not any(data[0xC000 + 28 : STAGE3A])
+    assert data[STAGE3A:ARGUMENTS] == boot_loaders.stage3a.read_bytes()[:-24]
+    assert struct.unpack_from(">QQQ", data, ARGUMENTS) == (HEADER - ARGUMENTS, 720, ipib - ARGUMENTS)
+    assert data[HEADER : HEADER + 8] == b"IBMSecEx"
+    assert list(opened.places) == ["kernel", "ramdisk", "command line", "stage3b"]
+    at = HEADER + PAGE
+    for address, length in opened.places.values():
+        assert address == at
+        at += length
+    assert ipib == at
+    head = struct.pack(">I3xB IB3x8x84x3xB4xIQQ", 232, 1, 224, 5, 1, 4, HEADER, 720)
+    assert data[ipib:][: len(head)] == head
+    assert len(data) == ipib + 232
+    entries = [struct.unpack_from(">H6xQQ", data, ipib + 136 + 24 * number) for number in range(4)]
+    assert entries == [(40 + 10 * number, *place) for number, place in enumerate(opened.places.values())]
+
+
+def test_a_large_loader_moves_the_header_behind_it(boot_loaders: image.BootLoaders, tmp_path: Path) -> None:
+    stage3a = tmp_path / "stage3a.bin"
+    stage3a.write_bytes(boot_loaders.stage3a.read_bytes().rjust(5 * PAGE - 8, b"\1"))
+    data = build(image.BootLoaders(stage3a, boot_loaders.stage3b))
+    assert image.header(io.BytesIO(data)).at == 0x15000
+    assert struct.unpack_from(">8sQ", data, 0xC000) == (b"SeImgLnx", 0x15000)
 
 
 def test_the_blanked_bytes_do_not_hide_a_field(boot_loaders: image.BootLoaders) -> None:
-    """The comparison above sees magic, sizes, flags, IPIB and boot loader arguments."""
+    """The comparison with IBM's sees magic, sizes, flags, and where it begins."""
     opened = open_image(build(boot_loaders), HOST_A)
-    header = opened.plain[HEADER:]
-    assert header[:16] == b"IBMSecEx" + struct.pack(">II", 0x100, 720)
-    assert header[56:64] == struct.pack(">Q", 0xE0)
-    assert struct.unpack(">QQQII", opened.area[96:]) == (0x180000000, opened.places[-1][1], 0, 0, 0)
-    assert opened.plain[:8] == bytes.fromhex("0008000180011000")
+    assert opened.header[:16] == b"IBMSecEx" + struct.pack(">II", 0x100, 720)
+    assert opened.header[56:64] == struct.pack(">Q", 0xE0)
+    start, _ = opened.places["stage3b"]
+    assert struct.unpack(">QQQII", opened.area[96:]) == (0x180000000, start, 0, 0, 0)
+
+
+def test_stage3b_is_told_where_everything_is(boot_loaders: image.BootLoaders) -> None:
+    opened, loader = open_image(build(boot_loaders), HOST_A), boot_loaders.stage3b.read_bytes()
+    stage3b = opened.components["stage3b"][: len(loader)]
+    assert stage3b[:-64] == loader[:-64]
+    sizes = {
+        "kernel": KERNEL.stat().st_size,
+        "command line": len(COMMAND_LINE) + 1,
+        "ramdisk": RAMDISK.stat().st_size,
+    }
+    areas = [value for name, size in sizes.items() for value in (opened.places[name][0], size)]
+    assert struct.unpack(">8Q", stage3b[-64:]) == (*areas, 0x180000000, 0x10000)
 
 
 def test_a_key_of_another_host_does_not_open_an_image(boot_loaders: image.BootLoaders) -> None:
@@ -209,9 +250,9 @@ def test_initramfs_archives_are_joined_at_multiples_of_four(
         parts[-1].write_bytes(content)
     opened = open_image(build(boot_loaders, ramdisk=parts), HOST_A)
     whole = b"a" * 4097 + bytes(3) + b"b" * 5 + bytes(3) + b"c" * 8 + b"d"
-    assert opened.components[2] == whole.ljust(2 * PAGE, b"\0")
-    address, size = struct.unpack(">QQ", opened.components[3].rstrip(b"\0")[-30:-14])
-    assert (address, size) == (opened.places[2][1], len(whole))
+    assert opened.components["ramdisk"] == whole.ljust(2 * PAGE, b"\0")
+    stage3b = opened.components["stage3b"][: boot_loaders.stage3b.stat().st_size]
+    assert struct.unpack(">QQ", stage3b[-32:-16]) == (opened.places["ramdisk"][0], len(whole))
 
 
 @pytest.mark.parametrize("size", [256 * PAGE - 1, 256 * PAGE, 256 * PAGE + 1, 600 * PAGE + 7])
@@ -221,7 +262,7 @@ def test_a_ramdisk_longer_than_a_block_keeps_every_page(
     content = hashlib.shake_128(b"ramdisk").digest(size)
     (tmp_path / "ramdisk").write_bytes(content)
     opened = open_image(build(boot_loaders, ramdisk=[tmp_path / "ramdisk"]), HOST_A)
-    assert opened.components[2] == content + bytes(-size % PAGE)
+    assert opened.components["ramdisk"] == content + bytes(-size % PAGE)
 
 
 def test_a_large_ramdisk_is_never_whole_in_memory(boot_loaders: image.BootLoaders, tmp_path: Path) -> None:
@@ -258,8 +299,8 @@ def test_what_an_output_held_before_is_gone(boot_loaders: image.BootLoaders) -> 
         host_keys=[HOST_A.public_key()],
         boot_loaders=boot_loaders,
     )
-    assert len(output.getvalue()) == len((VECTORS / "two-keys.img").read_bytes())
-    assert not any(output.getvalue()[8:STAGE3A])
+    assert len(output.getvalue()) == len(build(boot_loaders, hosts=[HOST_A]))
+    assert not any(output.getvalue()[8:0xC000] + output.getvalue()[0xC000 + 28 : STAGE3A])
 
 
 def test_a_command_line_longer_than_the_kernel_takes_is_refused(
@@ -267,7 +308,7 @@ def test_a_command_line_longer_than_the_kernel_takes_is_refused(
 ) -> None:
     kernel = kernel_that_takes(tmp_path / "kernel", 100)
     opened = open_image(build(boot_loaders, kernel=kernel, command_line="x" * 99), HOST_A)
-    assert opened.components[1] == (b"x" * 99).ljust(PAGE, b"\0")
+    assert opened.components["command line"] == (b"x" * 99).ljust(PAGE, b"\0")
     with pytest.raises(Refusal, match=r"100 bytes.* takes 99"):
         build(boot_loaders, kernel=kernel, command_line="x" * 100)
 
@@ -335,7 +376,7 @@ def test_more_host_keys_than_a_header_holds_are_refused(boot_loaders: image.Boot
     (header_size,) = struct.unpack(">I", data[HEADER + 12 : HEADER + 16])
     assert header_size == 416 + 95 * 80 + 128 + 16
     assert header_size <= 2 * PAGE
-    assert struct.unpack(">Q", data[IPIB + 0x90 : IPIB + 0x98]) == (HEADER + 2 * PAGE,)
+    assert struct.unpack_from(">Q", data, ipib_of(data) + 0x90) == (HEADER + 2 * PAGE,)
     with pytest.raises(Refusal, match=r"96 host keys are given, an image takes 95: KVM .* 7\.0 .* 8 KiB"):
         build(boot_loaders, hosts=[HOST_A] * 96)
 
@@ -343,7 +384,6 @@ def test_more_host_keys_than_a_header_holds_are_refused(boot_loaders: image.Boot
 # Reading the key slots.
 
 HASH_A, HASH_B = (key_hash(host.public_key()) for host in (HOST_A, HOST_B))
-ARGUMENTS = STAGE3A + 11224 - 24  # in the vectors
 
 
 def key_slots(data: bytes) -> list[bytes]:

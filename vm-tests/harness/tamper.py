@@ -371,7 +371,7 @@ def layout_of(plan: Plan, name: str) -> Layout:
 def sdboot_parts(content: bytes, key: ultravisor.HostKey) -> dict[str, int]:
     """Where each part of an sdboot lies in the file; see the tables of secex_firstboot.sdboot.image."""
     place = ultravisor.find_place(bytearray(content))
-    components = ultravisor.start(bytearray(content), [key]).components
+    kernel, ramdisk, command_line, stage3b = ultravisor.start(bytearray(content), [key]).components
     ipib, header = place.ipib_address, place.header_address
     (slots,) = struct.unpack_from(">Q", content, header + 32)
     slot = content.index(ultravisor.host_key_hash(key), header + 416)
@@ -379,7 +379,7 @@ def sdboot_parts(content: bytes, key: ultravisor.HostKey) -> dict[str, int]:
     entry = ipib + 136  # tweak prefix, address, length of the kernel
     return {
         "stage3a: entry": ultravisor.ENTRY_ADDRESS,
-        "stage3a: arguments": _stage3a_arguments(content, ipib) + 7,
+        "stage3a: arguments": place.arguments_address + 7,
         "IPIB: length": ipib + 2,
         "IPIB: type": ipib + 12,
         "IPIB: tweak": entry + 7,
@@ -403,20 +403,11 @@ def sdboot_parts(content: bytes, key: ultravisor.HostKey) -> dict[str, int]:
         "key slot: tag": slot + 64,
         "encrypted area": area,
         "tag": header + place.header_size - 1,
-        "kernel": components[0].address + components[0].length // 2,
-        "command line": components[1].address,
-        "ramdisk": components[2].address + components[2].length // 2,
-        "stage3b": components[3].address,
+        "kernel": kernel.address + kernel.length // 2,
+        "command line": command_line.address,
+        "ramdisk": ramdisk.address + ramdisk.length // 2,
+        "stage3b": stage3b.address,
     }
-
-
-def _stage3a_arguments(content: bytes, ipib: int) -> int:
-    """The last 24 bytes of stage3a; they say how far from themselves the IPIB and the header lie."""
-    for at in range(ipib - 24, ipib - BLOCK - 24, -8):
-        header_offset, _, ipib_offset = struct.unpack_from(">QQQ", content, at)
-        if (at + header_offset, at + ipib_offset) == (ipib + BLOCK, ipib):
-            return at
-    raise AssertionError("stage3a has no arguments")
 
 
 def rewrite_luks_header(header: bytes, old: bytes, new: bytes) -> bytes:

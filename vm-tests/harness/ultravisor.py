@@ -119,6 +119,7 @@ class Place(NamedTuple):
     header_address: int
     header_size: int
     ipib_address: int
+    arguments_address: int
 
 
 # --- stage3a -----------------------------------------------------------------------------------------------
@@ -126,6 +127,7 @@ class Place(NamedTuple):
 # LHI %r1,1; SIGP %r1,%r0,SET_ARCHITECTURE; SAM64: head.S and stage3a_init.S both begin so.
 _STAGE3A_CODE = bytes.fromhex("a7180001 ae100012 010e")
 _STAGE3A_LIMIT = LOAD_ADDRESS + 16 * PAGE
+_PVIMGS_HEADER = 0x14000
 _STAGE3A_ARGUMENTS = struct.Struct(">QQQ")  # header offset, header size, IPIB offset, from the arguments
 
 
@@ -136,14 +138,18 @@ def holds_stage3a(memory: Memory) -> bool:
 def find_place(memory: Memory) -> Place:
     """Find header and IPIB as stage3a does, through the arguments at its end.
 
-    Where stage3a ends is not written anywhere, but its arguments point to the page that follows them (IPIB)
-    and to the one after (header), so no other 24 bytes of it can be taken for them.
+    Where stage3a ends is not written anywhere, but its arguments point to the pages that follow it: as
+    genprotimg lays an image out, to the next one (IPIB) and the one after (header); as pvimg does, to the
+    next one from 0x14000 on (header) and to one behind it (IPIB). No other 24 bytes can be taken for them.
     """
     for address in range(ENTRY_ADDRESS, min(_STAGE3A_LIMIT, len(memory) - _STAGE3A_ARGUMENTS.size), 8):
         header_offset, header_size, ipib_offset = _STAGE3A_ARGUMENTS.unpack_from(memory, address)
-        ipib = _whole_pages(address + _STAGE3A_ARGUMENTS.size)
-        if address + ipib_offset == ipib and address + header_offset == ipib + PAGE:
-            return Place(ipib + PAGE, header_size, ipib)
+        header, ipib = address + header_offset, address + ipib_offset
+        following = _whole_pages(address + _STAGE3A_ARGUMENTS.size)
+        genprotimgs = (ipib, header) == (following, following + PAGE)
+        pvimgs = header == max(following, _PVIMGS_HEADER) < ipib < len(memory) and ipib % PAGE == 0
+        if genprotimgs or pvimgs:
+            return Place(header, header_size, ipib, address)
     raise Refused(Reason.INVALID_PARAMETERS)
 
 
@@ -164,14 +170,15 @@ _IPIB_TYPE_PV = 5
 
 def _read_components(memory: Memory, ipib_address: int) -> tuple[Component, ...]:
     """The checks are those of QEMU's ipl_valid_pv_components(), and that pages are whole and in memory."""
-    if ipib_address % PAGE or ipib_address + PAGE > len(memory):
+    if ipib_address % PAGE or ipib_address + _IPIB_COMPONENTS_OFFSET > len(memory):
         raise Refused(Reason.INVALID_PARAMETERS)
-    ipib = bytes(memory[ipib_address : ipib_address + PAGE])
+    ipib = bytes(memory[ipib_address : ipib_address + PAGE]).ljust(PAGE, b"\0")
     (count,) = _IPIB_COUNT.unpack_from(ipib, _IPIB_COUNT_OFFSET)
     block_size = _IPIB_BLOCK_SIZE + count * _IPIB_COMPONENT.size
-    if _IPIB_START.unpack_from(ipib) != (PAGE, bytes(3), 1, block_size, _IPIB_TYPE_PV):
-        raise Refused(Reason.INVALID_PARAMETERS)
     end = _IPIB_COMPONENTS_OFFSET + count * _IPIB_COMPONENT.size
+    length, *start = _IPIB_START.unpack_from(ipib)
+    if length not in (end, PAGE) or start != [bytes(3), 1, block_size, _IPIB_TYPE_PV]:
+        raise Refused(Reason.INVALID_PARAMETERS)
     if not count or end > PAGE:
         raise Refused(Reason.INVALID_PARAMETERS)
     entries = _IPIB_COMPONENT.iter_unpack(ipib[_IPIB_COMPONENTS_OFFSET:end])
@@ -352,7 +359,8 @@ def decrypt_in_place(
 
 def start(memory: Memory, keys: Sequence[HostKey]) -> Decrypted:
     """Do what stage3a asks the firmware for. The guest has to go on at the PSW of the answer."""
-    return decrypt_in_place(memory, *find_place(memory), keys)
+    place = find_place(memory)
+    return decrypt_in_place(memory, place.header_address, place.header_size, place.ipib_address, keys)
 
 
 # --- taking a file apart -----------------------------------------------------------------------------------
@@ -392,10 +400,10 @@ def _stage3b(memory: Memory, components: Sequence[Component]) -> bytes:
 
     These are found by the two addresses in them that the IPL parameter block also knows.
     """
-    kernel, command_line, *_, stage3b = components
+    kernel, *others, stage3b = components
     content = bytes(memory[stage3b.address : stage3b.address + stage3b.length])
-    kernel_at, command_line_at = (struct.pack(">Q", c.address) for c in (kernel, command_line))
-    starts = re.finditer(re.escape(kernel_at) + b".{8}" + re.escape(command_line_at), content, re.DOTALL)
+    first, *rest = (re.escape(struct.pack(">Q", each.address)) for each in (kernel, *others))
+    starts = re.finditer(first + b".{8}(?:" + b"|".join(rest) + b")", content, re.DOTALL)
     ends = [found.start() + _STAGE3B_ARGUMENTS.size for found in starts]
     if not ends or any(content[ends[-1] :]):
         raise ValueError("stage3b does not end with its arguments")
