@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from secex_firstboot.basic.context import Context
@@ -17,8 +16,8 @@ from secex_firstboot.builder import outputs, sealing, volumes
 from secex_firstboot.builder.layout import Layout, Region
 from secex_firstboot.builder.metadata import Metadata
 from secex_firstboot.builder.outputs import Outputs
-from secex_firstboot.builder.recipe import Trust
-from secex_firstboot.builder.sealing import Unsealed
+from secex_firstboot.builder.recipe import Recipe
+from secex_firstboot.builder.sealing import Sealing, Unsealed
 from secex_firstboot.builder.volumes import Same
 from secex_firstboot.contract.partitions import HASH_TREES, VOLUMES
 from secex_firstboot.storage import disk_image
@@ -26,31 +25,17 @@ from secex_firstboot.storage import disk_image
 _CURE = "get image and metadata again from who published them, and give the image as it was"
 
 
-def adopt(
-    context: Context,
-    image: Path,
-    metadata: Metadata,
-    target: Outputs,
-    *,
-    host_keys: Sequence[Path],
-    trust: Trust,
-    config_key: Path | None,
-) -> Metadata:
-    """Make ``target`` of a disk image that is what its ``metadata`` say, for other hosts, with another config
-    key. Raises Refusal if it is not."""
+def adopt(context: Context, recipe: Recipe, metadata: Metadata, target: Outputs) -> Metadata:
+    """Make ``target`` of the disk image ``recipe.source``, for other hosts and with another config key.
+
+    It has to be what its ``metadata`` say. Of the recipe only what concerns sealing counts. Raises Refusal.
+    """
     same = Same.of(dict(os.environ), time.time())
     with outputs.working(target) as work:
-        documents = sealing.proven(context, host_keys, trust, work)
-        return sealing.finish(
-            context,
-            _unsealed(context, image, metadata, same, work),
-            documents=documents,
-            roots=trust.roots,
-            config_key=config_key,
-            target=target,
-            same=same,
-            work=work,
-        )
+        documents = sealing.proven(context, recipe.host_keys, recipe.trust, work)
+        unsealed = _unsealed(context, recipe.source, metadata, same, work)
+        wanted = Sealing.of(recipe, documents)
+        return sealing.finish(context, unsealed, wanted, target=target, same=same, work=work)
 
 
 def _unsealed(context: Context, image: Path, metadata: Metadata, same: Same, work: Path) -> Unsealed:

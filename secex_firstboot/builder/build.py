@@ -15,7 +15,7 @@ from secex_firstboot.builder.layout import MIB
 from secex_firstboot.builder.metadata import BootEntry, Metadata, Partition, Volume
 from secex_firstboot.builder.outputs import Outputs
 from secex_firstboot.builder.recipe import Recipe
-from secex_firstboot.builder.sealing import Unsealed
+from secex_firstboot.builder.sealing import Sealing, Unsealed
 from secex_firstboot.builder.volumes import Same
 from secex_firstboot.contract.partitions import HASH_TREES, LAYOUT, VOLUMES
 from secex_firstboot.sdboot import boot_entry
@@ -36,16 +36,8 @@ def build(context: Context, recipe: Recipe, target: Outputs, *, sealed: bool = T
         unsealed = Build(context, recipe, same, work).unsealed()
         if not sealed:
             return outputs.write(context, unsealed.disk, unsealed.metadata, target, work)
-        return sealing.finish(
-            context,
-            unsealed,
-            documents=documents,
-            roots=recipe.trust.roots,
-            config_key=recipe.config_key,
-            target=target,
-            same=same,
-            work=work,
-        )
+        wanted = Sealing.of(recipe, documents)
+        return sealing.finish(context, unsealed, wanted, target=target, same=same, work=work)
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from secex_firstboot.basic.errors import Refusal
-from secex_firstboot.basic.files import is_regular, write_private
+from secex_firstboot.basic.files import is_directory, is_regular
 from secex_firstboot.basic.process import run
 
 _NAME = "SE-ready image"
+_MEMORY = Path("/dev/shm")  # noqa: S108 - shm_overview(7)
 _CURE = "export one: gpg --armor --export-secret-keys FINGERPRINT; or leave it out, for a fresh one"
 
 
@@ -53,10 +54,17 @@ def _take(gpg: list[str], given: Path) -> None:
 
 
 @contextmanager
+def secret_directory() -> Iterator[Path]:
+    """For secrets, for a moment: in memory, where the system has a place for that."""
+    memory = _MEMORY if is_directory(_MEMORY) else None
+    with tempfile.TemporaryDirectory(prefix="secex-", dir=memory) as directory:  # mode 0700
+        yield Path(directory)
+
+
+@contextmanager
 def _keyring() -> Iterator[list[str]]:
     """gpg with a home of its own, and without its agent behind it in the end."""
-    with tempfile.TemporaryDirectory(prefix="secex-") as home:
-        write_private(Path(home, "gpg.conf"), b"")
+    with secret_directory() as home:
         try:
             yield ["gpg", f"--homedir={home}", "--batch", "--quiet", "--yes", "--pinentry-mode=loopback"]
         finally:

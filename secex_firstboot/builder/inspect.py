@@ -15,9 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from secex_firstboot.basic.errors import FirstbootError
+from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.builder import outputs, volumes
 from secex_firstboot.builder.metadata import Metadata
+from secex_firstboot.contract import parameters
 from secex_firstboot.contract.partitions import HASH_TREES, LASTING, VOLUMES
 from secex_firstboot.hostkeys import document
 from secex_firstboot.hostkeys.document import Document
@@ -89,6 +90,8 @@ class Inspection:
     size: int
     partitions: list[Part] = field(default_factory=list)
     boot_images: list[BootImage] = field(default_factory=list)
+    first_boot: str = ""
+    """Of an image: what first boot lacks on a disk of this size, or that it lacks nothing."""
     damage: list[str] = field(default_factory=list)
 
 
@@ -145,7 +148,20 @@ class _Look:
         images = self._told(lambda: list(self._boot_images())) or []
         if self.metadata:
             self._compare(self.metadata)
-        return Inspection(self._kind(), self.disk.size, partitions, images, self.damage)
+        return Inspection(self._kind(), self.disk.size, partitions, images, self._first_boot(), self.damage)
+
+    def _first_boot(self) -> str:
+        if self._kind() is not Kind.IMAGE or self.damage:
+            return ""
+        headroom = parameters.value(
+            self.metadata.boot_entry.options if self.metadata else "", parameters.HEADROOM
+        )
+        boot, root = (plan.read_source(self.raw, self.disk, name) for name in VOLUMES)
+        try:
+            plan.lay_out(self.disk, boot, root, headroom * plan.MIB, record_key="0" * 64)
+        except Refusal as refusal:
+            return str(refusal)
+        return "has the room it needs"
 
     def _kind(self) -> Kind:
         if not self.disk.missing(LASTING):

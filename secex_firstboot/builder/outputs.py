@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from pathlib import Path
 from secex_firstboot.basic import signals
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError, Refusal
-from secex_firstboot.basic.files import is_directory, sync
+from secex_firstboot.basic.files import is_directory, sync, write_private
 from secex_firstboot.builder.metadata import Metadata
 from secex_firstboot.builder.programs import run_writing
 
@@ -39,21 +39,21 @@ class Outputs:
 
     @property
     def image(self) -> Path:
-        return self._named(".qcow2")
+        return self.named(".qcow2")
 
     @property
     def public_key(self) -> Path:
-        return self._named(".pub.asc")
+        return self.named(".pub.asc")
 
     @property
     def metadata(self) -> Path:
-        return self._named(".json")
+        return self.named(".json")
 
     @property
     def work(self) -> Path:
-        return self._named(".unfinished")
+        return self.named(".unfinished")
 
-    def _named(self, suffix: str) -> Path:
+    def named(self, suffix: str) -> Path:
         return self.name.with_name(self.name.name + suffix)
 
 
@@ -99,9 +99,19 @@ def _empty(directory: Path) -> None:
 
 
 def write(
-    context: Context, disk: Path, metadata: Metadata, outputs: Outputs, work: Path, public_key: bytes = b""
+    context: Context,
+    disk: Path,
+    metadata: Metadata,
+    outputs: Outputs,
+    work: Path,
+    *,
+    public_key: bytes = b"",
+    private: Mapping[str, bytes] | None = None,
 ) -> Metadata:
-    """Put the finished raw ``disk`` and what belongs to it in place; the metadata last."""
+    """Put the finished raw ``disk`` and what belongs to it in place; the metadata last.
+
+    ``private``: files that only their owner may read, by what is added to the name.
+    """
     made = Outputs(work / "made")
     written = disk.stat().st_blocks * 512
     command: list[str | Path]
@@ -113,6 +123,9 @@ def write(
         made.public_key.write_bytes(public_key)
         files.append((made.public_key, outputs.public_key))
     digests = {target.name: sha256(path) for path, target in files}
+    for suffix, content in (private or {}).items():
+        write_private(made.named(suffix), content)
+        files.append((made.named(suffix), outputs.named(suffix)))
     metadata = metadata.model_copy(update={"outputs": digests, "tools": _tools()})
     metadata.write(made.metadata)
     for path, target in (*files, (made.metadata, outputs.metadata)):

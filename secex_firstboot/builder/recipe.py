@@ -65,12 +65,15 @@ class Recipe(Model):
     """``source`` is a root file system with its /boot: a directory, a tar, or a disk image.
 
     ``options`` are added to the boot entry's. ``config_key``: an OpenPGP private key; None: a fresh one.
+    ``keep_header`` and ``keep_cck``: see sealing.Sealing.
     """
 
     source: File
     host_keys: tuple[File, ...] = ()
     trust: Trust = Trust()
     config_key: File | None = None
+    keep_header: bool = False
+    keep_cck: bool = False
     options: str = ""
     strict_options: bool = False
     file_system: Literal["ext4", "xfs"] = "ext4"

@@ -7,20 +7,21 @@ build puts beside them. So whoever seals needs no tree, no s390x and no root.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Self
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.basic.files import is_regular, open_private
 from secex_firstboot.builder import outputs, volumes
-from secex_firstboot.builder.config_key import ConfigKey, key_pair
+from secex_firstboot.builder.config_key import ConfigKey, key_pair, secret_directory
 from secex_firstboot.builder.layout import SECTOR, Region
 from secex_firstboot.builder.metadata import HostKey, Metadata
 from secex_firstboot.builder.outputs import Outputs
-from secex_firstboot.builder.recipe import Trust
+from secex_firstboot.builder.recipe import Recipe, Trust
 from secex_firstboot.builder.volumes import BLOCK, Same
 from secex_firstboot.contract import parameters, paths
 from secex_firstboot.hostkeys import certificates, document
@@ -63,11 +64,22 @@ def keep_loaders(tree: Path, boot: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Sealed:
-    """``se``: the file system of that partition; ``record``: the first bytes of the disk."""
+class Sealing:
+    """For whom an image is, and with what.
 
-    se: Path
-    record: bytes
+    ``roots``: certificates that its guests trust, for their owners' documents; ``config_key``: a file, or
+    None for a fresh key. What is kept lies beside the image, for its maker alone.
+    """
+
+    documents: Sequence[Document]
+    roots: Sequence[Path] = ()
+    config_key: Path | None = None
+    keep_header: bool = False
+    keep_cck: bool = False
+
+    @classmethod
+    def of(cls, recipe: Recipe, documents: Sequence[Document]) -> Self:
+        return cls(documents, recipe.trust.roots, recipe.config_key, recipe.keep_header, recipe.keep_cck)
 
 
 @dataclass(frozen=True)
@@ -80,74 +92,43 @@ class Unsealed:
 
 
 def finish(
-    context: Context,
-    unsealed: Unsealed,
-    *,
-    documents: Sequence[Document],
-    roots: Sequence[Path],
-    config_key: Path | None,
-    target: Outputs,
-    same: Same,
-    work: Path,
+    context: Context, unsealed: Unsealed, wanted: Sealing, *, target: Outputs, same: Same, work: Path
 ) -> Metadata:
-    """Seal the image for the hosts of these ``documents``, and put it in place.
-
-    ``roots``: certificates that its guests trust, for their owners' documents.
-    """
-    key = key_pair(config_key)
+    """Seal the image, and put it in place."""
+    key = key_pair(wanted.config_key)
     metadata = unsealed.metadata
     (region,) = (Region(each.start, each.size) for each in metadata.partitions if each.name == "se")
-    made = _seal(
-        context,
-        unsealed.boot,
-        region,
-        root_hashes={name: each.root_hash for name, each in metadata.volumes.items()},
-        documents=documents,
-        key=key,
-        roots=roots,
-        same=same,
-        work=work,
-    )
+    entry = boot_entry.find(unsealed.boot)
+    _check_room(entry, region)
+    content = work / "se"
+    content.mkdir()
+    with secret_directory() as private:
+        overlay = private / "overlay.cpio"
+        write_archive(overlay, _overlay(key, wanted.roots))
+        kept = _make_sdboot(context, content / boot_record.IMAGE, unsealed, entry, overlay, wanted.documents)
+    stage3 = (unsealed.boot / LOADERS / _STAGE3).read_bytes()
+    made, record = _make_bootable(context, content, stage3, region, same, work)
     with unsealed.disk.open("r+b") as stream:
-        stream.write(made.record)
-    outputs.place(made.se, unsealed.disk, region.start)
-    made.se.unlink()
+        stream.write(record)
+    outputs.place(made, unsealed.disk, region.start)
+    made.unlink()
     metadata = metadata.model_copy(
         update={
             "config_key": key.fingerprint,
             "host_keys": tuple(
-                HostKey(document=each.name, sha256=document.key_hash(each).hex()) for each in documents
+                HostKey(document=each.name, sha256=document.key_hash(each).hex()) for each in wanted.documents
             ),
-            "roots": tuple(outputs.sha256(path) for path in roots),
+            "roots": tuple(outputs.sha256(path) for path in wanted.roots),
         }
     )
-    return outputs.write(context, unsealed.disk, metadata, target, work, key.public)
-
-
-def _seal(
-    context: Context,
-    boot: Path,
-    region: Region,
-    *,
-    root_hashes: Mapping[str, str],
-    documents: Sequence[Document],
-    key: ConfigKey,
-    roots: Sequence[Path],
-    same: Same,
-    work: Path,
-) -> Sealed:
-    """Make what goes into the partition ``region``; ``work``, private, gets secrets for a moment."""
-    entry = boot_entry.find(boot)
-    content = work / "se"
-    content.mkdir()
-    overlay = work / "overlay.cpio"
-    _check_room(entry, region)
-    try:
-        write_archive(overlay, _overlay(key, roots))
-        _make_sdboot(context, content / boot_record.IMAGE, boot, entry, overlay, root_hashes, documents)
-    finally:
-        overlay.unlink(missing_ok=True)
-    return _make_bootable(context, content, (boot / LOADERS / _STAGE3).read_bytes(), region, same, work)
+    private_files: dict[str, bytes] = {}
+    if wanted.keep_header:
+        private_files |= {".header": kept.header, ".header-key": kept.header_key}
+    if wanted.keep_cck:
+        private_files[".cck"] = kept.communication_key
+    return outputs.write(
+        context, unsealed.disk, metadata, target, work, public_key=key.public, private=private_files
+    )
 
 
 def _overlay(key: ConfigKey, roots: Sequence[Path]) -> dict[str, Entry]:
@@ -161,29 +142,29 @@ def _overlay(key: ConfigKey, roots: Sequence[Path]) -> dict[str, Entry]:
 def _make_sdboot(
     context: Context,
     output: Path,
-    boot: Path,
+    unsealed: Unsealed,
     entry: BootEntry,
     overlay: Path,
-    root_hashes: Mapping[str, str],
     documents: Sequence[Document],
-) -> None:
-    added = [f"{row.name}={root_hashes[volume]}" for volume, row in parameters.ROOT_HASHES.items()]
+) -> image.Kept:
+    volumes, loaders = unsealed.metadata.volumes, unsealed.boot / LOADERS
+    added = [f"{row.name}={volumes[name].root_hash}" for name, row in parameters.ROOT_HASHES.items()]
     with open_private(output) as stream:
-        image.build(
+        return image.build(
             stream,
             kernel=entry.linux,
             ramdisk=[*entry.initrd, overlay],
             command_line=boot_entry.command_line(entry.options, add=[parameters.FIRSTBOOT.name, *added]),
             host_keys=[each.public_key for each in document.distinct(documents)],
-            boot_loaders=image.BootLoaders(boot / LOADERS / _STAGE3A, boot / LOADERS / _STAGE3B),
+            boot_loaders=image.BootLoaders(loaders / _STAGE3A, loaders / _STAGE3B),
             progress=lambda done, total: context.progress("encrypt the boot image", done, total),
         )
 
 
 def _make_bootable(
     context: Context, content: Path, stage3: bytes, region: Region, same: Same, work: Path
-) -> Sealed:
-    """The file system of ``se``, with the boot map for where it puts the image."""
+) -> tuple[Path, bytes]:
+    """The file system of ``se``, with the boot map for where it puts the image; and the boot record."""
     made, boot_map_file = work / "se.img", content / boot_record.BOOT_MAP
     sdboot = (content / boot_record.IMAGE).stat().st_size
     size = boot_map.size(stage3, [Extent(1, 1)] * _FEW, SECTOR)
@@ -206,7 +187,7 @@ def _make_bootable(
     )
     _put(made, written.ljust(size, b"\0"), places[boot_record.BOOT_MAP], region)
     shutil.rmtree(content)
-    return Sealed(made, record)
+    return made, record
 
 
 def _on_disk(blocks: Sequence[int], region: Region, size: int) -> list[Extent]:

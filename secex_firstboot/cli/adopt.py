@@ -36,14 +36,10 @@ def run(options: argparse.Namespace) -> Exit:
     from secex_firstboot.builder.outputs import Outputs
 
     image = options.image.absolute()
-    wanted = recipe.make("the command line", sealing.given(options) | {"source": image})
     made = adopt.adopt(
         sealing.context(options),
-        image,
+        recipe.make("the command line", sealing.given(options) | {"source": image}),
         Metadata.load(options.metadata or image.with_suffix(".json")),
         Outputs((options.output or image.with_suffix("")).absolute()),
-        host_keys=wanted.host_keys,
-        trust=wanted.trust,
-        config_key=wanted.config_key,
     )
     return sealing.show(options, made)

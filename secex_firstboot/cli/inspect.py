@@ -71,6 +71,7 @@ def _page(found: Inspection) -> Iterator[str]:
         ("what", [f"{found.kind}, {found.size >> 20} MiB"]),
         ("partitions", [_part(each) for each in found.partitions]),
         *(("starts" if each.default else "", _boot_image(each)) for each in found.boot_images),
+        ("first boot", [found.first_boot] if found.first_boot else []),
         ("damage", found.damage),
     ]
     for label, texts in rows:

@@ -45,6 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="OpenPGP private key, without passphrase, that configs are encrypted to (default: a fresh one)",
     )
+    for name, what in (
+        ("header", "NAME.header and NAME.header-key, which opens the image"),
+        ("cck", "NAME.cck, the customer communication key, for attestation"),
+    ):
+        parser.add_argument(f"--keep-{name}", action="store_true", help=f"write {what}")
     add_json(parser)
 
 
@@ -58,7 +63,13 @@ def given(options: argparse.Namespace) -> dict[str, Any]:
         "offline": options.offline or None,
     }
     key = options.config_key and options.config_key.absolute()
-    found = {"host-keys": absolute(options.hostkey), "trust": without_nothing(trust), "config-key": key}
+    found = {
+        "host-keys": absolute(options.hostkey),
+        "trust": without_nothing(trust),
+        "config-key": key,
+        "keep-header": options.keep_header or None,
+        "keep-cck": options.keep_cck or None,
+    }
     return without_nothing(found)
 
 

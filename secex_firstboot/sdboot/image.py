@@ -133,6 +133,19 @@ class _Component:
 _NO_COMPONENT = _Component(bytes(8), 0, 0)
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What whoever made an image can do with it later, besides its ``header``, which is in it for all to see.
+
+    ``communication_key`` is the customer communication key (CCK): for attestation, secrets, dumps. With the
+    ``header_key`` the header's encrypted area is opened, and so the whole image.
+    """
+
+    header: bytes
+    communication_key: bytes
+    header_key: bytes
+
+
 def _silent(done: int, total: int) -> None:
     pass
 
@@ -146,7 +159,7 @@ def build(
     host_keys: Sequence[ec.EllipticCurvePublicKey],
     boot_loaders: BootLoaders,
     progress: Progress = _silent,
-) -> None:
+) -> Kept:
     """Write an image for the hosts of ``host_keys`` to ``output``, a seekable file.
 
     ``ramdisk`` is a sequence of initramfs archives that become one; it may be empty. No component is ever
@@ -171,7 +184,8 @@ def build(
     plain = (added, components.add(_COMMAND_LINE, [line]), archives)
     loader = components.add(_STAGE3B, [_with_stage3b_arguments(stage3b, plain)])
 
-    header = _header(host_keys, components, component_key, start=loader.address)
+    kept = _header(host_keys, components, component_key, start=loader.address)
+    header = kept.header
     ipib_address = loader.address + loader.padded_size
     output.write(_ipib(components.written, header_address, len(header)))
     output.truncate()
@@ -182,6 +196,7 @@ def build(
     output.write(metadata.ljust(_STAGE3A_ADDRESS - _METADATA_ADDRESS, b"\0"))
     output.write(stage3a.ljust(header_address - _STAGE3A_ADDRESS, b"\0"))
     output.write(_padded(header))
+    return kept
 
 
 def command_line_component(command_line: str, kernel: Path) -> bytes:
@@ -355,10 +370,11 @@ def _header(
     component_key: bytes,
     *,
     start: int,
-) -> bytes:
+) -> Kept:
     """The SE header; its encrypted area can be opened by the owner of any of the host keys."""
     customer = ec.generate_private_key(ec.SECP521R1())
     header_key, iv = secrets.token_bytes(32), secrets.token_bytes(12)
+    communication_key = secrets.token_bytes(32)
     head = _pack(
         _HEAD,
         {
@@ -380,7 +396,7 @@ def _header(
     area = _pack(
         _ENCRYPTED_AREA,
         {
-            "customer communication key": secrets.token_bytes(32),
+            "customer communication key": communication_key,
             "component key": component_key,
             "PSW mask": _PSW_MASK_64_BIT,
             "PSW address": start,
@@ -390,7 +406,8 @@ def _header(
         },
     )
     public = head + b"".join(_key_slot(customer, host, header_key) for host in host_keys)
-    return public + AESGCM(header_key).encrypt(iv, area, public)
+    header = public + AESGCM(header_key).encrypt(iv, area, public)
+    return Kept(header, communication_key, header_key)
 
 
 def _key_slot(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from harness import ultravisor
 from harness.site import Host, make_host
 from support import host_keys, needs, se_tree
@@ -102,6 +104,7 @@ def test_its_hash_trees_prove_everything_and_its_boot_map_leads_to_the_image(
         "boot": Verity.PROVEN,
         "root": Verity.PROVEN,
     }
+    assert found.first_boot == "has the room it needs"
     (image,) = found.boot_images
     assert [key.name for key in image.host_keys] == ["first"]
     assert image.default
@@ -187,6 +190,21 @@ def test_a_given_config_key_is_taken(
     assert made.config_key == Metadata.load(built.metadata).config_key
 
 
+def test_what_opens_an_image_is_kept_on_request_for_its_maker_alone(
+    tree: Path, hosts: dict[str, Host], built: Outputs, tmp_path: Path
+) -> None:
+    assert not list(built.image.parent.glob("*.header*")) + list(built.image.parent.glob("*.cck"))
+    outputs = Outputs(tmp_path / "linux")
+    build.build(CONTEXT, made_of(tree, hosts, keep_header=True, keep_cck=True), outputs)
+    kept = {suffix: outputs.named(suffix) for suffix in (".header", ".header-key", ".cck")}
+    assert {path.stat().st_mode & 0o777 for path in kept.values()} == {0o600}
+    header = kept[".header"].read_bytes()
+    assert header in sdboot(outputs, tmp_path)
+    area = AESGCM(kept[".header-key"].read_bytes()).decrypt(header[16:28], header[-144:], header[:-144])
+    assert area[:32] == kept[".cck"].read_bytes()
+    assert not any("header" in name or "cck" in name for name in Metadata.load(outputs.metadata).outputs)
+
+
 def test_documents_are_proven_as_first_boot_proves_them(
     tree: Path, hosts: dict[str, Host], tmp_path: Path
 ) -> None:
@@ -217,16 +235,9 @@ def test_documents_are_proven_as_first_boot_proves_them(
 # --- seal, adopt ---
 
 
-def adopted(built: Outputs, host: Host, target: Outputs, image: Path | None = None) -> Metadata:
-    return adopt.adopt(
-        CONTEXT,
-        image or built.image,
-        Metadata.load(built.metadata),
-        target,
-        host_keys=(host.document,),
-        trust=UNPROVEN,
-        config_key=None,
-    )
+def adopted(built: Outputs, host: Host, target: Outputs) -> Metadata:
+    wanted = made_of(built.image, {"first": host})
+    return adopt.adopt(CONTEXT, wanted, Metadata.load(built.metadata), target)
 
 
 def test_an_adopted_image_has_the_same_volumes_and_nothing_of_the_publishers(
@@ -371,6 +382,14 @@ def test_a_truncated_image_is_refused_or_damaged(built: Outputs, tmp_path: Path)
         except FirstbootError:
             continue
         assert found.damage
+
+
+def test_what_first_boot_lacks_is_told(tree: Path, hosts: dict[str, Host], tmp_path: Path) -> None:
+    outputs = Outputs(tmp_path / "linux")
+    build.build(CONTEXT, made_of(tree, hosts, sizes=recipe.Sizes(behind=1)), outputs)
+    found = look(outputs)
+    assert found.damage == []
+    assert re.search(r"is too small by \d+ MiB: power off and enlarge the image", found.first_boot)
 
 
 # --- what goes wrong ---

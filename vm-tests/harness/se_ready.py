@@ -20,6 +20,7 @@ from secex_firstboot.builder.build import Build
 from secex_firstboot.builder.metadata import Metadata
 from secex_firstboot.builder.outputs import Outputs
 from secex_firstboot.builder.recipe import Trust
+from secex_firstboot.builder.sealing import Sealing
 from secex_firstboot.builder.volumes import Same
 
 MIB = 1 << 20
@@ -93,16 +94,8 @@ def build(
         unsealed = _Build(Context(""), what, same, work, recipe).unsealed()
         root_size = _usable(unsealed.disk, unsealed.metadata)
         documents = sealing.proven(Context(""), [host_key_document], Trust(verify=False), work)
-        sealing.finish(
-            Context(""),
-            unsealed,
-            documents=documents,
-            roots=[root],
-            config_key=None,
-            target=target,
-            same=same,
-            work=work,
-        )
+        wanted = Sealing(documents, [root])
+        sealing.finish(Context(""), unsealed, wanted, target=target, same=same, work=work)
     return Made(target.public_key, root_size)
 
 
@@ -112,15 +105,10 @@ def adopt(published: Path, image: Path, *, documents: Sequence[Path], root_certi
     with tempfile.NamedTemporaryFile(suffix=".crt") as root:
         root.write(root_certificate)
         root.flush()
-        builder_adopt.adopt(
-            Context(""),
-            published,
-            Metadata.load(published.with_suffix(".json")),
-            target,
-            host_keys=documents,
-            trust=Trust(roots=(Path(root.name),), verify=False),
-            config_key=None,
-        )
+        trust = Trust(roots=(Path(root.name),), verify=False)
+        recipe = builder.make("a test", {"source": published, "host_keys": documents, "trust": trust})
+        metadata = Metadata.load(published.with_suffix(".json"))
+        builder_adopt.adopt(Context(""), recipe, metadata, target)
     return target.public_key
 
 
