@@ -26,13 +26,15 @@ from support import TEST_VECTORS, fuzzing, gpt_disks, needs
 
 from secex_firstboot.basic import process
 from secex_firstboot.basic.errors import FirstbootError
+from secex_firstboot.builder.metadata import BootEntry, Metadata, Partition, Volume
 from secex_firstboot.contract import parameters
 from secex_firstboot.contract.command_line import loosely, name, value_of
 from secex_firstboot.hostkeys import document
 from secex_firstboot.hostkeys.key import key_hash
 from secex_firstboot.ignition import config, kernel_arguments, merge, openpgp, ownership, transport, validity
 from secex_firstboot.roots import crypttab
-from secex_firstboot.sdboot import image
+from secex_firstboot.sdboot import boot_map, image
+from secex_firstboot.sdboot.boot_map import Extent
 from secex_firstboot.storage import gpt, verity_superblock
 
 
@@ -365,6 +367,50 @@ def read_superblock(content: bytes) -> None:
     assert len(found.salt) <= 256
 
 
+# boot map
+
+BLOCK, BLOCKS, MAP_AT = 512, 4096, 100
+_IMAGE = [Extent(2000, 90), Extent(3000, 8)]
+_MAP, _RECORD = boot_map.write(
+    b"stage3" * 100, _IMAGE, 50_000, boot_map=[Extent(MAP_AT, 200)], block_size=BLOCK
+)
+BOOT_DISK = _RECORD.ljust(MAP_AT * BLOCK, b"\0") + _MAP
+map_fields = st.tuples(
+    st.sampled_from([0, 4, 16, 24]) | st.integers(MAP_AT * BLOCK, len(BOOT_DISK) - 16),
+    st.integers(0, 4).map(lambda size: size * 2),
+    st.binary(max_size=16),
+)
+boot_disks = st.builds(edited, st.just(BOOT_DISK), st.lists(map_fields, max_size=4))
+
+
+def read_boot_map(content: bytes) -> None:
+    def read(at: int, size: int) -> bytes:
+        return content[at : at + size].ljust(size, b"\0")
+
+    for program in boot_map.read(read, blocks=BLOCKS, block_size=BLOCK).values():
+        for part in program.components:
+            assert all(0 < each.block <= BLOCKS - each.count for each in part.extents)
+
+
+# metadata of an image
+
+METADATA = Metadata(
+    disk_size=1 << 30,
+    partitions=(Partition(number=1, name="se", start=1 << 20, size=1 << 28),),
+    volumes={"boot": Volume(file_system="ext4", size=1 << 20, root_hash="0" * 64)},
+    boot_entry=BootEntry(release="7.1", kernel="0" * 64, initramfs=("0" * 64,), options="quiet"),
+    agent="0.1.0",
+).model_dump_json()
+
+
+def read_metadata(content: bytes) -> None:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        found = Metadata.load(Path(file.name))
+    assert all(each.size > 0 for each in found.volumes.values())
+
+
 READERS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], None]]] = {
     "config": (st.binary() | mutated([CONFIG]) | objects, read_config),
     "ownership": (configs, check_ownership),
@@ -378,6 +424,8 @@ READERS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], None]]] = {
     "document": (st.binary() | mutated([*PEM, *DER, HYBRID]) | several_faces, read_document),
     "partition table": (copies, read_table),
     "verity superblock": (st.binary() | mutated([SUPERBLOCK]) | superblocks, read_superblock),
+    "boot map": (st.binary() | mutated([BOOT_DISK]) | boot_disks, read_boot_map),
+    "metadata": (st.binary() | mutated([METADATA.encode()]), read_metadata),
     "key slots": (st.binary() | mutated(IMAGES) | broken_headers, read_key_slots),
 }
 
