@@ -92,8 +92,8 @@ lint-rpm:
 manual: setup-python ## Write into the manual pages what they have from code and troubleshooting.md
 	$(PYTHON) docs/manual.py
 
-bench: setup ## Measure in guests: first boots, later boots, updates (LATER=--later: nothing else than these two)
-	$(VM) vm-tests/bench.py $(LATER)
+bench: setup ## Measure: builds, and in guests first boots, later boots, updates (ONLY=--build, ONLY=--later)
+	$(VM) vm-tests/bench.py $(ONLY)
 
 # Both packages are made of what this installs; which has what: packaging/deb/*.install, %files of the spec.
 install: ## Install package, dracut module and units below DESTDIR

@@ -6,20 +6,25 @@ import argparse
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import demo
-from harness import console, debian, firstboot, inside, raw_disk, site, ultravisor
+from harness import console, debian, firstboot, inside, pki, raw_disk, site, ultravisor
 from harness.firstboot import Site
 from harness.guest import Direct, Disk, Guest, Network
 from harness.se_ready import MIB, OPTIONS, SECTOR, Recipe
+
+from secex_firstboot.builder import volumes
+from secex_firstboot.sdboot import image
 
 OUTPUT = debian.REPOSITORY / "build" / "bench"
 COPIED = 96 * MIB
@@ -55,21 +60,176 @@ HEAD = f"{'':<26}{'all, s':>9}{'root, s':>9}{'written, MiB':>13}{'qcow2, MiB':>1
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--later", action="store_true", help="only what comes after first boot")
+    parser.add_argument("--build", action="store_true", help="only the making of an image")
     options = parser.parse_args()
     OUTPUT.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {}
     if not options.later:
+        build = measure_build()
+        print_build(build)
+        result = {"build": vars(build)}
+        if options.build:
+            return save(result)
         rows = measure_disks()
         speed = measure_speed()
         added = debian.added_to_initramfs()
-        result = {"first boots": [vars(row) for row in rows], **speed, "bytes added to the initramfs": added}
+        result |= {"first boots": [vars(row) for row in rows], **speed, "bytes added to the initramfs": added}
         print_disks(rows)
         print_speed(speed)
         print(f"secex-firstboot adds {added / MIB:.1f} MiB to the initramfs, compressed")
     later = measure_later()
     print_later(later)
-    (OUTPUT / "report.json").write_text(json.dumps(result | vars(later), indent=2) + "\n")
+    return save(result | vars(later))
+
+
+def save(result: dict[str, Any]) -> int:
+    (OUTPUT / "report.json").write_text(json.dumps(result, indent=2) + "\n")
     return 0
+
+
+# --- making an image ---------------------------------------------------------------------------------------
+
+BUILT_ROOT = 1024 * MIB  # content of the root file system
+_SPEED_SECONDS = 3
+
+
+@dataclass(frozen=True)
+class Build:
+    """Seconds, in as many rounds: of ``secex build``, and of the same by hand, part by part.
+
+    ``peak_memory``: bytes of the largest of its processes. ``sdboot``: bytes a second that the builder of
+    boot images makes; ``limit``: that AES-256-XTS and SHA-512 alone would, by openssl speed.
+    """
+
+    whole: list[float]
+    parts: dict[str, list[float]]
+    peak_memory: int
+    sdboot: list[float]
+    limit: float
+
+    def ratios(self) -> list[float]:
+        return [
+            whole / sum(part[number] for part in self.parts.values())
+            for number, whole in enumerate(self.whole)
+        ]
+
+
+def measure_build() -> Build:
+    debian.say("building an image with a root of 1 GiB")
+    result = Build([], {}, 0, [], crypto_limit())
+    with tempfile.TemporaryDirectory(dir=OUTPUT) as directory:
+        work = Path(directory)
+        tree = grown_tree(work / "tree")
+        host = site.make_host("a", work, pki.make_chain(datetime.now(UTC)))
+        peak = 0
+        for _ in range(ROUNDS):
+            seconds, memory = run_build(tree, work, host.document)
+            result.whole.append(seconds)
+            peak = max(peak, memory)
+            for name, part in by_hand(tree, work).items():
+                result.parts.setdefault(name, []).append(part)
+            result.sdboot.append(sdboot_speed(tree, work, host))
+    return replace(result, peak_memory=peak)
+
+
+def grown_tree(tree: Path) -> Path:
+    """The tests' system, and files of random bytes until there are BUILT_ROOT."""
+    subprocess.run(["cp", "-a", debian.build(), tree], check=True)
+    missing = BUILT_ROOT - volumes.content_size(tree)[0]
+    (tree / "var/grown").mkdir()
+    for number in range(missing // MIB):
+        (tree / f"var/grown/{number}").write_bytes(os.urandom(MIB))
+    return tree
+
+
+def run_build(tree: Path, work: Path, document: Path) -> tuple[float, int]:
+    """Seconds, and bytes of the largest process."""
+    started = time.monotonic()
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "secex_firstboot.cli.secex", "build", tree, "--output", work / "built"),
+            *("--no-verify", "--hostkey", document),
+        ],
+        env=os.environ | {"PYTHONPATH": str(debian.REPOSITORY)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise RuntimeError("secex build has failed")
+    return time.monotonic() - started, usage.ru_maxrss << 10
+
+
+def by_hand(tree: Path, work: Path) -> dict[str, float]:
+    """What has to be done in any case, with the usual programs."""
+    made = {name: work / f"hand-{name}" for name in ("tree", "root", "hashes", "sdboot", "disk")}
+    seconds = {}
+
+    def timed(name: str, *command: str | Path) -> None:
+        started = time.monotonic()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        seconds[name] = time.monotonic() - started
+
+    timed("copy", "cp", "-a", tree, made["tree"])
+    blocks = str((BUILT_ROOT + 128 * MIB) // 4096)
+    timed("file system", "mkfs.ext4", "-q", "-F", "-b", "4096", "-d", made["tree"], made["root"], blocks)
+    timed("hash tree", "veritysetup", "format", made["root"], made["hashes"])
+    boot = debian.kernel(tree), debian.initramfs(tree)
+    made["sdboot"].write_bytes(b"".join(path.read_bytes() for path in boot))
+    key = ("-K", "0" * 64, "-iv", "0" * 32)
+    timed("AES", "openssl", "enc", "-aes-256-ctr", *key, "-in", made["sdboot"], "-out", "/dev/null")
+    timed("SHA-512", "openssl", "dgst", "-sha512", made["sdboot"])
+    timed("qcow2", "qemu-img", "convert", "-f", "raw", "-O", "qcow2", made["root"], made["disk"])
+    shutil.rmtree(made.pop("tree"))
+    for path in made.values():
+        path.unlink(missing_ok=True)
+    return seconds
+
+
+def sdboot_speed(tree: Path, work: Path, host: site.Host) -> float:
+    loaders = tree / "usr/share/s390-tools/pvimg"
+    with (work / "sdboot").open("wb") as stream:
+        started = time.monotonic()
+        image.build(
+            stream,
+            kernel=debian.kernel(tree),
+            ramdisk=[debian.initramfs(tree)],
+            command_line="quiet",
+            host_keys=[host.key.public_key()],
+            boot_loaders=image.BootLoaders(loaders / "stage3a.bin", loaders / "stage3b_reloc.bin"),
+        )
+        return stream.tell() / (time.monotonic() - started) if stream.seek(0, os.SEEK_END) else 0.0
+
+
+def crypto_limit() -> float:
+    """Bytes a second through both, one after the other, in pieces of a page."""
+    seconds = 0.0
+    for algorithm in ("aes-256-xts", "sha512"):
+        done = subprocess.run(
+            ["openssl", "speed", "-bytes", "4096", "-seconds", str(_SPEED_SECONDS), "-mr", "-evp", algorithm],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        (speed,) = re.findall(r"^\+F:\d+:[^:]+:([\d.]+)$", done.stdout, re.M)
+        seconds += 1 / float(speed)
+    return 1 / seconds
+
+
+def print_build(build: Build) -> None:
+    columns = {"secex build": build.whole, **build.parts}
+    print(f"\n{'round':<8}", *(f"{name:>12}" for name in columns), "  (seconds)", sep="")
+    for number, row in enumerate(zip(*columns.values(), strict=True), start=1):
+        print(f"{number:<8}", *(f"{seconds:>12.1f}" for seconds in row), sep="")
+    ratios, speed = build.ratios(), statistics.median(build.sdboot)
+    print(f"a build takes {statistics.median(ratios):.2f} times as long as its parts by hand")
+    print(f"  (median; from {min(ratios):.2f} to {max(ratios):.2f})")
+    print(f"its largest process has {build.peak_memory >> 20} MiB")
+    share = speed / build.limit
+    print(
+        f"boot images are made at {speed / 1e6:.0f} MB/s, {share:.2f} of what AES-256-XTS and SHA-512 alone"
+    )
+    print(f"  make with openssl speed ({build.limit / 1e6:.0f} MB/s)")
 
 
 # --- first boot, by the size of the disk -------------------------------------------------------------------
