@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from secex_firstboot.basic.errors import FirstbootError, Refusal
-from secex_firstboot.basic.process import run
+from secex_firstboot.basic.process import ToolError, run
 from secex_firstboot.storage import gpt
 from secex_firstboot.storage.disk import Disk, Partition
 
@@ -70,11 +70,16 @@ def raw(image: Path, *, whole: bool = False) -> Iterator[Path]:
         )
     with tempfile.TemporaryDirectory() as directory:
         made = Path(directory, "raw")
-        pieces = None if whole else _Pieces.of(image)
-        if pieces:
-            pieces.copy_what_tells(made)
-        else:
-            run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", image, made])
+        try:
+            pieces = None if whole else _Pieces.of(image)
+            if pieces:
+                pieces.copy_what_tells(made)
+            else:
+                run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", image, made])
+        except ToolError as error:
+            raise Refusal(
+                "SX-CHECK-14", f"{image} is damaged: {error.message}", "get it again from where it came"
+            ) from None
         yield made
 
 
