@@ -33,12 +33,13 @@ def run(
     stdin: str | None = None,
     ok: Sequence[int] = (0,),
     environment: Mapping[str, str] | None = None,
+    directory: Path | None = None,
 ) -> str:
     """Run a program without a shell and return its standard output.
 
     ``stdin`` is text for the program's standard input (nothing by default); it is never logged, and
     secrets belong there or in files, never in ``argv``. ``ok`` lists the exit codes that count as success.
-    ``environment`` is added to ours.
+    ``environment`` is added to ours; ``directory`` is where it runs.
     Raises ToolError on any other, FirstbootError if the program is not installed.
     """
     words = [str(word) for word in argv]
@@ -51,6 +52,7 @@ def run(
             text=True,
             errors="replace",
             env={**os.environ, **(environment or {})},
+            cwd=directory,
         )
     except FileNotFoundError:
         raise _not_installed(words[0]) from None

@@ -32,9 +32,8 @@ def adopt(context: Context, recipe: Recipe, metadata: Metadata, target: Outputs)
     """
     same = Same.of(dict(os.environ), time.time())
     with outputs.working(target) as work:
-        documents = sealing.proven(context, recipe.host_keys, recipe.trust, work)
+        wanted = Sealing.of(context, recipe, work)
         unsealed = _unsealed(context, recipe.source, metadata, same, work)
-        wanted = Sealing.of(recipe, documents)
         return sealing.finish(context, unsealed, wanted, target=target, same=same, work=work)
 
 
@@ -50,8 +49,7 @@ def _unsealed(context: Context, image: Path, metadata: Metadata, same: Same, wor
             volume, data, tree = metadata.volumes[name], work / f"{name}.img", work / f"{name}.tree"
             outputs.take(raw, regions[name].start, volume.size, data)
             outputs.take(raw, regions[HASH_TREES[name]].start, regions[HASH_TREES[name]].size, tree)
-            context.say(f"verify {name}")
-            if not volumes.verify(data, tree, volume.root_hash):
+            if not volumes.verify(context, data, tree, name=name, root_hash=volume.root_hash):
                 raise Refusal("SX-BUILD-41", f"{name} of {image} is not what the metadata say", _CURE)
             outputs.place(data, disk, regions[name].start)
             outputs.place(tree, disk, regions[HASH_TREES[name]].start)

@@ -32,11 +32,10 @@ def build(context: Context, recipe: Recipe, target: Outputs, *, sealed: bool = T
     """
     same = Same.of(dict(os.environ), time.time())
     with outputs.working(target) as work:
-        documents = sealing.proven(context, recipe.host_keys, recipe.trust, work) if sealed else []
+        wanted = Sealing.of(context, recipe, work) if sealed else None
         unsealed = Build(context, recipe, same, work).unsealed()
-        if not sealed:
+        if not wanted:
             return outputs.write(context, unsealed.disk, unsealed.metadata, target, work)
-        wanted = Sealing.of(recipe, documents)
         return sealing.finish(context, unsealed, wanted, target=target, same=same, work=work)
 
 

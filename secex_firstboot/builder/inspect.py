@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
+from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.builder import outputs, volumes
 from secex_firstboot.builder.metadata import Metadata
@@ -96,7 +97,12 @@ class Inspection:
 
 
 def inspect(
-    file: Path, *, metadata: Metadata | None = None, documents: Sequence[Document] = (), verify: bool = False
+    context: Context,
+    file: Path,
+    *,
+    metadata: Metadata | None = None,
+    documents: Sequence[Document] = (),
+    verify: bool = False,
 ) -> Inspection:
     """Look at ``file``; with ``verify`` at every byte that a hash tree covers.
 
@@ -108,12 +114,12 @@ def inspect(
             found = _boot_image(stream, file.stat().st_size, names)
         return Inspection(Kind.BOOT_IMAGE, file.stat().st_size, boot_images=[found])
     with disk_image.raw(file, whole=verify) as raw:
-        return _Look(raw, disk_image.read(raw, file), metadata, names, verify).all()
+        return _Look(context, raw, disk_image.read(raw, file), metadata, names, verify).all()
 
 
 def boot_image_content(raw: Path) -> bytes:
     """What starts from a raw disk image if nobody chooses, whole. Raises FirstbootError."""
-    look = _Look(raw, disk_image.read(raw, raw), None, {}, verify=False)
+    look = _Look(Context(""), raw, disk_image.read(raw, raw), None, {}, verify=False)
     with look.content(look.programs()[0]) as stream:
         return stream.read()
 
@@ -136,6 +142,7 @@ def _boot_image(
 
 @dataclass(frozen=True)
 class _Look:
+    context: Context
     raw: Path
     disk: Disk
     metadata: Metadata | None
@@ -196,7 +203,9 @@ class _Look:
             files = (Path(directory, "data"), Path(directory, "tree"))
             outputs.take(self.raw, part.start, size, files[0])
             outputs.take(self.raw, tree.start, tree.size, files[1])
-            if size == volume.size and volumes.verify(*files, volume.root_hash):
+            if size == volume.size and volumes.verify(
+                self.context, *files, name=part.name, root_hash=volume.root_hash
+            ):
                 return Verity.PROVEN
         self.damage.append(f"the content of {part.name} is not what its root hash proves")
         return Verity.DAMAGED

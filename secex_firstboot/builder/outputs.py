@@ -18,7 +18,7 @@ from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.basic.files import is_directory, sync, write_private
 from secex_firstboot.builder.metadata import Metadata
-from secex_firstboot.builder.programs import run_writing
+from secex_firstboot.builder.programs import run_counted
 
 _PIECE = 1 << 20  # bytes
 _TOOLS = {
@@ -116,7 +116,7 @@ def write(
     written = disk.stat().st_blocks * 512
     command: list[str | Path]
     command = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", disk, made.image]
-    run_writing(context, "write the image", command, written)
+    run_counted(context, "write the image", command, written)
     disk.unlink()
     files = [(made.image, outputs.image)]
     if public_key:
@@ -159,10 +159,10 @@ def copy(source: int, start: int, target: int, to: int, size: int) -> None:
         stop = min(os.lseek(source, begin, os.SEEK_HOLE), end)
         at = begin
         while at < stop:
-            copied = os.copy_file_range(source, target, min(stop - at, _PIECE), at, to + at - start)
-            if not copied:
+            piece = os.pread(source, min(stop - at, _PIECE), at)
+            if not piece:
                 raise FirstbootError("SX-BUILD-40", "a file became shorter while it was read", "start again")
-            at += copied
+            at += os.pwrite(target, piece, to + at - start)
 
 
 def sha256(path: Path) -> str:

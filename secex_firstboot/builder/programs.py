@@ -1,4 +1,4 @@
-"""Programs that take long: how far one is, by what it has written."""
+"""Programs that take long: how far one is, by what it has read or written."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from enum import StrEnum
 from pathlib import Path
 
 from secex_firstboot.basic.context import Context
@@ -15,15 +16,24 @@ from secex_firstboot.basic.process import ToolError, log
 _LOOK = 0.5  # seconds between two looks
 
 
-def run_writing(
+class Counter(StrEnum):
+    """proc_pid_io(5)."""
+
+    READ = "rchar"
+    WRITTEN = "wchar"
+
+
+def run_counted(
     context: Context,
     label: str,
     argv: Sequence[str | Path],
     total: int,
     *,
+    counter: Counter = Counter.WRITTEN,
     environment: Mapping[str, str] | None = None,
 ) -> str:
-    """Like process.run, for a program that writes about ``total`` bytes; what it says, on whatever stream."""
+    """Like process.run, for a program that reads or writes about ``total`` bytes; what it says, on whatever
+    stream."""
     words = [str(word) for word in argv]
     log.debug("run: %s", " ".join(words))
     with tempfile.TemporaryFile("w+", errors="replace") as output:
@@ -39,7 +49,7 @@ def run_writing(
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(_LOOK)
                 if process.returncode is None:
-                    context.progress(label, min(_written(process.pid), total), total)
+                    context.progress(label, min(_count(process.pid, counter), total), total)
         finally:
             if process.poll() is None:
                 process.kill()
@@ -51,10 +61,10 @@ def run_writing(
     return said
 
 
-def _written(pid: int) -> int:
-    """Bytes: proc_pid_io(5), wchar."""
+def _count(pid: int, counter: Counter) -> int:
+    """Bytes so far."""
     try:
         fields = dict(line.split(": ") for line in Path(f"/proc/{pid}/io").read_text().splitlines())
     except (FileNotFoundError, ProcessLookupError):
         return 0
-    return int(fields["wchar"])
+    return int(fields[counter])

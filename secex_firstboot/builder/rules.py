@@ -13,7 +13,7 @@ from pathlib import Path
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.basic.files import exists, is_regular
-from secex_firstboot.builder import initramfs_files
+from secex_firstboot.builder import initramfs_files, sealing
 from secex_firstboot.contract import parameters
 from secex_firstboot.contract.command_line import name
 from secex_firstboot.contract.command_line import parameters as words
@@ -49,6 +49,7 @@ _LOOKED_AT = (
     *("boot", "boot/loader", "boot/loader/entries", "etc", "etc/fstab", "etc/machine-id", "etc/shadow"),
     *("etc/ssh", "usr", "usr/lib", "usr/lib/os-release", "var", "var/lib", "var/lib/dbus"),
     *("var/lib/dbus/machine-id", "var/lib/systemd", "var/lib/NetworkManager", *_UNITS),
+    *(f"{place}/{name}" for name, places in sealing.LOADERS_AT.items() for place in places),
 )
 _FILE_LIMIT = 4 << 20  # bytes
 _SHOWN = 5

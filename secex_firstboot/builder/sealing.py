@@ -6,6 +6,7 @@ build puts beside them. So whoever seals needs no tree, no s390x and no root.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -43,16 +44,20 @@ _OVERHEAD = 1 << 20  # of a boot image: boot loaders, header, what is private
 _SE_ITSELF = 24 << 20  # what ext4 takes for itself, and the boot map
 
 
+_IBMS = tuple(f"usr/share/s390-tools/{name}" for name in ("pvimg", "genprotimg"))
+LOADERS_AT = {
+    _STAGE3A: _IBMS,
+    _STAGE3B: _IBMS,
+    _STAGE3: ("usr/lib/s390-tools",),
+}
+"""Directories of a tree that may have them."""
+
+
 def keep_loaders(tree: Path, boot: Path) -> None:
     """Put IBM's boot loaders from the tree's s390-tools onto ``boot``. Raises Refusal if there are none."""
-    places = {
-        _STAGE3A: ("usr/share/s390-tools/pvimg", "usr/share/s390-tools/genprotimg"),
-        _STAGE3B: ("usr/share/s390-tools/pvimg", "usr/share/s390-tools/genprotimg"),
-        _STAGE3: ("usr/lib/s390-tools", "lib/s390-tools"),
-    }
     target = boot / LOADERS
     target.mkdir(exist_ok=True)
-    for name, directories in places.items():
+    for name, directories in LOADERS_AT.items():
         found = next((path for each in directories if is_regular(path := tree / each / name)), None)
         if not found:
             raise Refusal(
@@ -67,19 +72,29 @@ def keep_loaders(tree: Path, boot: Path) -> None:
 class Sealing:
     """For whom an image is, and with what.
 
-    ``roots``: certificates that its guests trust, for their owners' documents; ``config_key``: a file, or
-    None for a fresh key. What is kept lies beside the image, for its maker alone.
+    ``roots``: certificates that its guests trust, for their owners' documents, PEM. What is kept lies beside
+    the image, for its maker alone.
     """
 
     documents: Sequence[Document]
-    roots: Sequence[Path] = ()
-    config_key: Path | None = None
+    roots: Sequence[bytes]
+    key: ConfigKey
     keep_header: bool = False
     keep_cck: bool = False
 
     @classmethod
-    def of(cls, recipe: Recipe, documents: Sequence[Document]) -> Self:
-        return cls(documents, recipe.trust.roots, recipe.config_key, recipe.keep_header, recipe.keep_cck)
+    def of(cls, context: Context, recipe: Recipe, scratch: Path) -> Self:
+        """The documents are proven. Raises Refusal."""
+        return cls(
+            _proven(context, recipe.host_keys, recipe.trust, scratch),
+            [
+                certificates.to_pem(certificates.parse(path.name, read_file(path)))
+                for path in recipe.trust.roots
+            ],
+            key_pair(recipe.config_key),
+            recipe.keep_header,
+            recipe.keep_cck,
+        )
 
 
 @dataclass(frozen=True)
@@ -95,7 +110,6 @@ def finish(
     context: Context, unsealed: Unsealed, wanted: Sealing, *, target: Outputs, same: Same, work: Path
 ) -> Metadata:
     """Seal the image, and put it in place."""
-    key = key_pair(wanted.config_key)
     metadata = unsealed.metadata
     (region,) = (Region(each.start, each.size) for each in metadata.partitions if each.name == "se")
     entry = boot_entry.find(unsealed.boot)
@@ -104,7 +118,7 @@ def finish(
     content.mkdir()
     with secret_directory() as private:
         overlay = private / "overlay.cpio"
-        write_archive(overlay, _overlay(key, wanted.roots))
+        write_archive(overlay, _overlay(wanted))
         kept = _make_sdboot(context, content / boot_record.IMAGE, unsealed, entry, overlay, wanted.documents)
     stage3 = (unsealed.boot / LOADERS / _STAGE3).read_bytes()
     made, record = _make_bootable(context, content, stage3, region, same, work)
@@ -114,11 +128,11 @@ def finish(
     made.unlink()
     metadata = metadata.model_copy(
         update={
-            "config_key": key.fingerprint,
+            "config_key": wanted.key.fingerprint,
             "host_keys": tuple(
                 HostKey(document=each.name, sha256=document.key_hash(each).hex()) for each in wanted.documents
             ),
-            "roots": tuple(outputs.sha256(path) for path in wanted.roots),
+            "roots": tuple(hashlib.sha256(each).hexdigest() for each in wanted.roots),
         }
     )
     private_files: dict[str, bytes] = {}
@@ -127,14 +141,19 @@ def finish(
     if wanted.keep_cck:
         private_files[".cck"] = kept.communication_key
     return outputs.write(
-        context, unsealed.disk, metadata, target, work, public_key=key.public, private=private_files
+        context,
+        unsealed.disk,
+        metadata,
+        target,
+        work,
+        public_key=wanted.key.public,
+        private=private_files,
     )
 
 
-def _overlay(key: ConfigKey, roots: Sequence[Path]) -> dict[str, Entry]:
-    files: dict[str, Entry] = {str(paths.PRIVATE_KEY): File(key.private)}
-    for number, path in enumerate(roots):
-        content = certificates.to_pem(certificates.parse(path.name, read_file(path)))
+def _overlay(wanted: Sealing) -> dict[str, Entry]:
+    files: dict[str, Entry] = {str(paths.PRIVATE_KEY): File(wanted.key.private)}
+    for number, content in enumerate(wanted.roots):
         files[str(paths.CERTIFICATES / f"owner-{number}.crt")] = File(content, _FOR_ALL_TO_READ)
     return files
 
@@ -233,8 +252,8 @@ def boot_image_size(files: Iterable[Path]) -> int:
 # --- whom it is for ----------------------------------------------------------------------------------------
 
 
-def proven(context: Context, host_keys: Sequence[Path], trust: Trust, scratch: Path) -> list[Document]:
-    """The host-key documents, proven as first boot proves them. Raises Refusal."""
+def _proven(context: Context, host_keys: Sequence[Path], trust: Trust, scratch: Path) -> list[Document]:
+    """The host-key documents, proven as first boot proves them."""
     if not host_keys:
         raise Refusal("SX-BUILD-31", "no host-key document is given", "--hostkey FILE: whose image is it?")
     found = [document.parse(path.name, read_file(path)) for path in host_keys]

@@ -15,7 +15,7 @@ from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.basic.files import is_directory, is_regular
 from secex_firstboot.basic.process import ToolError
-from secex_firstboot.builder.programs import run_writing
+from secex_firstboot.builder.programs import run_counted
 from secex_firstboot.builder.volumes import content_size, mounted
 from secex_firstboot.storage import disk_image, filesystem
 from secex_firstboot.storage.disk import Partition
@@ -56,7 +56,7 @@ def _copy(context: Context, source: Path, target: Path) -> None:
         total, _ = content_size(source)
         command: list[str | Path]
         command = ["cp", "--archive", "--one-file-system", f"--target-directory={target}", "--", *entries]
-        run_writing(context, "copy the root file system", command, total)
+        run_counted(context, "copy the root file system", command, total)
     status = source.stat()
     os.chown(target, status.st_uid, status.st_gid)
     shutil.copystat(source, target)
@@ -66,7 +66,7 @@ def _from_tar(context: Context, source: Path, tree: Path) -> None:
     left_out = [f"--exclude={top}{name}/*" for name in _LEFT_OUT for top in ("./", "")]
     command = ["tar", f"--directory={tree}", *_KEEP, "--anchored", *left_out, "--extract", f"--file={source}"]
     try:
-        run_writing(context, "unpack the root file system", command, source.stat().st_size)
+        run_counted(context, "unpack the root file system", command, source.stat().st_size)
     except ToolError as error:
         raise Refusal("SX-BUILD-13", f"{source} cannot be unpacked: {error.message}", _CURE) from None
 

@@ -19,11 +19,10 @@ from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.basic.files import open_private
 from secex_firstboot.basic.process import ToolError, run
-from secex_firstboot.builder.programs import run_writing
+from secex_firstboot.builder.programs import Counter, run_counted
 from secex_firstboot.storage.verity_superblock import BLOCK_SIZE
 
 BLOCK = 4096  # bytes
-_INODE_TABLES = 64  # ext4: one byte in so many, with the default ratio
 _ROOT_INODE, _FIRST_INODE = 2, 11
 # A row of debugfs(8), dump_extents: level, entry, logical and physical blocks, first and last; length, flags.
 _EXTENT = re.compile(
@@ -123,7 +122,7 @@ def make_ext4(
     options = (
         f"hash_seed={same.uuid(f'hash seed of {label}')},lazy_itable_init=0,lazy_journal_init=0,nodiscard"
     )
-    run_writing(
+    run_counted(
         context,
         f"make the file system of {label}",
         [
@@ -164,11 +163,11 @@ def make_xfs(
     command += ["-m", f"uuid={same.uuid(f'file system {label}')}"]
     what, total = f"make the file system of {label}", content_size(tree)[0]
     if takes_directory():
-        run_writing(context, what, [*command, "-p", tree, image], total, environment=same.environment)
+        run_counted(context, what, [*command, "-p", tree, image], total, environment=same.environment)
         return
     run([*command, image])
     with mounted(image, image.with_name("mnt")) as where:
-        run_writing(context, what, ["cp", "--archive", f"{tree}/.", where], total)
+        run_counted(context, what, ["cp", "--archive", f"{tree}/.", where], total)
 
 
 def takes_directory() -> bool:
@@ -197,7 +196,7 @@ def mounted(image: Path, where: Path, *options: str) -> Iterator[Path]:
 
 def make_tree(context: Context, data: Path, tree: Path, *, name: str, size: int, same: Same) -> str:
     """Write the hash tree of the first ``size`` bytes of ``data``; the root hash."""
-    said = run_writing(
+    said = run_counted(
         context,
         f"make the hash tree of {name}",
         [
@@ -216,10 +215,16 @@ def _root_hash(said: str) -> str:
     return str(found[0])
 
 
-def verify(data: Path, tree: Path, root_hash: str) -> bool:
+def verify(context: Context, data: Path, tree: Path, *, name: str, root_hash: str) -> bool:
     """Whether the hash tree proves every block of ``data``; it reads everything."""
     try:
-        run(["veritysetup", "verify", data, tree, root_hash])
+        run_counted(
+            context,
+            f"verify {name}",
+            ["veritysetup", "verify", data, tree, root_hash],
+            data.stat().st_size,
+            counter=Counter.READ,
+        )
     except ToolError as error:
         if error.code in _NOT_PROVEN:
             return False
@@ -230,7 +235,7 @@ def verify(data: Path, tree: Path, root_hash: str) -> bool:
 def unpack(image: Path, directory: Path) -> None:
     """Make a directory of what is in an ext4 file system; owners need root, and do not matter here."""
     directory.mkdir()
-    debugfs(image, f'rdump / "{directory}"\n')
+    run(["debugfs", "-R", "rdump / .", image.absolute()], directory=directory)
 
 
 def blocks_of(image: Path, file: str) -> list[int]:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from secex_firstboot.cli import sealing as sealing_verbs
 from secex_firstboot.cli import table
 from secex_firstboot.cli.verb import Exit, add_json, print_json
 
@@ -54,6 +55,7 @@ def run(options: argparse.Namespace) -> Exit:
     beside = options.file.with_suffix(".json")
     path = options.metadata or (beside if exists(beside) else None)
     found = inspect.inspect(
+        sealing_verbs.context(options),
         options.file,
         metadata=Metadata.load(path) if path else None,
         documents=[document.parse(each.name, sealing.read_file(each)) for each in options.hostkey],

@@ -67,7 +67,6 @@ def remove(root: Path) -> None:
     for path in found:
         if path != machine_id:
             path.unlink()
-    os.sync()
 
 
 def _write_uninitialized(path: Path) -> None:

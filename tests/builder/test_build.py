@@ -60,7 +60,7 @@ def built(tree: Path, hosts: dict[str, Host], tmp_path_factory: pytest.TempPathF
 def look(outputs: Outputs, *, verify: bool = False, hosts: tuple[Host, ...] = ()) -> Inspection:
     documents = [document.parse(host.name, host.document.read_bytes()) for host in hosts]
     metadata = Metadata.load(outputs.metadata)
-    return inspect.inspect(outputs.image, metadata=metadata, documents=documents, verify=verify)
+    return inspect.inspect(CONTEXT, outputs.image, metadata=metadata, documents=documents, verify=verify)
 
 
 def sdboot(outputs: Outputs, directory: Path) -> bytes:
@@ -350,12 +350,12 @@ def test_a_bare_boot_image_is_looked_at(built: Outputs, hosts: dict[str, Host], 
     file = tmp_path / "sdboot"
     file.write_bytes(sdboot(built, tmp_path))
     names = [document.parse("its host", hosts["first"].document.read_bytes())]
-    found = inspect.inspect(file, documents=names)
+    found = inspect.inspect(CONTEXT, file, documents=names)
     assert found.kind is Kind.BOOT_IMAGE
     assert [key.name for key in found.boot_images[0].host_keys] == ["its host"]
     file.write_bytes(b"no image".ljust(1 << 20, b"\0"))
     with pytest.raises(FirstbootError, match="0 SE headers instead of one"):
-        inspect.inspect(file)
+        inspect.inspect(CONTEXT, file)
 
 
 def test_a_boot_record_that_is_gone_is_damage(built: Outputs, tmp_path: Path) -> None:
@@ -369,7 +369,7 @@ def test_a_raw_and_a_compressed_image_are_looked_at_like_any_other(built: Output
     for number, options in enumerate((["-O", "raw"], ["-c", "-O", "qcow2"])):
         image = tmp_path / f"image-{number}"
         subprocess.run(["qemu-img", "convert", *options, built.image, image], check=True)
-        assert inspect.inspect(image, metadata=Metadata.load(built.metadata)) == wanted
+        assert inspect.inspect(CONTEXT, image, metadata=Metadata.load(built.metadata)) == wanted
 
 
 def test_a_truncated_image_is_refused_or_damaged(built: Outputs, tmp_path: Path) -> None:
@@ -378,7 +378,7 @@ def test_a_truncated_image_is_refused_or_damaged(built: Outputs, tmp_path: Path)
         image = tmp_path / "cut.qcow2"
         image.write_bytes(content[:part])
         try:
-            found = inspect.inspect(image, metadata=Metadata.load(built.metadata), verify=True)
+            found = inspect.inspect(CONTEXT, image, metadata=Metadata.load(built.metadata), verify=True)
         except FirstbootError:
             continue
         assert found.damage

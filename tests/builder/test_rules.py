@@ -166,7 +166,10 @@ def test_all_broken_rules_are_told_at_once(tree: Path) -> None:
     assert len([line for line in said.warnings if "[SX-BUILD-" in line]) == 3
 
 
-LINKS = ["etc", "etc/ssh", "boot", "etc/shadow", "var/lib/systemd", "usr/lib/os-release"]
+LINKS = [
+    *("etc", "etc/ssh", "boot", "etc/shadow", "var/lib/systemd", "usr/lib/os-release", "usr/lib/s390-tools"),
+    "usr/share/s390-tools/pvimg/stage3a.bin",
+]
 
 
 @pytest.mark.parametrize("place", LINKS)
@@ -185,7 +188,7 @@ def test_a_link_out_of_the_tree_is_refused_before_anything_is_changed(
         link.unlink(missing_ok=True)
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(outside / "ssh" if place == "etc/ssh" else outside)
-    with pytest.raises(Refusal, match=f"/{place} of the tree is a link to outside of it"):
+    with pytest.raises(Refusal, match=rf"/{place}[\w./]* of the tree is a link to outside of it"):
         check(tree)
     assert (outside / "ssh/ssh_host_rsa_key").read_text() == "the build machine's"
     assert (outside / "machine-id").read_text() == "0" * 32

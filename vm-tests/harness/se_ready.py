@@ -89,12 +89,11 @@ def build(
     with outputs.working(target) as work:
         root = work / "root.crt"
         root.write_bytes(root_certificate)
-        what = _recipe(recipe, tree)
+        what = _recipe(recipe, tree, host_key_document, root)
+        wanted = Sealing.of(Context(""), what, work)
         same = Same.of({}, time.time())
         unsealed = _Build(Context(""), what, same, work, recipe).unsealed()
         root_size = _usable(unsealed.disk, unsealed.metadata)
-        documents = sealing.proven(Context(""), [host_key_document], Trust(verify=False), work)
-        wanted = Sealing(documents, [root])
         sealing.finish(Context(""), unsealed, wanted, target=target, same=same, work=work)
     return Made(target.public_key, root_size)
 
@@ -112,12 +111,21 @@ def adopt(published: Path, image: Path, *, documents: Sequence[Path], root_certi
     return target.public_key
 
 
-def _recipe(recipe: Recipe, tree: Path) -> builder.Recipe:
+def _recipe(recipe: Recipe, tree: Path, document: Path, root: Path) -> builder.Recipe:
     sizes = builder.Sizes(
         se=recipe.se_size, boot_free=recipe.boot_free, root=recipe.root_at_least, behind=recipe.behind
     )
     kind = {"xfs": "xfs", "ext4": "ext4", None: "ext4"}[recipe.root_file_system]
-    return builder.make("the tests", {"source": tree, "file_system": kind, "sizes": sizes})
+    return builder.make(
+        "the tests",
+        {
+            "source": tree,
+            "file_system": kind,
+            "sizes": sizes,
+            "host_keys": (document,),
+            "trust": Trust(roots=(root,), verify=False),
+        },
+    )
 
 
 @dataclass(frozen=True)
