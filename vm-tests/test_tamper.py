@@ -264,7 +264,7 @@ def truncate_config(host: Host) -> None:
 def config_for_another_image(host: Host) -> None:
     with tempfile.TemporaryDirectory() as directory:
         public = Path(directory, "public.asc")
-        public.write_bytes(config_key.key_pair(None).public)
+        public.write_bytes(config_key.key_pair().public)
         se_ready.encrypt_config({"ignition": {"version": "3.3.0"}}, public, host.config_disk)
 
 

@@ -15,7 +15,7 @@ from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.builder import outputs, sealing, volumes
 from secex_firstboot.builder.layout import Layout, Region
 from secex_firstboot.builder.metadata import Metadata
-from secex_firstboot.builder.outputs import Outputs
+from secex_firstboot.builder.outputs import Outputs, Pieces
 from secex_firstboot.builder.recipe import Recipe
 from secex_firstboot.builder.sealing import Sealing, Unsealed
 from secex_firstboot.builder.volumes import Same
@@ -40,24 +40,20 @@ def adopt(context: Context, recipe: Recipe, metadata: Metadata, target: Outputs)
 def _unsealed(context: Context, image: Path, metadata: Metadata, same: Same, work: Path) -> Unsealed:
     """Of the image only what is proven."""
     regions = {each.name: Region(each.start, each.size) for each in metadata.partitions}
-    disk, boot = work / "disk.raw", work / "boot"
+    boot = work / "boot"
     with disk_image.raw(image, whole=True) as raw:
         _check_partitions(image, raw, metadata)
-        identity = {name: same.uuid(f"partition {name}") for name in ("disk", *regions)}
-        Layout(regions, metadata.disk_size).write(disk, identity)
+        pieces = Pieces.of(Layout(regions, metadata.disk_size), work, same)
         for name in VOLUMES:
             volume, data, tree = metadata.volumes[name], work / f"{name}.img", work / f"{name}.tree"
+            where = regions[HASH_TREES[name]]
             outputs.take(raw, regions[name].start, volume.size, data)
-            outputs.take(raw, regions[HASH_TREES[name]].start, regions[HASH_TREES[name]].size, tree)
+            outputs.take(raw, where.start, where.size, tree)
             if not volumes.verify(context, data, tree, name=name, root_hash=volume.root_hash):
                 raise Refusal("SX-BUILD-41", f"{name} of {image} is not what the metadata say", _CURE)
-            outputs.place(data, disk, regions[name].start)
-            outputs.place(tree, disk, regions[HASH_TREES[name]].start)
-            if name == "boot":
-                volumes.unpack(data, boot)
-            data.unlink()
-            tree.unlink()
-    return Unsealed(disk, boot, metadata)
+            pieces.partitions.update({name: data, HASH_TREES[name]: tree})
+    volumes.unpack(pieces.partitions["boot"], boot)
+    return Unsealed(pieces, boot, metadata)
 
 
 def _check_partitions(image: Path, raw: Path, metadata: Metadata) -> None:

@@ -13,7 +13,7 @@ from secex_firstboot.basic.context import Context
 from secex_firstboot.builder import layout, outputs, rules, sealing, tree, volumes
 from secex_firstboot.builder.layout import MIB
 from secex_firstboot.builder.metadata import BootEntry, Metadata, Partition, Volume
-from secex_firstboot.builder.outputs import Outputs
+from secex_firstboot.builder.outputs import Outputs, Pieces
 from secex_firstboot.builder.recipe import Recipe
 from secex_firstboot.builder.sealing import Sealing, Unsealed
 from secex_firstboot.builder.volumes import Same
@@ -35,7 +35,7 @@ def build(context: Context, recipe: Recipe, target: Outputs, *, sealed: bool = T
         wanted = Sealing.of(context, recipe, work) if sealed else None
         unsealed = Build(context, recipe, same, work).unsealed()
         if not wanted:
-            return outputs.write(context, unsealed.disk, unsealed.metadata, target, work)
+            return outputs.write(context, unsealed.pieces, unsealed.metadata, target, work)
         return sealing.finish(context, unsealed, wanted, target=target, same=same, work=work)
 
 
@@ -79,12 +79,9 @@ class Build:
             sealing.boot_image_size([entry.linux, *entry.initrd]),
             self.recipe.sizes,
         )
-        disk = self.work / "disk.raw"
-        where.write(disk, {name: self.same.uuid(f"partition {name}") for name in ("disk", *where.regions)})
+        pieces = Pieces.of(where, self.work, self.same)
         for name in VOLUMES:
-            for file, partition in ((self.data(name), name), (self._tree(name), HASH_TREES[name])):
-                outputs.place(file, disk, where.regions[partition].start)
-                file.unlink()
+            pieces.partitions.update({name: self.data(name), HASH_TREES[name]: self._tree(name)})
         metadata = Metadata(
             disk_size=where.disk_size,
             partitions=tuple(
@@ -105,7 +102,7 @@ class Build:
             ),
             agent=agent,
         )
-        return Unsealed(disk, boot, metadata)
+        return Unsealed(pieces, boot, metadata)
 
     def _boot(self, directory: Path) -> Volume:
         sizes = self.recipe.sizes

@@ -27,7 +27,7 @@ class ConfigKey:
     public: bytes
 
 
-def key_pair(given: Path | None) -> ConfigKey:
+def key_pair(given: Path | None = None) -> ConfigKey:
     """A fresh key, or the one of a file. Raises Refusal if that is not one private key without passphrase."""
     with _keyring() as gpg:
         if given is None:

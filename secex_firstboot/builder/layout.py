@@ -32,8 +32,16 @@ class Layout:
     regions: Mapping[str, Region]
     disk_size: int
 
-    def write(self, disk: Path, identity: Mapping[str, str]) -> None:
-        """Make the file with its partition table, with the GUIDs of ``identity``; by sfdisk(8)."""
+    @property
+    def end(self) -> int:
+        """Of the last partition."""
+        return max(each.start + each.size for each in self.regions.values())
+
+    def write_table(self, disk: Path, identity: Mapping[str, str]) -> None:
+        """Make a sparse file as large as the disk, with its partition table and nothing else, by sfdisk(8).
+
+        ``identity``: the GUIDs, of the disk and of each partition.
+        """
         lines = ["label: gpt", f"label-id: {identity['disk']}"]
         for each in LAYOUT:
             region = self.regions[each.name]

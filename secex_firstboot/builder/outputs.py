@@ -12,13 +12,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from secex_firstboot.basic import signals
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.basic.files import is_directory, sync, write_private
+from secex_firstboot.builder.layout import Layout
 from secex_firstboot.builder.metadata import Metadata
 from secex_firstboot.builder.programs import run_counted
+from secex_firstboot.builder.volumes import Same
 
 _PIECE = 1 << 20  # bytes
 _TOOLS = {
@@ -98,26 +101,64 @@ def _empty(directory: Path) -> None:
             path.unlink()
 
 
+@dataclass(frozen=True)
+class Pieces:
+    """What a disk is put together of: its partition ``table``, and a file for each partition with content.
+
+    That may be shorter than the partition.
+    """
+
+    layout: Layout
+    table: Path
+    partitions: dict[str, Path]
+
+    @classmethod
+    def of(cls, layout: Layout, work: Path, same: Same) -> Self:
+        table = work / "table"
+        layout.write_table(
+            table, {name: same.uuid(f"partition {name}") for name in ("disk", *layout.regions)}
+        )
+        return cls(layout, table, {})
+
+    def in_order(self, work: Path, record: bytes) -> list[Path]:
+        """Files that are the disk if they follow each other; ``record`` is its first bytes."""
+        head, tail, empty = work / "head", work / "tail", work / "empty"
+        first = min(each.start for each in self.layout.regions.values())
+        take(self.table, 0, first, head)
+        take(self.table, self.layout.end, self.layout.disk_size - self.layout.end, tail)
+        with head.open("r+b") as stream:
+            stream.write(record)
+        files = [head]
+        for name, region in sorted(self.layout.regions.items(), key=lambda item: item[1].start):
+            file = self.partitions.get(name, empty)
+            with file.open("ab") as stream:
+                stream.truncate(region.size)
+            files.append(file)
+        return [*files, tail]
+
+
 def write(
     context: Context,
-    disk: Path,
+    pieces: Pieces,
     metadata: Metadata,
     outputs: Outputs,
     work: Path,
     *,
+    record: bytes = b"",
     public_key: bytes = b"",
     private: Mapping[str, bytes] | None = None,
 ) -> Metadata:
-    """Put the finished raw ``disk`` and what belongs to it in place; the metadata last.
+    """Put the disk that the ``pieces`` are, and what belongs to it, in place; the metadata last.
 
-    ``private``: files that only their owner may read, by what is added to the name.
+    ``record``: the disk's first bytes; ``private``: files that only their owner may read, by what is added to
+    the name.
     """
     made = Outputs(work / "made")
-    written = disk.stat().st_blocks * 512
+    files_of_disk = pieces.in_order(work, record)
+    written = sum(file.stat().st_blocks for file in files_of_disk) * 512
     command: list[str | Path]
-    command = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", disk, made.image]
+    command = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", *files_of_disk, made.image]
     run_counted(context, "write the image", command, written)
-    disk.unlink()
     files = [(made.image, outputs.image)]
     if public_key:
         made.public_key.write_bytes(public_key)
@@ -135,34 +176,24 @@ def write(
     return metadata
 
 
-def place(content: Path, disk: Path, start: int) -> None:
-    """Copy a file to byte ``start`` of ``disk``; its holes stay, where there is nothing yet."""
-    with content.open("rb") as source, disk.open("r+b") as target:
-        copy(source.fileno(), 0, target.fileno(), start, os.fstat(source.fileno()).st_size)
-
-
 def take(disk: Path, start: int, size: int, target: Path) -> None:
-    """Make a file of ``size`` bytes of ``disk``; its holes are the disk's."""
-    with disk.open("rb") as source, target.open("wb") as stream:
-        stream.truncate(size)
-        copy(source.fileno(), start, stream.fileno(), 0, size)
-
-
-def copy(source: int, start: int, target: int, to: int, size: int) -> None:
-    """Copy ``size`` bytes between open files, without holes: lseek(2), SEEK_DATA."""
+    """Make a file of ``size`` bytes of ``disk``; its holes are the disk's: lseek(2), SEEK_DATA."""
     at, end = start, start + size
-    while at < end:
-        try:
-            begin = os.lseek(source, at, os.SEEK_DATA)
-        except OSError:  # ENXIO: nothing but a hole is left
-            return
-        stop = min(os.lseek(source, begin, os.SEEK_HOLE), end)
-        at = begin
-        while at < stop:
-            piece = os.pread(source, min(stop - at, _PIECE), at)
-            if not piece:
-                raise FirstbootError("SX-BUILD-40", "a file became shorter while it was read", "start again")
-            at += os.pwrite(target, piece, to + at - start)
+    with disk.open("rb", buffering=0) as source, target.open("wb", buffering=0) as stream:
+        stream.truncate(size)
+        while at < end:
+            try:
+                at = os.lseek(source.fileno(), at, os.SEEK_DATA)
+            except OSError:  # ENXIO: nothing but a hole is left
+                return
+            stop = min(os.lseek(source.fileno(), at, os.SEEK_HOLE), end)
+            while at < stop:
+                piece = os.pread(source.fileno(), min(stop - at, _PIECE), at)
+                if not piece:
+                    raise FirstbootError(
+                        "SX-BUILD-40", "a file became shorter while it was read", "start again"
+                    )
+                at += os.pwrite(stream.fileno(), piece, at - start)
 
 
 def sha256(path: Path) -> str:

@@ -21,7 +21,7 @@ from secex_firstboot.builder import outputs, volumes
 from secex_firstboot.builder.config_key import ConfigKey, key_pair, secret_directory
 from secex_firstboot.builder.layout import SECTOR, Region
 from secex_firstboot.builder.metadata import HostKey, Metadata
-from secex_firstboot.builder.outputs import Outputs
+from secex_firstboot.builder.outputs import Outputs, Pieces
 from secex_firstboot.builder.recipe import Recipe, Trust
 from secex_firstboot.builder.volumes import BLOCK, Same
 from secex_firstboot.contract import parameters, paths
@@ -78,7 +78,8 @@ class Sealing:
 
     documents: Sequence[Document]
     roots: Sequence[bytes]
-    key: ConfigKey
+    key: ConfigKey | None = None
+    """None: a fresh one."""
     keep_header: bool = False
     keep_cck: bool = False
 
@@ -91,7 +92,7 @@ class Sealing:
                 certificates.to_pem(certificates.parse(path.name, read_file(path)))
                 for path in recipe.trust.roots
             ],
-            key_pair(recipe.config_key),
+            key_pair(recipe.config_key) if recipe.config_key else None,
             recipe.keep_header,
             recipe.keep_cck,
         )
@@ -99,9 +100,9 @@ class Sealing:
 
 @dataclass(frozen=True)
 class Unsealed:
-    """An image with nothing in partition se: the raw ``disk``, and a directory with what boot has."""
+    """An image with nothing in partition se, and a directory with what boot has."""
 
-    disk: Path
+    pieces: Pieces
     boot: Path
     metadata: Metadata
 
@@ -110,25 +111,22 @@ def finish(
     context: Context, unsealed: Unsealed, wanted: Sealing, *, target: Outputs, same: Same, work: Path
 ) -> Metadata:
     """Seal the image, and put it in place."""
-    metadata = unsealed.metadata
-    (region,) = (Region(each.start, each.size) for each in metadata.partitions if each.name == "se")
+    key = wanted.key or key_pair()
+    region = unsealed.pieces.layout.regions["se"]
     entry = boot_entry.find(unsealed.boot)
     _check_room(entry, region)
     content = work / "se"
     content.mkdir()
     with secret_directory() as private:
         overlay = private / "overlay.cpio"
-        write_archive(overlay, _overlay(wanted))
+        write_archive(overlay, _overlay(key, wanted.roots))
         kept = _make_sdboot(context, content / boot_record.IMAGE, unsealed, entry, overlay, wanted.documents)
     stage3 = (unsealed.boot / LOADERS / _STAGE3).read_bytes()
     made, record = _make_bootable(context, content, stage3, region, same, work)
-    with unsealed.disk.open("r+b") as stream:
-        stream.write(record)
-    outputs.place(made, unsealed.disk, region.start)
-    made.unlink()
-    metadata = metadata.model_copy(
+    unsealed.pieces.partitions["se"] = made
+    metadata = unsealed.metadata.model_copy(
         update={
-            "config_key": wanted.key.fingerprint,
+            "config_key": key.fingerprint,
             "host_keys": tuple(
                 HostKey(document=each.name, sha256=document.key_hash(each).hex()) for each in wanted.documents
             ),
@@ -142,18 +140,19 @@ def finish(
         private_files[".cck"] = kept.communication_key
     return outputs.write(
         context,
-        unsealed.disk,
+        unsealed.pieces,
         metadata,
         target,
         work,
-        public_key=wanted.key.public,
+        record=record,
+        public_key=key.public,
         private=private_files,
     )
 
 
-def _overlay(wanted: Sealing) -> dict[str, Entry]:
-    files: dict[str, Entry] = {str(paths.PRIVATE_KEY): File(wanted.key.private)}
-    for number, content in enumerate(wanted.roots):
+def _overlay(key: ConfigKey, roots: Sequence[bytes]) -> dict[str, Entry]:
+    files: dict[str, Entry] = {str(paths.PRIVATE_KEY): File(key.private)}
+    for number, content in enumerate(roots):
         files[str(paths.CERTIFICATES / f"owner-{number}.crt")] = File(content, _FOR_ALL_TO_READ)
     return files
 

@@ -85,7 +85,7 @@ def test_nothing_is_found_in_an_empty_file(tmp_path: Path) -> None:
 
 @needs.programs("gpg")
 def test_a_gpg_keys_secret_numbers_are_known_and_its_public_ones_are_not() -> None:
-    pair = config_key.key_pair(None)
+    pair = config_key.key_pair()
     private, public = pair.private.decode(), pair.public.decode()
     numbers = secrets_scan.private_numbers(private, public)
     assert len(numbers) >= 2

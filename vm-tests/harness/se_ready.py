@@ -93,7 +93,7 @@ def build(
         wanted = Sealing.of(Context(""), what, work)
         same = Same.of({}, time.time())
         unsealed = _Build(Context(""), what, same, work, recipe).unsealed()
-        root_size = _usable(unsealed.disk, unsealed.metadata)
+        root_size = _usable(unsealed.pieces.partitions["root"])
         sealing.finish(Context(""), unsealed, wanted, target=target, same=same, work=work)
     return Made(target.public_key, root_size)
 
@@ -181,14 +181,12 @@ class _Build(Build):
             super().make_file_system(name, directory, kind, size, files)
 
 
-def _usable(raw: Path, metadata: Metadata) -> int:
+def _usable(root: Path) -> int:
     """Of the root file system, without the log of xfs: Linux, fs/xfs/libxfs/xfs_format.h, struct xfs_dsb."""
-    (start,) = (each.start for each in metadata.partitions if each.name == "root")
-    with raw.open("rb") as stream:
-        stream.seek(start)
+    with root.open("rb") as stream:
         head = stream.read(SECTOR)
     if head[:4] != b"XFSB":
-        return metadata.volumes["root"].size
+        return root.stat().st_size
     block, log = (int.from_bytes(head[at : at + 4], "big") for at in (4, 96))
     return (int.from_bytes(head[8:16], "big") - log) * block
 
