@@ -24,8 +24,7 @@ def test_an_image_of_the_recipe_is_no_machine(tmp_path: Path) -> None:
     with firstboot.make_site(tmp_path / "site", Recipe()) as (where, _):
         raw = tmp_path / "disk.raw"
         subprocess.run(["qemu-img", "convert", "-O", "raw", where.image, raw], check=True)
-        start = raw_disk.partition_start(raw, "root")
-        with se_ready.mounted(raw, start, tmp_path / "root") as tree:
+        with se_ready.mounted(raw, raw_disk.partition(raw, "root"), tmp_path / "root") as tree:
             assert (tree / "etc/ssh/sshd_config").exists()
             assert not list((tree / "etc/ssh").glob("ssh_host_*"))
             identity.check(Context(""), tree)

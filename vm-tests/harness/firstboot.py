@@ -321,7 +321,8 @@ ADDED_BY_IGNITION = (
     "./var/mail", "./var/data", "./etc/.updated", "./etc/.pwd.lock", HAS_THE_TIME,
 )  # fmt: skip
 ADDED_BY_THE_AGENT = ("./etc/luks", "./etc/crypttab", "./var/lib/secex-firstboot")
-ADDED_BY_THE_IMAGE = ("./boot/loader", "./boot/lost+found")  # its boot entry; mkfs.ext4
+# Its boot entry; what it is sealed again with; mkfs.ext4.
+ADDED_BY_THE_IMAGE = ("./boot/loader", "./boot/secex-boot-loaders", "./boot/lost+found")
 
 _OWNERS = {"Ignition": ADDED_BY_IGNITION, "agent": ADDED_BY_THE_AGENT, "image": ADDED_BY_THE_IMAGE}
 

@@ -226,10 +226,11 @@ def opens(private_key: bytes, config_disk: Path) -> bool:
 
 
 @contextmanager
-def mounted(raw: Path, partition_start: int, where: Path) -> Iterator[Path]:
-    """A file system of a raw image, read only."""
+def mounted(raw: Path, partition: tuple[int, int], where: Path) -> Iterator[Path]:
+    """A file system of a raw image, read only, that is where raw_disk.partition says."""
     where.mkdir(exist_ok=True)
-    subprocess.run(["mount", "-o", f"loop,ro,offset={partition_start}", raw, where], check=True)
+    options = f"loop,ro,offset={partition[0]},sizelimit={partition[1]}"
+    subprocess.run(["mount", "-o", options, raw, where], check=True)
     try:
         yield where
     finally:
