@@ -196,22 +196,24 @@ def hang(life: Life) -> None:
         guest.kill()
 
 
-def runs(seen: dict[str, Any]) -> tuple[int, int, str]:
-    """The number of the image that runs, of the one that starts, and how far the newest has come."""
-    return seen["running"], seen["starts"], seen["newest"]["state"]
+def newest_is_up(seen: dict[str, Any]) -> bool:
+    """It runs, starts if nobody chooses, and has come up."""
+    newest = seen["newest"]
+    return seen["running"] == seen["starts"] == newest["generation"] and newest["state"] == "up"
 
 
 def test_a_kernel_that_apt_installs_is_what_the_next_start_has(life: Life) -> None:
-    assert runs(life.seen["first image"]) == (1, 1, "up")
-    found = life.seen["newer kernel"]
-    assert runs(found) == (2, 2, "up")
+    found, before = life.seen["newer kernel"], life.seen["first image"]
+    assert newest_is_up(before)
+    assert newest_is_up(found)
+    assert (before["running"], found["running"]) == (1, 2)
     assert found["kernel"] == found["newest"]["kernel"] == life.seen["release"]
     assert found["fallback"]["kernel"] == life.seen["kernel before"] != life.seen["release"]
 
 
 def test_an_initramfs_that_a_package_has_made_anew_is_what_the_next_start_has(life: Life) -> None:
     found = life.seen["newer initramfs"]
-    assert runs(found) == (3, 3, "up")
+    assert newest_is_up(found)
     assert found["newest"]["inputs"]["initramfs 0"] != found["fallback"]["inputs"]["initramfs 0"]
     assert life.seen["in the initramfs"] == "it is there"
 
@@ -222,9 +224,8 @@ def test_the_kernel_of_the_fallback_is_not_removed(life: Life) -> None:
 
 
 def test_a_guest_moves_to_another_host_and_does_not_start_on_the_old_one_any_more(life: Life) -> None:
-    assert runs(life.seen["another host"])[2] == runs(life.seen["there"])[2] == "up"
-    assert runs(life.seen["without the old ones"])[2] == "up"
-    assert runs(life.seen["and no fallback for them"])[2] == "up"
+    for stage in ("another host", "there", "without the old ones", "and no fallback for them"):
+        assert newest_is_up(life.seen[stage])
     assert [each["name"] for each in life.seen["hosts"]] == ["ibm-z-hostkey-customer-2"]
     assert life.seen["on the old host"] == "refused"
 
@@ -238,7 +239,7 @@ def test_after_a_start_that_hung_before_its_root_the_last_good_image_is_up(life:
 def test_zipl_by_hand_does_not_unmake_the_guest(life: Life) -> None:
     assert life.seen["zipl by hand"] != "0"
     assert life.seen["zipl with a configuration"] != "0"
-    assert runs(life.seen["at last"])[2] == "up"
+    assert newest_is_up(life.seen["at last"])
 
 
 def test_an_initramfs_without_the_agent_is_no_update(life: Life) -> None:
