@@ -199,7 +199,7 @@ def hang(life: Life) -> None:
 def newest_is_up(seen: dict[str, Any]) -> bool:
     """It runs, starts if nobody chooses, and has come up."""
     newest = seen["newest"]
-    return seen["running"] == seen["starts"] == newest["generation"] and newest["state"] == "up"
+    return bool(seen["running"] == seen["starts"] == newest["generation"] and newest["state"] == "up")
 
 
 def test_a_kernel_that_apt_installs_is_what_the_next_start_has(life: Life) -> None:
