@@ -238,13 +238,20 @@ def unpack(image: Path, directory: Path) -> None:
     run(["debugfs", "-R", "rdump / .", image.absolute()], directory=directory)
 
 
+def extents_of(image: Path, file: str) -> list[tuple[int, int, int]]:
+    """Of a file in an ext4 file system: number of the first block in the file, first and last block there."""
+    return [
+        (int(found["logical"]), int(found["first"]), int(found["last"]))
+        for found in _EXTENT.finditer(debugfs(image, f'dump_extents -l "{file}"\n'))
+    ]
+
+
 def blocks_of(image: Path, file: str) -> list[int]:
     """The blocks of a file in an ext4 file system, in order, counted in its own blocks. Raises FirstbootError
     if it has holes."""
     blocks: list[int] = []
-    for found in _EXTENT.finditer(debugfs(image, f"dump_extents -l {file}\n")):
-        logical, first, last = (int(found[name]) for name in ("logical", "first", "last"))
-        if logical != len(blocks):
+    for number, first, last in extents_of(image, file):
+        if number != len(blocks):
             raise FirstbootError("SX-BUILD-32", f"{file} on partition se has a hole", "report it")
         blocks += range(first, last + 1)
     return blocks
