@@ -359,7 +359,8 @@ def print_speed(result: dict[str, Any]) -> None:
 
 # --- after first boot --------------------------------------------------------------------------------------
 
-PLAIN = "root=PARTLABEL=root systemd.mount-extra=PARTLABEL=boot:/boot:ext4"
+# Without /etc/fstab, which names the encrypted volumes.
+PLAIN = "root=PARTLABEL=root fstab=no systemd.mount-extra=PARTLABEL=boot:/boot:ext4"
 
 
 @dataclass(frozen=True)
