@@ -42,7 +42,8 @@ def _unsealed(context: Context, image: Path, metadata: Metadata, same: Same, wor
     regions = {each.name: Region(each.start, each.size) for each in metadata.partitions}
     boot = work / "boot"
     with disk_image.raw(image, whole=True) as raw:
-        _check_partitions(image, raw, metadata)
+        if not metadata.has_partitions_of(disk_image.read(raw, image)):
+            raise Refusal("SX-BUILD-42", f"{image} has other partitions than the metadata say", _CURE)
         pieces = Pieces.of(Layout(regions, metadata.disk_size), work, same)
         for name in VOLUMES:
             volume, data, tree = metadata.volumes[name], work / f"{name}.img", work / f"{name}.tree"
@@ -54,10 +55,3 @@ def _unsealed(context: Context, image: Path, metadata: Metadata, same: Same, wor
             pieces.partitions.update({name: data, HASH_TREES[name]: tree})
     volumes.unpack(pieces.partitions["boot"], boot)
     return Unsealed(pieces, boot, metadata)
-
-
-def _check_partitions(image: Path, raw: Path, metadata: Metadata) -> None:
-    found = [(each.number, each.name, each.start, each.size) for each in disk_image.read(raw, image).all]
-    wanted = [(each.number, each.name, each.start, each.size) for each in metadata.partitions]
-    if found != wanted:
-        raise Refusal("SX-BUILD-42", f"{image} has other partitions than the metadata say", _CURE)

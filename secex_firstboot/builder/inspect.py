@@ -153,8 +153,8 @@ class _Look:
     def all(self) -> Inspection:
         partitions = [self._part(each) for each in self.disk.all]
         images = self._told(lambda: list(self._boot_images())) or []
-        if self.metadata:
-            self._compare(self.metadata)
+        if self.metadata and not self.metadata.has_partitions_of(self.disk):
+            self.damage.append("the partitions are not those that the metadata say")
         return Inspection(self._kind(), self.disk.size, partitions, images, self._first_boot(), self.damage)
 
     def _first_boot(self) -> str:
@@ -239,11 +239,6 @@ class _Look:
 
     def content(self, program: boot_map.Program) -> BinaryIO:
         return io.BufferedReader(boot_map.Content(self._read, program.image, self.disk.block_size))
-
-    def _compare(self, metadata: Metadata) -> None:
-        found = [(each.number, each.name, each.start, each.size) for each in self.disk.all]
-        if found != [(each.number, each.name, each.start, each.size) for each in metadata.partitions]:
-            self.damage.append("the partitions are not those that the metadata say")
 
     def _told(self, look: Callable[[], T]) -> T | None:
         """What ``look`` finds; if it refuses, that is damage."""

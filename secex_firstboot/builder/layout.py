@@ -14,9 +14,10 @@ from secex_firstboot.storage.verity_superblock import BLOCK_SIZE, Superblock
 
 MIB = 1 << 20
 SECTOR = 512  # bytes of a block of the disk
+_INTEGRITY_SECTOR = 4096  # bytes; dm-integrity's, once a volume is encrypted
 _BACKUP_TABLE = MIB  # at the end of the disk
 _BOOT_IMAGES = 3  # a life of updates: the one that runs, the one to fall back to, the one in the making
-_SE_FILE_SYSTEM = 24 * MIB  # what ext4 takes for itself, and the boot map
+SE_FILE_SYSTEM = 24 * MIB  # what ext4 takes for itself, and the boot map
 
 
 @dataclass(frozen=True)
@@ -53,23 +54,19 @@ class Layout:
         run(["sfdisk", "--quiet", disk], stdin="\n".join([*lines, ""]))
 
 
-def lay_out(
-    file_systems: Mapping[str, int], boot_image: int, sizes: Sizes, sector_size: int = 4096
-) -> Layout:
-    """For file systems of so many bytes, and a boot image of about ``boot_image``.
-
-    ``sector_size``: dm-integrity's for ``boot``, once it is encrypted.
-    """
+def lay_out(file_systems: Mapping[str, int], boot_image: int, sizes: Sizes) -> Layout:
+    """For file systems of so many bytes, and a boot image of about ``boot_image``."""
     boot, root = file_systems["boot"], file_systems["root"]
     lengths = {
-        "se": _BOOT_IMAGES * boot_image + _SE_FILE_SYSTEM if sizes.se is None else sizes.se * MIB,
-        "boot": required_device_size(boot, sector_size),
+        "se": _BOOT_IMAGES * boot_image + SE_FILE_SYSTEM if sizes.se is None else sizes.se * MIB,
+        "boot": required_device_size(boot, _INTEGRITY_SECTOR),
         "root": root,
         "boothash": tree_size(boot),
         "roothash": tree_size(root),
     }
     # What first boot saves there, and the tags of dm-integrity.
-    behind = 2 * head_size(4096) + root // 32 + 32 * MIB if sizes.behind is None else sizes.behind * MIB
+    needed = 2 * head_size(_INTEGRITY_SECTOR) + root // 32 + 32 * MIB
+    behind = needed if sizes.behind is None else sizes.behind * MIB
     regions, at = {}, MIB
     for each in LAYOUT:
         regions[each.name] = Region(at, in_mib(lengths[each.name]) * MIB)

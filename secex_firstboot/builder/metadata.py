@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from secex_firstboot import __version__
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.basic.files import write_private
+from secex_firstboot.storage.disk import Disk
 
 _LIMIT = 1 << 20  # bytes
 
@@ -91,6 +92,10 @@ class Metadata(_Model):
             raise Refusal(
                 "SX-BUILD-06", f"{path}: {place}: {first['msg']}", "get it again from who published the image"
             ) from None
+
+    def has_partitions_of(self, disk: Disk) -> bool:
+        found = [(each.number, each.name, each.start, each.size) for each in disk.all]
+        return found == [(each.number, each.name, each.start, each.size) for each in self.partitions]
 
     def write(self, path: Path) -> None:
         write_private(path, self.model_dump_json(indent=2).encode() + b"\n")

@@ -14,7 +14,7 @@ from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.basic.files import exists, is_regular
 from secex_firstboot.builder import initramfs_files, sealing
-from secex_firstboot.contract import parameters
+from secex_firstboot.contract import parameters, paths
 from secex_firstboot.contract.command_line import name
 from secex_firstboot.contract.command_line import parameters as words
 from secex_firstboot.roots import identity
@@ -23,15 +23,12 @@ from secex_firstboot.sdboot.boot_entry import BootEntry
 
 # Beside those that no image can do without: Ignition asks no platform, and has a network for what it fetches.
 _OPTIONS = (str(parameters.PLATFORM), "rd.neednet=1", "rw")
-_KERNELS = ("vmlinuz-*", "image-*")  # with the release behind the dash
-_INITRAMFS = ("initrd.img-{}", "initramfs-{}.img", "initrd-{}")
 _S390X = b"S390EP"  # Linux: arch/s390/boot/head.S
 _S390X_AT = 0x10008
 _CONFIGS = ("boot/config-{}", "usr/lib/modules/{}/config", "lib/modules/{}/config")
 # Linux has the option since 5.7, and does without since 6.11: it always can be a guest then.
 _NO_GUEST = "# CONFIG_PROTECTED_VIRTUALIZATION_GUEST is not set"
 _SINCE = (5, 7)
-_AGENT = "usr/lib/secex-firstboot/check-root"  # in the initramfs, by dracut/module-setup.sh
 _PACKAGES = ("usr/lib/python3/dist-packages", "usr/lib/python3*/site-packages")
 _VERSION = re.compile(r'^__version__ = "([\w.+-]{1,40})"$', re.M)
 _UNITS = ("usr/lib/systemd/system", "etc/systemd/system", "lib/systemd/system")
@@ -126,7 +123,9 @@ def _boot_entry(context: Context, tree: Path, more_options: str, *, strict: bool
 
 def _make_boot_entry(context: Context, tree: Path) -> None:
     boot = tree / "boot"
-    kernels = sorted(path.name for pattern in _KERNELS for path in boot.glob(pattern) if is_regular(path))
+    kernels = sorted(
+        path.name for form in boot_entry.KERNELS for path in boot.glob(form.format("*")) if is_regular(path)
+    )
     if len(kernels) != 1:
         raise Refusal(
             "SX-BUILD-20",
@@ -134,7 +133,8 @@ def _make_boot_entry(context: Context, tree: Path) -> None:
             "install one kernel, or write /boot/loader/entries/NAME.conf",
         )
     release = kernels[0].partition("-")[2]
-    initramfs = next((name for form in _INITRAMFS if is_regular(boot / (name := form.format(release)))), None)
+    names = (form.format(release) for form in boot_entry.INITRAMFS)
+    initramfs = next((name for name in names if is_regular(boot / name)), None)
     if not initramfs:
         raise Refusal(
             "SX-BUILD-21",
@@ -172,7 +172,7 @@ def _version(release: str) -> tuple[int, ...]:
 
 
 def _check_initramfs(entry: BootEntry) -> None:
-    if not any(_AGENT in initramfs_files.names(path) for path in entry.initrd):
+    if not any(paths.CHECK_ROOT in initramfs_files.names(path) for path in entry.initrd):
         raise Refusal(
             "SX-BUILD-24",
             "the initramfs has no secex-firstboot",

@@ -19,7 +19,7 @@ from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.basic.files import is_regular, open_private
 from secex_firstboot.builder import outputs, volumes
 from secex_firstboot.builder.config_key import ConfigKey, key_pair, secret_directory
-from secex_firstboot.builder.layout import SECTOR, Region
+from secex_firstboot.builder.layout import SE_FILE_SYSTEM, SECTOR, Region
 from secex_firstboot.builder.metadata import HostKey, Metadata
 from secex_firstboot.builder.outputs import Outputs, Pieces
 from secex_firstboot.builder.recipe import Recipe, Trust
@@ -41,7 +41,6 @@ _FILLER = b"\xff"  # mke2fs makes holes of zeros
 _FEW = 64  # extents of a file on a new file system
 _FOR_ALL_TO_READ = 0o644
 _OVERHEAD = 1 << 20  # of a boot image: boot loaders, header, what is private
-_SE_ITSELF = 24 << 20  # what ext4 takes for itself, and the boot map
 
 
 _IBMS = tuple(f"usr/share/s390-tools/{name}" for name in ("pvimg", "genprotimg"))
@@ -192,9 +191,8 @@ def _make_bootable(
     last = -(-sdboot // BLOCK) - 1
     volumes.debugfs(made, f"fallocate /{boot_record.IMAGE} 0 {last}\n", same=same)
     places = {
-        name: _on_disk(volumes.blocks_of(made, f"/{name}"), region, file.stat().st_size)
+        name: _on_disk(volumes.blocks_of(made, f"/{name}"), region, (content / name).stat().st_size)
         for name in (boot_record.IMAGE, boot_record.BOOT_MAP)
-        if (file := content / name)
     }
     written, record = boot_map.write(
         stage3,
@@ -234,7 +232,7 @@ def _put(made: Path, content: bytes, places: Sequence[Extent], region: Region) -
 
 def _check_room(entry: BootEntry, region: Region) -> None:
     needed = boot_image_size([entry.linux, *entry.initrd])
-    missing = needed + _SE_ITSELF - region.size
+    missing = needed + SE_FILE_SYSTEM - region.size
     if missing > 0:
         raise Refusal(
             "SX-BUILD-34",

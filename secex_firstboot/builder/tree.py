@@ -24,7 +24,6 @@ from secex_firstboot.storage.disk import Partition
 _LEFT_OUT = {"dev": 0o755, "proc": 0o555, "run": 0o755, "sys": 0o555, "tmp": 0o1777}
 _MOUNT_POINTS = ("boot", "var")
 _KEEP = ("--xattrs", "--xattrs-include=*", "--acls", "--numeric-owner", "--same-permissions")
-_READ_ONLY = {"ext4": "ro,noload", "xfs": "ro,norecovery"}
 _IS_ROOT = ("etc", "usr")
 _IS_BOOT = ("loader", "vmlinuz*", "image-*")
 _CURE = "give a directory or a tar of a root file system, or a disk image (qcow2 or raw) with one"
@@ -75,16 +74,16 @@ def _from_disk(context: Context, source: Path, tree: Path) -> None:
     """The one root of a disk, and its boot partition if it has one."""
     with disk_image.raw(source, whole=True) as raw, ExitStack() as mounts:
         found = [
-            mounts.enter_context(_mounted(raw, each, tree.with_name(f"partition-{each.number}")))
+            mounts.enter_context(_mounted(raw, each, type, tree.with_name(f"partition-{each.number}")))
             for each in disk_image.read(raw, source).all
-            if _type(raw, each)
+            if (type := _type(raw, each))
         ]
         roots = [each for each in found if _has(each, _IS_ROOT)]
         boots = [
             each for each in found if each not in roots and any(_has(each, (name,)) for name in _IS_BOOT)
         ]
-        for what, partitions, most in (("root file systems", roots, 1), ("boot partitions", boots, 1)):
-            if len(partitions) > most:
+        for what, partitions in (("root file systems", roots), ("boot partitions", boots)):
+            if len(partitions) > 1:
                 raise Refusal("SX-BUILD-14", f"{source} has {len(partitions)} {what}", _CURE)
         for each in roots:
             _copy(context, each, tree)
@@ -101,9 +100,9 @@ def _type(raw: Path, partition: Partition) -> str:
         return ""
 
 
-def _mounted(raw: Path, partition: Partition, where: Path) -> AbstractContextManager[Path]:
+def _mounted(raw: Path, partition: Partition, type: str, where: Path) -> AbstractContextManager[Path]:
     place = (f"offset={partition.start}", f"sizelimit={partition.size}")
-    return mounted(raw, where, _READ_ONLY[_type(raw, partition)], *place)
+    return mounted(raw, where, filesystem.READ_ONLY[type], *place)
 
 
 def _has(directory: Path, names: Iterable[str]) -> bool:

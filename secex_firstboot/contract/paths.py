@@ -19,6 +19,9 @@ NO_LOCAL_LOGIN = Path("/usr/lib/secex-firstboot/no-local-login.ign")  # a base c
 # before the system starts. Made at seal, and part of the final sdboot.
 NO_LOGIN_UNITS = Path("/etc/secex-no-login")
 
+# In the initramfs, by dracut/module-setup.sh; as an archive names its files.
+CHECK_ROOT = "usr/lib/secex-firstboot/check-root"
+
 # Kernel: arch/s390/kernel/uv.c. Not there where kernel or firmware do not know the question.
 THIS_HOSTS_KEYS = Path("/sys/firmware/uv/keys")
 

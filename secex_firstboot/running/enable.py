@@ -24,9 +24,6 @@ UNPROTECTED = (
     "/ and /boot are not encrypted: whoever owns the host reads and changes them. What this protects is the"
     " memory of the guest, and the boot image: kernel, initramfs and command line."
 )
-# As distributions call them on /boot, with the kernel's release.
-_KERNELS = ("vmlinuz-{}", "image-{}")
-_INITRAMFS = ("initrd.img-{}", "initramfs-{}.img", "initrd-{}")
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ def _boot_entry(context: Context, root: Path) -> BootEntry:
     release = paths.below(root, paths.KERNEL_RELEASE).read_text().strip()
     kernel, initramfs = (
         next((path for form in forms if is_regular(path := boot / form.format(release))), None)
-        for forms in (_KERNELS, _INITRAMFS)
+        for forms in (boot_entry.KERNELS, boot_entry.INITRAMFS)
     )
     if not kernel or not initramfs:
         raise Refusal(

@@ -25,7 +25,6 @@ from secex_firstboot.storage import disk
 from secex_firstboot.storage.disk import Disk
 
 _SCRATCH = paths.IMAGE_STATE / "scratch"  # on the encrypted root, as what it gets for a moment is secret
-_CHECK_ROOT = "usr/lib/secex-firstboot/check-root"  # in the initramfs, by dracut/module-setup.sh
 _NEW = "there is no record of the image before it"
 
 
@@ -88,7 +87,7 @@ def _make(
 def _check_initramfs(entry: BootEntry) -> None:
     """Without the agent's scripts later starts would not look at volumes, root and the image's number."""
     for path in entry.initrd:
-        if run(["lsinitrd", "--file", _CHECK_ROOT, path]).startswith("#!"):
+        if run(["lsinitrd", "--file", paths.CHECK_ROOT, path]).startswith("#!"):
             return
     raise Refusal(
         "SX-SYSTEM-12",

@@ -17,6 +17,10 @@ from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.basic.files import is_regular, write_private
 from secex_firstboot.contract.command_line import join, matches, name, parameters
 
+# As distributions call them on /boot, with the kernel's release.
+KERNELS = ("vmlinuz-{}", "image-{}")
+INITRAMFS = ("initrd.img-{}", "initramfs-{}.img", "initrd-{}")
+
 _ENTRIES = "loader/entries"
 _ENTRY_LIMIT = 64 << 10  # bytes of one entry
 _ENTRIES_LIMIT = 256

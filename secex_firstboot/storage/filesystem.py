@@ -20,7 +20,8 @@ _EXT4_SUPERBLOCK = 1024  # bytes; kernel: Documentation/filesystems/ext4/super.r
 _EXT4_MAGIC_AT, _EXT4_MAGIC = 0x38, b"\x53\xef"
 _XFS_MAGIC = b"XFSB"  # kernel: fs/xfs/libxfs/xfs_format.h, struct xfs_dsb, big-endian
 
-_READ_ONLY = {"ext4": "ro,noload", "xfs": "ro,norecovery"}
+# Options of mount(8) with which nothing at all is written, not even the journal.
+READ_ONLY = {"ext4": "ro,noload", "xfs": "ro,norecovery"}
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def mounted(device: Path, where: Path, *, type: str, read_only: bool = False) ->
 
     ``read_only`` means no write at all, so no journal is replayed.
     """
-    mount(device, where, type=type, options=_READ_ONLY[type] if read_only else "")
+    mount(device, where, type=type, options=READ_ONLY[type] if read_only else "")
     try:
         yield where
     finally:

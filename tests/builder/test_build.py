@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from harness import ultravisor
-from harness.site import Host, make_host
+from harness.site import Host
 from support import host_keys, needs, se_tree
 
 from secex_firstboot.basic.context import Context
@@ -32,17 +32,6 @@ pytestmark = needs.programs(
 CONTEXT = Context("")
 UNPROVEN = Trust(verify=False)
 PRIVATE_KEY = "usr/lib/coreos/ignition.asc"
-
-
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return se_tree.make(tmp_path_factory.mktemp("tree") / "tree")
-
-
-@pytest.fixture(scope="module")
-def hosts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Host]:
-    directory = tmp_path_factory.mktemp("hosts")
-    return {name: make_host(name, directory, host_keys.CHAIN) for name in ("first", "mine", "other")}
 
 
 def made_of(source: Path, hosts: dict[str, Host], **changes: Any) -> Recipe:

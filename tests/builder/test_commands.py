@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from harness.site import Host, make_host
-from support import REPOSITORY, host_keys, needs, se_tree
+from harness.site import Host
+from support import REPOSITORY, needs, se_tree
 
 pytestmark = [
     needs.programs("mkfs.ext4", "debugfs", "veritysetup", "qemu-img", "sfdisk", "gpg", "unshare"),
@@ -19,17 +19,6 @@ pytestmark = [
 ]
 # A user namespace in which root is somebody without any right outside: no device, no loop, no mknod.
 NOBODY = ["unshare", "--user", "--map-root-user"]
-
-
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return se_tree.make(tmp_path_factory.mktemp("tree") / "tree")
-
-
-@pytest.fixture(scope="module")
-def hosts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Host]:
-    directory = tmp_path_factory.mktemp("hosts")
-    return {name: make_host(name, directory, host_keys.CHAIN) for name in ("first", "mine")}
 
 
 def command(*words: str | Path) -> list[str | Path]:

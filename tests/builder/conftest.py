@@ -1,0 +1,20 @@
+"""The least tree there can be, and hosts: what the tests of a whole build have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from harness.site import Host, make_host
+from support import host_keys, se_tree
+
+
+@pytest.fixture(scope="session")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return se_tree.make(tmp_path_factory.mktemp("tree") / "tree")
+
+
+@pytest.fixture(scope="session")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Host]:
+    directory = tmp_path_factory.mktemp("hosts")
+    return {name: make_host(name, directory, host_keys.CHAIN) for name in ("first", "mine", "other")}
