@@ -266,8 +266,8 @@ def test_an_image_that_was_built_unsealed_is_sealed_elsewhere(
 
 
 def change(image: Path, at: int) -> None:
-    """A byte of the disk in a qcow2."""
-    subprocess.run(["qemu-io", "-c", f"write -q -P 0x5a {at} 1", image], check=True, capture_output=True)
+    """Some bytes of the disk in a qcow2: more than one, which might be the same already."""
+    subprocess.run(["qemu-io", "-c", f"write -q -P 0x5a {at} 8", image], check=True, capture_output=True)
 
 
 def partition(built: Outputs, name: str) -> int:
