@@ -135,7 +135,7 @@ def measure_build() -> Build:
 def grown_tree(tree: Path) -> Path:
     """The tests' system, and files of random bytes until there are BUILT_ROOT."""
     subprocess.run(["cp", "-a", debian.build(), tree], check=True)
-    missing = BUILT_ROOT - volumes.content_size(tree)[0]
+    missing = BUILT_ROOT - volumes.Content.of(tree).size
     (tree / "var/grown").mkdir()
     for number in range(missing // MIB):
         (tree / f"var/grown/{number}").write_bytes(os.urandom(MIB))

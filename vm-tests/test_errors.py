@@ -4,7 +4,6 @@ start goes on, and what a user's config may say about host keys holds all the wa
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -22,6 +21,7 @@ from harness.se_ready import HOST_KEY, MIB, ONE_MACHINES, SMALL
 from harness.started import Started
 
 from secex_firstboot.agent.steps import STEPS
+from secex_firstboot.basic.files import sha256
 from secex_firstboot.storage import encrypted
 from secex_firstboot.storage.cryptsetup import DATA_OFFSET
 from secex_firstboot.storage.integrity import Layout
@@ -155,7 +155,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         _,
     ):
         raw_disk.make(where.image, directory / "disk.raw", 1 << 30)
-        yield Machine(where, digest(directory / "disk.raw"))
+        yield Machine(where, sha256(directory / "disk.raw"))
 
 
 def as_configured(where: Site) -> Served:
@@ -318,7 +318,7 @@ def test_trouble_is_named_and_leaves_no_secret(trouble: Trouble, machine: Machin
         assert int(found[2]) > 0
         guest.wait_for(console.SHELL_OPENS, TIMEOUT)
     if trouble.step in WRITING_NOTHING:
-        assert digest(machine.disk) == machine.untouched
+        assert sha256(machine.disk) == machine.untouched
 
 
 def test_without_trouble_the_next_start_finds_everything_provisioned(
@@ -341,8 +341,3 @@ def test_without_trouble_the_next_start_finds_everything_provisioned(
     assert "host key ibm-z-hostkey-customer-2: SHA-256" in consoles
     assert "WARNING: root gets integrity sectors of 512 bytes" in consoles
     assert "WARNING: boot gets" not in consoles
-
-
-def digest(disk: Path) -> str:
-    with disk.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -55,7 +55,7 @@ def run(
             cwd=directory,
         )
     except FileNotFoundError:
-        raise _not_installed(words[0]) from None
+        raise not_installed(words[0]) from None
     if done.returncode not in ok:
         raise ToolError(Path(words[0]).name, done.returncode, done.stderr or done.stdout)
     return done.stdout
@@ -87,8 +87,8 @@ def run_on_files(
             env=environment,
         ).returncode
     except FileNotFoundError:
-        raise _not_installed(words[0]) from None
+        raise not_installed(words[0]) from None
 
 
-def _not_installed(program: str) -> FirstbootError:
+def not_installed(program: str) -> FirstbootError:
     return FirstbootError("SX-TOOL-05", f"{program} is not installed", "install the package that has it")

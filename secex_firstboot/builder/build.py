@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Literal
 
 from secex_firstboot.basic.context import Context
+from secex_firstboot.basic.files import sha256
 from secex_firstboot.builder import layout, outputs, rules, sealing, tree, volumes
 from secex_firstboot.builder.layout import MIB
 from secex_firstboot.builder.metadata import BootEntry, Metadata, Partition, Volume
 from secex_firstboot.builder.outputs import Outputs, Pieces
 from secex_firstboot.builder.recipe import Recipe
 from secex_firstboot.builder.sealing import Sealing, Unsealed
-from secex_firstboot.builder.volumes import Same
+from secex_firstboot.builder.volumes import Content, Same
 from secex_firstboot.contract.partitions import HASH_TREES, LAYOUT, VOLUMES
 from secex_firstboot.sdboot import boot_entry
 
@@ -96,8 +97,8 @@ class Build:
             volumes=made,
             boot_entry=BootEntry(
                 release=entry.release,
-                kernel=outputs.sha256(entry.linux),
-                initramfs=tuple(map(outputs.sha256, entry.initrd)),
+                kernel=sha256(entry.linux),
+                initramfs=tuple(map(sha256, entry.initrd)),
                 options=entry.options,
             ),
             agent=agent,
@@ -106,33 +107,33 @@ class Build:
 
     def _boot(self, directory: Path) -> Volume:
         sizes = self.recipe.sizes
-        content, files = volumes.content_size(directory)
+        content = Content.of(directory)
         entry = boot_entry.find(directory)
         free = (_KERNELS - 1) * sum(path.stat().st_size for path in (entry.linux, *entry.initrd))
         free = free if sizes.boot_free is None else sizes.boot_free * MIB
-        size = max(sizes.boot * MIB, volumes.file_system_size("ext4", content, files, free))
-        return self._volume("boot", directory, "ext4", size, files)
+        size = max(sizes.boot * MIB, volumes.file_system_size("ext4", content, free))
+        return self._volume("boot", directory, content, "ext4", size)
 
     def _root(self, directory: Path) -> Volume:
         sizes, kind = self.recipe.sizes, self.recipe.file_system
-        content, files = volumes.content_size(directory)
+        content = Content.of(directory)
         free = _ROOT_FREE if sizes.root_free is None else sizes.root_free * MIB
-        size = max(sizes.root * MIB, volumes.file_system_size(kind, content, files, free))
-        return self._volume("root", directory, kind, size, files)
+        size = max(sizes.root * MIB, volumes.file_system_size(kind, content, free))
+        return self._volume("root", directory, content, kind, size)
 
     def _volume(
-        self, name: str, directory: Path, kind: Literal["ext4", "xfs"], size: int, files: int
+        self, name: str, directory: Path, content: Content, kind: Literal["ext4", "xfs"], size: int
     ) -> Volume:
         size = layout.in_mib(size) * MIB
-        self.make_file_system(name, directory, kind, size, files)
+        self.make_file_system(name, directory, content, kind, size)
         data, tree = self.data(name), self._tree(name)
         root_hash = volumes.make_tree(self.context, data, tree, name=name, size=size, same=self.same)
         return Volume(file_system=kind, size=size, root_hash=root_hash)
 
-    def make_file_system(self, name: str, directory: Path, kind: str, size: int, files: int) -> None:
+    def make_file_system(self, name: str, directory: Path, content: Content, kind: str, size: int) -> None:
         """Fill ``data(name)`` with ``size`` bytes."""
         make = volumes.make_xfs if kind == "xfs" else volumes.make_ext4
-        make(self.context, self.data(name), directory, label=name, size=size, same=self.same, files=files)
+        make(self.context, self.data(name), directory, content, label=name, size=size, same=self.same)
 
     def data(self, name: str) -> Path:
         return self.work / f"{name}.img"

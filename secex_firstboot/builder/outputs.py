@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import re
 import shutil
@@ -17,13 +16,15 @@ from typing import Self
 from secex_firstboot.basic import signals
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError, Refusal
-from secex_firstboot.basic.files import is_directory, sync, write_private
+from secex_firstboot.basic.files import is_directory, sha256, sync, write_private
+from secex_firstboot.basic.process import ToolError
 from secex_firstboot.builder.layout import Layout
 from secex_firstboot.builder.metadata import Metadata
 from secex_firstboot.builder.programs import run_counted
 from secex_firstboot.builder.volumes import Same
 
 _PIECE = 1 << 20  # bytes
+_LEFT_OF_A_FULL_DISK = 8 << 20  # bytes: so much at most, where a program writes large pieces
 _TOOLS = {
     "e2fsprogs": ("mkfs.ext4", "-V"),
     "xfsprogs": ("mkfs.xfs", "-V"),
@@ -71,6 +72,7 @@ def working(outputs: Outputs) -> Iterator[Path]:
         raise Refusal("SX-BUILD-37", f"there is no directory {work.parent}", "make it, or name another")
     work.mkdir(mode=0o700, exist_ok=True)
     lock = os.open(work, os.O_RDONLY | os.O_DIRECTORY)
+    os.set_inheritable(lock, True)  # a program that outlives a killed build keeps the next one waiting
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -81,16 +83,22 @@ def working(outputs: Outputs) -> Iterator[Path]:
             try:
                 yield work
             except OSError as error:
-                raise FirstbootError(
-                    "SX-BUILD-39",
-                    f"the image cannot be made: {error.strerror or error}",
-                    f"make sure that there is room in {work.parent}",
-                ) from error
+                raise _no_room(work, error.strerror or str(error)) from error
+            except ToolError as error:
+                if shutil.disk_usage(work).free > _LEFT_OF_A_FULL_DISK:
+                    raise
+                raise _no_room(work, error.message) from error
             finally:
                 _empty(work)
                 work.rmdir()
     finally:
         os.close(lock)
+
+
+def _no_room(work: Path, why: str) -> FirstbootError:
+    return FirstbootError(
+        "SX-BUILD-39", f"the image cannot be made: {why}", f"make sure that there is room in {work.parent}"
+    )
 
 
 def _empty(directory: Path) -> None:
@@ -194,11 +202,6 @@ def take(disk: Path, start: int, size: int, target: Path) -> None:
                         "SX-BUILD-40", "a file became shorter while it was read", "start again"
                     )
                 at += os.pwrite(stream.fileno(), piece, at - start)
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _tools() -> dict[str, str]:

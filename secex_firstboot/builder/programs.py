@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from secex_firstboot.basic.context import Context
-from secex_firstboot.basic.process import ToolError, log
+from secex_firstboot.basic.process import ToolError, log, not_installed
 
 _LOOK = 0.5  # seconds between two looks
 
@@ -37,13 +37,17 @@ def run_counted(
     words = [str(word) for word in argv]
     log.debug("run: %s", " ".join(words))
     with tempfile.TemporaryFile("w+", errors="replace") as output:
-        process = subprocess.Popen(
-            words,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env={**os.environ, **(environment or {})},
-        )
+        try:
+            process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, **(environment or {})},
+                close_fds=False,  # the lock of outputs.working, the only one that is inheritable
+            )
+        except FileNotFoundError:
+            raise not_installed(words[0]) from None
         try:
             while process.poll() is None:
                 with suppress(subprocess.TimeoutExpired):

@@ -23,7 +23,7 @@ from secex_firstboot.builder.layout import SE_FILE_SYSTEM, SECTOR, Region
 from secex_firstboot.builder.metadata import HostKey, Metadata
 from secex_firstboot.builder.outputs import Outputs, Pieces
 from secex_firstboot.builder.recipe import Recipe, Trust
-from secex_firstboot.builder.volumes import BLOCK, Same
+from secex_firstboot.builder.volumes import BLOCK, Content, Same
 from secex_firstboot.contract import parameters, paths
 from secex_firstboot.hostkeys import certificates, document
 from secex_firstboot.hostkeys.document import Document
@@ -186,7 +186,7 @@ def _make_bootable(
     sdboot = (content / boot_record.IMAGE).stat().st_size
     size = boot_map.size(stage3, [Extent(1, 1)] * _FEW, SECTOR)
     boot_map_file.write_bytes(_FILLER * size)
-    volumes.make_ext4(context, made, content, label="se", size=region.size, same=same)
+    volumes.make_ext4(context, made, content, Content.of(content), label="se", size=region.size, same=same)
     # Firmware reads blocks: a hole has none.
     last = -(-sdboot // BLOCK) - 1
     volumes.debugfs(made, f"fallocate /{boot_record.IMAGE} 0 {last}\n", same=same)

@@ -16,7 +16,7 @@ from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.basic.files import is_directory, is_regular
 from secex_firstboot.basic.process import ToolError
 from secex_firstboot.builder.programs import run_counted
-from secex_firstboot.builder.volumes import content_size, mounted
+from secex_firstboot.builder.volumes import Content, mounted
 from secex_firstboot.storage import disk_image, filesystem
 from secex_firstboot.storage.disk import Partition
 
@@ -52,7 +52,7 @@ def unpack(context: Context, source: Path, tree: Path) -> None:
 def _copy(context: Context, source: Path, target: Path) -> None:
     entries = sorted(each for each in source.iterdir() if each.name not in _LEFT_OUT)
     if entries:
-        total, _ = content_size(source)
+        total = Content.of(source).size
         command: list[str | Path]
         command = ["cp", "--archive", "--one-file-system", f"--target-directory={target}", "--", *entries]
         run_counted(context, "copy the root file system", command, total)

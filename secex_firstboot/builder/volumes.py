@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError, Refusal
@@ -80,45 +81,54 @@ def settle_times(tree: Path, same: Same) -> None:
                 os.utime(path, ns=(limit, limit), follow_symlinks=False)
 
 
-def content_size(tree: Path) -> tuple[int, int]:
-    """Bytes that a directory takes in a file system with blocks of 4096 bytes, and the number of files."""
-    size = number = 0
-    seen = set()
-    for folder, _, names in os.walk(tree):
-        for name in (".", *names):
-            status = Path(folder, name).lstat()
-            if status.st_nlink > 1 and (status.st_dev, status.st_ino) in seen:
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            size += -(-status.st_size // BLOCK) * BLOCK
-            number += 1
-    return size, number
+@dataclass(frozen=True)
+class Content:
+    """Of a directory: the bytes that it takes in a file system with blocks of 4096 bytes, and how many
+    ``files`` there are.
+    """
+
+    size: int
+    files: int
+
+    @classmethod
+    def of(cls, tree: Path) -> Self:
+        size = number = 0
+        seen = set()
+        for folder, _, names in os.walk(tree):
+            for name in (".", *names):
+                status = Path(folder, name).lstat()
+                if status.st_nlink > 1 and (status.st_dev, status.st_ino) in seen:
+                    continue
+                seen.add((status.st_dev, status.st_ino))
+                size += -(-status.st_size // BLOCK) * BLOCK
+                number += 1
+        return cls(size, number)
 
 
-def file_system_size(type: str, content: int, files: int, free: int) -> int:
+def file_system_size(type: str, content: Content, free: int) -> int:
     """Bytes of a file system with this content, and about so many ``free`` bytes."""
-    log, least = (
-        (64 << 20, 300 << 20) if type == "xfs" else (min(64 << 20, max(4 << 20, content // 32)), 16 << 20)
-    )
-    return max(least, int((content + files * 512) * 1.03) + log + free)
+    log, least = 64 << 20, 300 << 20
+    if type != "xfs":
+        log, least = min(64 << 20, max(4 << 20, content.size // 32)), 16 << 20
+    return max(least, int((content.size + content.files * 512) * 1.03) + log + free)
 
 
 def make_ext4(
     context: Context,
     image: Path,
     tree: Path,
+    content: Content,
     *,
     label: str,
     size: int,
     same: Same,
     block_size: int = BLOCK,
-    files: int = 0,
 ) -> None:
     """Write the directory ``tree`` as an ext4 file system of ``size`` bytes into the file ``image``."""
     with open_private(image) as stream:
         stream.truncate(size)
     blocks = size // block_size
-    inodes = max(blocks * block_size >> 14, files * 5 // 4 + 1024)
+    inodes = max(blocks * block_size >> 14, content.files * 5 // 4 + 1024)
     options = (
         f"hash_seed={same.uuid(f'hash seed of {label}')},lazy_itable_init=0,lazy_journal_init=0,nodiscard"
     )
@@ -129,7 +139,7 @@ def make_ext4(
             *("mkfs.ext4", "-q", "-F", "-b", str(block_size), "-L", label, "-N", str(inodes)),
             *("-U", same.uuid(f"file system {label}"), "-E", options, "-d", tree, image, str(blocks)),
         ],
-        content_size(tree)[0],
+        content.size,
         environment=same.environment,
     )
     _set_times(image, same)
@@ -154,20 +164,20 @@ def debugfs(image: Path, *commands: str, same: Same | None = None) -> str:
 
 
 def make_xfs(
-    context: Context, image: Path, tree: Path, *, label: str, size: int, same: Same, files: int = 0
+    context: Context, image: Path, tree: Path, content: Content, *, label: str, size: int, same: Same
 ) -> None:
-    """The same with xfs, which needs no number of ``files``."""
+    """The same with xfs."""
     with open_private(image) as stream:
         stream.truncate(size)
     command: list[str | Path] = ["mkfs.xfs", "-q", "-f", "-s", f"size={BLOCK}", "-L", label]
     command += ["-m", f"uuid={same.uuid(f'file system {label}')}"]
-    what, total = f"make the file system of {label}", content_size(tree)[0]
+    what = f"make the file system of {label}"
     if takes_directory():
-        run_counted(context, what, [*command, "-p", tree, image], total, environment=same.environment)
+        run_counted(context, what, [*command, "-p", tree, image], content.size, environment=same.environment)
         return
     run([*command, image])
     with mounted(image, image.with_name("mnt")) as where:
-        run_counted(context, what, ["cp", "--archive", f"{tree}/.", where], total)
+        run_counted(context, what, ["cp", "--archive", f"{tree}/.", where], content.size)
 
 
 def takes_directory() -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError
-from secex_firstboot.basic.files import exists, is_directory, is_regular, sync, write_private
+from secex_firstboot.basic.files import exists, is_directory, is_regular, sha256, sync, write_private
 from secex_firstboot.contract import parameters, paths
 from secex_firstboot.contract.boot_image import Arguments, Image, Images
 from secex_firstboot.contract.partitions import VOLUMES
@@ -54,9 +54,9 @@ class SystemImage:
         inputs |= {f"host {name}": content for name, content in self.documents.items()}
         inputs["command line"] = self.command_line.encode()
         digests = {name: hashlib.sha256(content).hexdigest() for name, content in inputs.items()}
-        digests["kernel"] = _digest(self.entry.linux)
+        digests["kernel"] = sha256(self.entry.linux)
         for number, path in enumerate(self.entry.initrd):
-            digests[f"initramfs {number}"] = _digest(path)
+            digests[f"initramfs {number}"] = sha256(path)
         return dict(sorted(digests.items()))
 
     def build(self, context: Context, se: Path, scratch: Path, generation: int) -> Image:
@@ -227,8 +227,3 @@ def _files(directory: Path) -> dict[str, bytes]:
     """What is below it: names relative to it, sorted."""
     paths = sorted(path for path in directory.rglob("*") if not is_directory(path, follow_symlinks=False))
     return {str(path.relative_to(directory)): _read(path) for path in paths}
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -117,3 +117,55 @@ def test_a_build_that_is_told_to_end_leaves_nothing(
         process.terminate()
     assert process.returncode == 128 + 15
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"linux.qcow2": "old"}
+
+
+def test_a_killed_build_keeps_the_old_image_and_the_next_one_starts_anew(
+    tree: Path, hosts: dict[str, Host], tmp_path: Path
+) -> None:
+    """What it had started may go on for a moment: until that has ended, the next one is told to wait."""
+    (tmp_path / "linux.qcow2").write_text("old")
+    first = hosts["first"].document
+    words = ("build", tree, "--output", "linux", "--no-verify", "--hostkey", first)
+    with subprocess.Popen(
+        command(*words),
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        while not (tmp_path / "linux.unfinished/boot.img").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    assert {path.name for path in tmp_path.iterdir()} == {"linux.qcow2", "linux.unfinished"}
+    assert (tmp_path / "linux.qcow2").read_text() == "old"
+    done = secex(*words, directory=tmp_path)
+    while "another build is at work" in done.stderr:
+        done = secex(*words, directory=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"linux.{end}" for end in ("qcow2", "pub.asc", "json")
+    }
+
+
+# On a file system of its own; what is there afterwards is said last.
+_SMALL_DISK = """
+mount -t tmpfs -o size="$0" none . && cd "$PWD" && echo old > linux.qcow2 || exit
+"$@"; code=$?
+echo "left: $(ls -A): $(head -c 9 linux.qcow2 | tr -cd a-z)" >&2; exit $code
+"""
+
+
+@pytest.mark.parametrize("mib", [1, 2, 3, 4, 6])  # for all of it, 24 are enough
+def test_a_full_disk_is_said_and_nothing_is_left(
+    mib: int, tree: Path, hosts: dict[str, Host], tmp_path: Path
+) -> None:
+    before = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", _SMALL_DISK, f"{mib}m"]
+    first = hosts["first"].document
+    words = ("build", tree, "--output", "linux", "--no-verify", "--hostkey", first)
+    done = secex(*words, directory=tmp_path, before=before)
+    *_, refusal, left = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert refusal.startswith("secex: the image cannot be made: ")
+    assert f": make sure that there is room in {tmp_path}" in refusal
+    assert left == "left: linux.qcow2: old"

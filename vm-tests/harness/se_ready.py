@@ -21,7 +21,7 @@ from secex_firstboot.builder.metadata import Metadata
 from secex_firstboot.builder.outputs import Outputs
 from secex_firstboot.builder.recipe import Trust
 from secex_firstboot.builder.sealing import Sealing
-from secex_firstboot.builder.volumes import Same
+from secex_firstboot.builder.volumes import Content, Same
 
 MIB = 1 << 20
 SECTOR = 512
@@ -162,7 +162,7 @@ class _Build(Build):
             f"options {self.wanted.boot_options}\n"
         )
 
-    def make_file_system(self, name: str, directory: Path, kind: str, size: int, files: int) -> None:
+    def make_file_system(self, name: str, directory: Path, content: Content, kind: str, size: int) -> None:
         if name == "root" and self.wanted.root_file_system is None:
             with self.data(name).open("wb") as stream:
                 stream.truncate(size)
@@ -171,14 +171,14 @@ class _Build(Build):
                 self.context,
                 self.data(name),
                 directory,
+                content,
                 label=name,
                 size=size,
                 same=self.same,
-                files=files,
                 block_size=self.wanted.root_block_size,
             )
         else:
-            super().make_file_system(name, directory, kind, size, files)
+            super().make_file_system(name, directory, content, kind, size)
 
 
 def _usable(root: Path) -> int:
