@@ -16,6 +16,7 @@ import hashlib
 import secrets
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -173,16 +174,19 @@ def build(
 
     header_address = max(_STAGE3A_ADDRESS + _whole_pages(len(stage3a)), _LEAST_HEADER_ADDRESS)
     component_key = secrets.token_bytes(64)
-    components = _Components(
-        output,
-        address=header_address + _whole_pages(_header_size(len(host_keys))),
-        key=component_key,
-        report=lambda done: progress(done, total),
-    )
-    added = components.add(_KERNEL, initramfs.joined([kernel]))
-    archives = components.add(_RAMDISK, initramfs.joined(ramdisk)) if ramdisk else _NO_COMPONENT
-    plain = (added, components.add(_COMMAND_LINE, [line]), archives)
-    loader = components.add(_STAGE3B, [_with_stage3b_arguments(stage3b, plain)])
+    with ThreadPoolExecutor(1) as writer:
+        components = _Components(
+            output,
+            writer,
+            address=header_address + _whole_pages(_header_size(len(host_keys))),
+            key=component_key,
+            report=lambda done: progress(done, total),
+        )
+        added = components.add(_KERNEL, initramfs.joined([kernel]))
+        archives = components.add(_RAMDISK, initramfs.joined(ramdisk)) if ramdisk else _NO_COMPONENT
+        plain = (added, components.add(_COMMAND_LINE, [line]), archives)
+        loader = components.add(_STAGE3B, [_with_stage3b_arguments(stage3b, plain)])
+        components.finish()
 
     kept = _header(host_keys, components, component_key, start=loader.address)
     header = kept.header
@@ -323,14 +327,27 @@ def _no_image(what: str) -> FirstbootError:
 
 
 class _Components:
-    """Encrypts components to ``output``, one after the other, and keeps the books the SE header needs."""
+    """Encrypts components to ``output``, one after the other, and keeps the books the SE header needs.
 
-    def __init__(self, output: BinaryIO, *, address: int, key: bytes, report: Callable[[int], None]) -> None:
+    What is encrypted is written and hashed by the thread of ``writer``, while the next block is encrypted.
+    """
+
+    def __init__(
+        self,
+        output: BinaryIO,
+        writer: ThreadPoolExecutor,
+        *,
+        address: int,
+        key: bytes,
+        report: Callable[[int], None],
+    ) -> None:
         self.written: list[_Component] = []
         self.pages = 0
         self.page_digest, self.address_digest, self.tweak_digest = (hashlib.sha512() for _ in range(3))
         self._output, self._address, self._algorithm, self._report = output, address, AES(key), report
         self._done = 0
+        self._writer = writer
+        self._before: Future[None] | None = None
         output.seek(address)
 
     def add(self, number: int, content: Iterable[bytes]) -> _Component:
@@ -346,22 +363,33 @@ class _Components:
         self.written.append(component)
         return component
 
+    def finish(self) -> None:
+        """Wait until all is written. Raises what writing did."""
+        if self._before:
+            self._before.result()
+
     def _write(self, block: bytes, prefix: bytes, address: int, offset: int) -> None:
         """Encrypt whole pages, each a data unit whose tweak is the prefix and its offset in the component."""
         starts = range(0, len(block), PAGE)
         tweaks = [prefix + struct.pack(">Q", offset + start) for start in starts]
         view = memoryview(block)
-        # A new context for each page is the only way to a new tweak in the cryptography library; the key
-        # schedule it costs is small beside 4096 bytes (about 0.5 GB/s on x86).
+        # A new context for each page is the only way to a new tweak in the cryptography library; it costs
+        # about as much as hashing the page (0.9 GB/s on x86).
         encrypted = b"".join(
-            Cipher(self._algorithm, modes.XTS(tweak)).encryptor().update(view[start : start + PAGE])
-            for start, tweak in zip(starts, tweaks, strict=True)
+            [
+                Cipher(self._algorithm, modes.XTS(tweak)).encryptor().update(view[start : start + PAGE])
+                for start, tweak in zip(starts, tweaks, strict=True)
+            ]
         )
-        self._output.write(encrypted)
-        self.page_digest.update(encrypted)
-        self.address_digest.update(b"".join(struct.pack(">Q", address + start) for start in starts))
+        self.finish()
+        self._before = self._writer.submit(self._put, encrypted)
+        self.address_digest.update(b"".join([struct.pack(">Q", address + start) for start in starts]))
         self.tweak_digest.update(b"".join(tweaks))
         self.pages += len(starts)
+
+    def _put(self, encrypted: bytes) -> None:
+        self._output.write(encrypted)
+        self.page_digest.update(encrypted)
 
 
 def _header(
@@ -516,12 +544,12 @@ def _padded(content: bytes) -> bytes:
 
 def _blocks(pieces: Iterable[bytes]) -> Iterator[bytes]:
     """The same bytes in whole pages (but for the last one), about _BLOCK of them at a time."""
-    pending = bytearray()
+    pending = b""  # joined with whole pages it is these themselves: nothing is copied
     for piece in pieces:
         pending += piece
         if len(pending) >= _BLOCK:
             whole = len(pending) // PAGE * PAGE
-            yield bytes(pending[:whole])
-            del pending[:whole]
+            yield pending[:whole]
+            pending = pending[whole:]
     if pending:
-        yield bytes(pending)
+        yield pending
