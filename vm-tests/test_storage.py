@@ -199,6 +199,10 @@ def test_a_wrong_root_hash_is_refused_and_leaves_nothing_open(se_disk: Result) -
     assert error_with_the_right_one is None
 
 
+def test_a_block_that_was_zeros_is_zeros_and_any_other_is_proven(se_disk: Result) -> None:
+    assert se_disk["damaged blocks"] == {"zeros": True, "other": "EIO"}
+
+
 def test_a_flipped_bit_in_the_source_stops_the_copy_and_leaves_nothing_open(result: Result) -> None:
     refusal, flipped, mappings = result[INTERRUPTED]["bad source"]
     assert refusal.startswith("cannot read byte ")

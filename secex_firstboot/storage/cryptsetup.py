@@ -46,6 +46,7 @@ CRYPT_ANY_SLOT = -1
 CRYPT_PBKDF_NO_BENCHMARK = 1 << 1
 CRYPT_ACTIVATE_READONLY = 1 << 0
 CRYPT_ACTIVATE_PRIVATE = 1 << 4
+CRYPT_ACTIVATE_IGNORE_ZERO_BLOCKS = 1 << 10
 CRYPT_ACTIVATE_NO_JOURNAL = 1 << 12
 CRYPT_WIPE_ZERO = 0
 CRYPT_VERITY_NO_HEADER = 1 << 0
@@ -452,13 +453,20 @@ class CryptSetup:
     def activate_verity(self, name: str, root_hash: bytes) -> Path:
         """Open the device read-only through dm-verity as /dev/mapper/``name``.
 
+        A block that the hash tree knows as zeros is zeros, whatever the device holds there: what is free on
+        an image's file system costs no hash.
+
         The kernel first looks at the root hash when a block is read, and the library only logs what it
         sees then (VERITY_activate in verity.c): so one block is read here, and a failure closes the
         mapping again.
         """
         _check(
             _library().crypt_activate_by_volume_key(
-                self._handle, name.encode(), root_hash, len(root_hash), CRYPT_ACTIVATE_READONLY
+                self._handle,
+                name.encode(),
+                root_hash,
+                len(root_hash),
+                CRYPT_ACTIVATE_READONLY | CRYPT_ACTIVATE_IGNORE_ZERO_BLOCKS,
             ),
             f"open {self._device} through dm-verity",
         )

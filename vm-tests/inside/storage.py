@@ -355,6 +355,7 @@ def run_encryption(made: Plan, name: str, cuts: list[Moment], digests: list[str]
 def check_se_disk(serial: str, facts: dict[str, Any], headroom: int) -> None:
     with partitions_of(disk.find_by_serial(serial)) as found, checks(serial) as answer:
         answer("wrong root hash", open_with_wrong_hash, found, facts["root hashes"]["root"])
+        answer("damaged blocks", read_damaged_blocks, found, facts["root hashes"]["root"])
         made = lay_out(found, facts["root hashes"], headroom)
         partition.GrowPartition().perform(Context(""))
         cuts = cuts_of(made.root) if facts["interrupted"] else [(Progress.FINISHED, None)]
@@ -392,6 +393,22 @@ def open_with_wrong_hash(found: Disk, root_hash: str) -> list[object]:
     reads = read_error(right, 0)
     cryptsetup.close("check")
     return [refusal, left, reads]
+
+
+def read_damaged_blocks(found: Disk, root_hash: str) -> dict[str, object]:
+    """What comes of a block of zeros, and of another one, once each has a flipped bit."""
+    data, tree = (found.partitions[name].device for name in ("root", "roothash"))
+    content, nothing = read(data, 0, size_of(data)), bytes(BLOCK)
+    blocks = {content[at : at + BLOCK] == nothing: at for at in range(0, len(content), BLOCK)}
+    zeros, other = blocks[True], blocks[False]
+    with flipped_bit(data, zeros + 7), flipped_bit(data, other + 7):
+        verified = verity.open_verified(data, tree, "check", root_hash)
+        made: dict[str, object] = {
+            "zeros": read(verified, zeros) == nothing,
+            "other": read_error(verified, other),
+        }
+        cryptsetup.close("check")
+    return made
 
 
 def encrypt_bad_source(made: Plan, cuts: list[Moment]) -> list[object]:
