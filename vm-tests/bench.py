@@ -12,8 +12,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,7 @@ from secex_firstboot.sdboot import image
 OUTPUT = debian.REPOSITORY / "build" / "bench"
 COPIED = 96 * MIB
 ROUNDS = 3  # of what is compared after first boot
-DISKS = (4, 16, 64, 256, 4)  # GiB; the first again at the end, for the machine's noise
+DISKS = (4, 256, 4)  # GiB; the first again at the end, for the machine's noise
 LARGE_ROOT = replace(Recipe(), root_at_least=2048)
 
 
@@ -70,16 +73,30 @@ def main() -> int:
         result = {"build": vars(build)}
         if options.build:
             return save(result)
-        rows = measure_disks()
         speed = measure_speed()
-        added = debian.added_to_initramfs()
-        result |= {"first boots": [vars(row) for row in rows], **speed, "bytes added to the initramfs": added}
-        print_disks(rows)
         print_speed(speed)
+        added = debian.added_to_initramfs()
         print(f"secex-firstboot adds {added / MIB:.1f} MiB to the initramfs, compressed")
-    later = measure_later()
+        result |= {**speed, "bytes added to the initramfs": added}
+    with tempfile.TemporaryDirectory(dir=OUTPUT) as work, made_site(Path(work)) as (where, network):
+        if options.later:
+            first_boot(where, network, DISKS[0])
+        else:
+            rows = measure_disks(where, network)
+            print_disks(rows)
+            result["first boots"] = [vars(row) for row in rows]
+        later = measure_later(where)
     print_later(later)
     return save(result | vars(later))
+
+
+@contextmanager
+def made_site(directory: Path) -> Iterator[tuple[Site, Network]]:
+    """With an image into whose guests we can log in."""
+    key = site.make_ssh_identity(directory).with_suffix(".pub").read_bytes()
+    recipe = Recipe(root_added=(("root/.ssh/authorized_keys", key),))
+    with firstboot.make_site(directory, recipe) as made:
+        yield made
 
 
 def save(result: dict[str, Any]) -> int:
@@ -235,15 +252,15 @@ def print_build(build: Build) -> None:
 # --- first boot, by the size of the disk -------------------------------------------------------------------
 
 
-def measure_disks() -> list[Row]:
-    rows = []
-    with tempfile.TemporaryDirectory(dir=OUTPUT) as work:
-        with firstboot.make_site(Path(work, "site"), Recipe()) as (where, network):
-            rows += [first_boot(where, network, gib) for gib in DISKS]
-            rows.append(usual_way(where, DISKS[0]))
-        with firstboot.make_site(Path(work, "large"), LARGE_ROOT) as (where, network):
-            rows.append(first_boot(where, network, DISKS[0], note=", root of 2 GiB"))
-    return rows
+def measure_disks(where: Site, network: Network) -> list[Row]:
+    """The guest of the last first boot on one of DISKS is left, to be started again."""
+    with (
+        tempfile.TemporaryDirectory(dir=OUTPUT) as work,
+        firstboot.make_site(Path(work), LARGE_ROOT) as (large, its_network),
+    ):
+        with_large_root = first_boot(large, its_network, DISKS[0], note=", root of 2 GiB")
+    first, usual = first_boot(where, network, DISKS[0]), usual_way(where, DISKS[0])
+    return [first, *(first_boot(where, network, gib) for gib in DISKS[1:]), usual, with_large_root]
 
 
 def first_boot(where: Site, network: Network, gib: int, note: str = "") -> Row:
@@ -332,28 +349,43 @@ def measure_speed() -> dict[str, Any]:
 
 
 def make_disks(work: Path) -> list[Disk]:
-    """Random content, its hash tree, the root hash, and an empty target."""
-    files = {name: work / name for name in ("source", "tree", "hash", "target")}
-    with files["source"].open("wb") as stream:
-        for _ in range(COPIED // MIB):
-            stream.write(os.urandom(MIB))
-    for name, size in (("tree", 4 * MIB), ("target", COPIED + 64 * MIB)):
-        with files[name].open("wb") as stream:
-            stream.truncate(size)
-    command: list[str | Path] = ["veritysetup", "format", files["source"], files["tree"]]
-    made = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    files["hash"].write_text(made.split("Root hash:")[1].split()[0].ljust(SECTOR, "\0"))
-    return [Disk(path, name, format="raw") for name, path in files.items()]
+    """Random content, and zeros, each with hash tree and root hash; an empty target."""
+    names = [("source", "tree", "hash"), ("free", "free-tree", "free-hash")]
+    for data, tree, root_hash in names:
+        with (work / data).open("wb") as stream:
+            if data == "source":
+                for _ in range(COPIED // MIB):
+                    stream.write(os.urandom(MIB))
+            stream.truncate(COPIED)
+        with (work / tree).open("wb") as stream:
+            stream.truncate(4 * MIB)
+        command: list[str | Path] = ["veritysetup", "format", work / data, work / tree]
+        made = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        (work / root_hash).write_text(made.split("Root hash:")[1].split()[0].ljust(SECTOR, "\0"))
+    with (work / "target").open("wb") as stream:
+        stream.truncate(COPIED + 64 * MIB)
+    return [Disk(work / name, name, format="raw") for name in (*chain.from_iterable(names), "target")]
 
 
 def print_speed(result: dict[str, Any]) -> None:
     rows = result["rows"]
-    ratios = [row["copy"] / row["dd"] for row in rows]
-    print(f"\n{'round':<8}{'copy, s':>10}{'dd, s':>10}{'ratio':>8}   ({result['MiB']} MiB each)")
-    for number, (row, ratio) in enumerate(zip(rows, ratios, strict=True), start=1):
-        print(f"{number:<8}{row['copy']:>10.1f}{row['dd']:>10.1f}{ratio:>8.2f}")
-    print(f"copy through dm-verity into LUKS2 takes {statistics.median(ratios):.2f} times as long as dd")
-    print(f"  alone to the same volume (median; from {min(ratios):.2f} to {max(ratios):.2f})")
+    print(
+        f"\n{'round':<8}", *(f"{name:>8}" for name in rows[0]), f"   (seconds, {result['MiB']} MiB)", sep=""
+    )
+    for number, row in enumerate(rows, start=1):
+        print(f"{number:<8}", *(f"{seconds:>8.1f}" for seconds in row.values()), sep="")
+    for what, name in (("a copy through dm-verity into LUKS2", "copy"), ("one of free blocks", "zeros")):
+        ratios = [row[name] / row["write"] for row in rows]
+        print(f"{what} takes {statistics.median(ratios):.2f} times as long as dd to the same volume")
+        print(f"  (median; from {min(ratios):.2f} to {max(ratios):.2f})")
+    reading, verified, written = (
+        statistics.median(row[name] for row in rows) for name in ("read", "verify", "write")
+    )
+    whole = verified + written
+    print(
+        f"one after the other: reading {reading / whole:.0%}, hashing {(verified - reading) / whole:.0%},"
+        f" writing {written / whole:.0%}"
+    )
     print(f"the built-in builder makes a 100 MiB image in {result['build seconds']:.1f} s")
 
 
@@ -380,31 +412,25 @@ class Later:
     unchanged: list[float]
 
 
-def measure_later() -> Later:
+def measure_later(where: Site) -> Later:
     """The starts in turn; before they count, each system starts once, and makes what it makes only then."""
     later = Later([], [], [], [], [])
-    with tempfile.TemporaryDirectory(dir=OUTPUT) as work:
-        directory = Path(work)
-        key = site.make_ssh_identity(directory).with_suffix(".pub").read_bytes()
-        recipe = Recipe(root_added=(("root/.ssh/authorized_keys", key),))
-        with firstboot.make_site(directory, recipe) as (where, network):
-            first_boot(where, network, DISKS[0])
-            plain = directory / "plain.qcow2"
-            firstboot.enlarge(where.image, plain, DISKS[0] << 10)
-            for number in range(ROUNDS + 1):
-                debian.say(f"later boots, round {number} of {ROUNDS}" if number else "later boots, uncounted")
-                for seconds, guest in (
-                    (later.encrypted, encrypted_guest(where)),
-                    (later.plain, plain_guest(where, plain)),
-                ):
-                    with guest:
-                        took = seconds_to_be_up(guest, where)
-                        print(f"  {took:.1f} s", flush=True)
-                        if number:
-                            seconds.append(took)
-                        if number == ROUNDS and seconds is later.encrypted:
-                            measure_updates(later, guest, where)
-                        demo.power_off(guest, where)
+    plain = where.directory / "plain.qcow2"
+    firstboot.enlarge(where.image, plain, DISKS[0] << 10)
+    for number in range(ROUNDS + 1):
+        debian.say(f"later boots, round {number} of {ROUNDS}" if number else "later boots, uncounted")
+        for seconds, guest in (
+            (later.encrypted, encrypted_guest(where)),
+            (later.plain, plain_guest(where, plain)),
+        ):
+            with guest:
+                took = seconds_to_be_up(guest, where)
+                print(f"  {took:.1f} s", flush=True)
+                if number:
+                    seconds.append(took)
+                if number == ROUNDS and seconds is later.encrypted:
+                    measure_updates(later, guest, where)
+                demo.power_off(guest, where)
     return later
 
 

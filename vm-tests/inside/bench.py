@@ -1,7 +1,8 @@
 """Measure, inside a guest: copying a volume through dm-verity into LUKS2, and building an image.
 
 Disks: serial ``source`` (content), ``tree`` (its hash tree; the root hash in the first 64 bytes of the disk
-with serial ``hash``), ``target``. Each figure is taken several times, the ones to be compared in turn.
+with serial ``hash``), the same of zeros as ``free``, ``free-tree`` and ``free-hash``; ``target``. Each figure
+is taken several times, the ones to be compared in turn.
 """
 
 from __future__ import annotations
@@ -31,9 +32,17 @@ def seconds(work: Callable[[], object]) -> float:
     return round(time.monotonic() - started, 2)
 
 
-def dd(target: Path) -> None:
-    command = ["dd", "if=/dev/zero", f"of={target}", "bs=4M", f"count={SIZE // (4 * MIB)}", "oflag=direct"]
-    subprocess.run([*command, "conv=fdatasync"], check=True, capture_output=True)
+def dd(*operands: str) -> None:
+    command = ["dd", "bs=4M", f"count={SIZE // (4 * MIB)}", *operands]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def write(target: Path) -> None:
+    dd("if=/dev/zero", f"of={target}", "oflag=direct", "conv=fdatasync")
+
+
+def read(source: Path) -> None:
+    dd(f"if={source}", "of=/dev/null", "iflag=direct")
 
 
 def copying(source: Path, target: Path) -> None:
@@ -42,22 +51,38 @@ def copying(source: Path, target: Path) -> None:
     )
 
 
+def opened(data: str, tree: str, root_hash: str) -> Path:
+    proven_by = disk.find_by_serial(root_hash).read_bytes()[:64].decode()
+    return verity.open_verified(
+        disk.find_by_serial(data), disk.find_by_serial(tree), f"bench_{data}", proven_by
+    )
+
+
 def measure_copy(scratch: Path) -> list[dict[str, float]]:
-    source, tree, target = (disk.find_by_serial(name) for name in ("source", "tree", "target"))
-    root_hash = disk.find_by_serial("hash").read_bytes()[:64].decode()
+    """Seconds: of the copy, of one of nothing but zeros, and of its parts, each alone: writing, reading,
+    reading through dm-verity.
+    """
+    source, target = disk.find_by_serial("source"), disk.find_by_serial("target")
     with target.open("rb") as stream:
         device_size = stream.seek(0, os.SEEK_END)
     secrets = encrypted.Secrets.below(scratch / "volume")
     encrypted.prepare(secrets, label="bench", device_size=device_size, sector_size=4096, scratch=scratch)
     encrypted.place(secrets, target)
     rows = []
-    verified = verity.open_verified(source, tree, "bench_source", root_hash)
-    with encrypted.opened(secrets, target, "bench_target") as opened:
+    verified, free = opened("source", "tree", "hash"), opened("free", "free-tree", "free-hash")
+    with encrypted.opened(secrets, target, "bench_target") as volume:
         for _ in range(ROUNDS):
-            row = {"copy": seconds(lambda: copying(verified, opened)), "dd": seconds(lambda: dd(opened))}
+            row = {
+                "copy": seconds(lambda: copying(verified, volume)),
+                "zeros": seconds(lambda: copying(free, volume)),
+                "write": seconds(lambda: write(volume)),
+                "read": seconds(lambda: read(source)),
+                "verify": seconds(lambda: read(verified)),
+            }
             print(row, flush=True)
             rows.append(row)
-    cryptsetup.close("bench_source")
+    for name in ("bench_source", "bench_free"):
+        cryptsetup.close(name)
     return rows
 
 
