@@ -24,7 +24,7 @@ from secex_firstboot.contract.partitions import HASH_TREES, LASTING, VOLUMES
 from secex_firstboot.hostkeys import document
 from secex_firstboot.hostkeys.document import Document
 from secex_firstboot.sdboot import boot_map, image
-from secex_firstboot.storage import disk_image, filesystem, plan
+from secex_firstboot.storage import disk_image, filesystem, plan, progress_record
 from secex_firstboot.storage.disk import Disk, Partition
 
 T = TypeVar("T")
@@ -35,6 +35,7 @@ _LUKS = b"LUKS\xba\xbe"  # LUKS2 on-disk format, 2.1; what it says counts for no
 class Kind(StrEnum):
     IMAGE = "SE-ready image"
     GUEST = "disk of a provisioned guest"
+    BEGUN = "disk of a guest in the middle of its first boot"
     OTHER = "disk, neither an SE-ready image nor a provisioned guest's"
     BOOT_IMAGE = "boot image"
 
@@ -153,7 +154,8 @@ class _Look:
     def all(self) -> Inspection:
         partitions = [self._part(each) for each in self.disk.all]
         images = self._told(lambda: list(self._boot_images())) or []
-        if self.metadata and not self.metadata.has_partitions_of(self.disk):
+        published = self._kind() in (Kind.IMAGE, Kind.OTHER)  # else root has grown
+        if published and self.metadata and not self.metadata.has_partitions_of(self.disk):
             self.damage.append("the partitions are not those that the metadata say")
         return Inspection(self._kind(), self.disk.size, partitions, images, self._first_boot(), self.damage)
 
@@ -171,9 +173,17 @@ class _Look:
         return "has the room it needs"
 
     def _kind(self) -> Kind:
-        if not self.disk.missing(LASTING):
-            return Kind.IMAGE if self.disk.has_hash_trees else Kind.GUEST
-        return Kind.OTHER
+        if self.disk.missing(LASTING):
+            return Kind.OTHER
+        if self.disk.has_hash_trees:
+            return Kind.IMAGE
+        encrypted = all(self._starts_with(self.disk.partitions[name], _LUKS) for name in VOLUMES)
+        return Kind.GUEST if encrypted and not self._has_progress_record() else Kind.BEGUN
+
+    def _has_progress_record(self) -> bool:
+        """Whether first boot has not removed it yet, as far as the file system says without its journal."""
+        se = Path(f"{self.raw}?offset={self.disk.partitions['se'].start}")
+        return "Inode: " in volumes.debugfs(se, f"stat /{progress_record.NAME}\n")
 
     def _part(self, part: Partition) -> Part:
         content, verity = "", None
@@ -185,9 +195,10 @@ class _Look:
         elif part.name in HASH_TREES.values():
             content = "hash tree"
         elif part.name in VOLUMES:
-            content = "encrypted" if self._starts_with(part, _LUKS) else "UNKNOWN"
-            if content == "UNKNOWN":
-                self.damage.append(f"partition {part.name} is neither of an image nor encrypted")
+            content = "encrypted"
+            if not self._starts_with(part, _LUKS):
+                found = self._told(partial(filesystem.identify, self.raw, part.name, part.start))
+                content = f"{found.type}, not yet encrypted" if found else "UNKNOWN"
         elif found := self._told(partial(filesystem.identify, self.raw, part.name, part.start)):
             content = found.type
         return Part(part.number, part.name, part.start, part.size, content, verity)

@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.basic.files import write_private
 
-_NAME = "firstboot-record"
+NAME = "firstboot-record"
 _LIMIT = 4096  # bytes
 _TAG_SIZE = hashlib.sha256().digest_size
 
@@ -57,7 +57,7 @@ class ProgressRecord(BaseModel):
 def load(se: Path, key: bytes) -> ProgressRecord:
     """The record on the mounted partition ``se``, or a fresh one. Raises FirstbootError if it is forged."""
     try:
-        with (se / _NAME).open("rb") as stream:
+        with (se / NAME).open("rb") as stream:
             content = stream.read(_LIMIT + 1)
     except FileNotFoundError:
         return ProgressRecord()
@@ -79,11 +79,11 @@ def load(se: Path, key: bytes) -> ProgressRecord:
 def save(se: Path, key: bytes, record: ProgressRecord) -> None:
     """Replace the record; when this returns, a crash finds the new one."""
     body = record.model_dump_json().encode()
-    write_private(se / _NAME, _tag(key, body) + body)
+    write_private(se / NAME, _tag(key, body) + body)
 
 
 def remove(se: Path) -> None:
-    for name in (_NAME, f"{_NAME}.new"):
+    for name in (NAME, f"{NAME}.new"):
         (se / name).unlink(missing_ok=True)
 
 

@@ -24,6 +24,7 @@ from secex_firstboot.builder.metadata import Metadata
 from secex_firstboot.builder.outputs import Outputs
 from secex_firstboot.builder.recipe import Recipe, Trust
 from secex_firstboot.hostkeys import document
+from secex_firstboot.storage import progress_record
 
 pytestmark = needs.programs(
     "mkfs.ext4", "debugfs", "veritysetup", "qemu-img", "qemu-io", "sfdisk", "gpg", "cpio"
@@ -379,6 +380,34 @@ def test_what_first_boot_lacks_is_told(tree: Path, hosts: dict[str, Host], tmp_p
     found = look(outputs)
     assert found.damage == []
     assert re.search(r"is too small by \d+ MiB: power off and enlarge the image", found.first_boot)
+
+
+def test_a_guests_disk_is_looked_at_in_the_middle_of_its_first_boot_and_after_it(
+    built: Outputs, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk.raw"
+    subprocess.run(["qemu-img", "convert", "-O", "raw", built.image, disk], check=True)
+
+    def look_again() -> tuple[Kind, list[str], list[str]]:
+        found = inspect.inspect(CONTEXT, disk, metadata=Metadata.load(built.metadata))
+        return found.kind, [each.content for each in found.partitions], found.damage
+
+    def encrypt(name: str) -> None:
+        with disk.open("r+b") as stream:
+            stream.seek(partition(built, name))
+            stream.write(b"LUKS\xba\xbe".ljust(4096, b"\0"))
+
+    subprocess.run(["sfdisk", "--quiet", "--delete", disk, "5", "6"], check=True)
+    assert look_again() == (Kind.BEGUN, ["ext4", "ext4, not yet encrypted", "ext4, not yet encrypted"], [])
+    encrypt("boot")
+    assert look_again() == (Kind.BEGUN, ["ext4", "encrypted", "ext4, not yet encrypted"], [])
+    encrypt("root")
+    assert look_again() == (Kind.GUEST, ["ext4", "encrypted", "encrypted"], [])
+    (tmp_path / "record").write_text("as far as the copy has come")
+    se = f"{disk}?offset={partition(built, 'se')}"
+    command = f"write {tmp_path / 'record'} {progress_record.NAME}"
+    subprocess.run(["debugfs", "-w", "-R", command, se], check=True, capture_output=True)
+    assert look_again()[0] is Kind.BEGUN
 
 
 # --- what goes wrong ---
