@@ -118,13 +118,6 @@ def inspect(
         return _Look(context, raw, disk_image.read(raw, file), metadata, names, verify).all()
 
 
-def boot_image_content(raw: Path) -> bytes:
-    """What starts from a raw disk image if nobody chooses, whole. Raises FirstbootError."""
-    look = _Look(Context(""), raw, disk_image.read(raw, raw), None, {}, verify=False)
-    with look.content(look.programs()[0]) as stream:
-        return stream.read()
-
-
 def _boot_image(
     stream: BinaryIO, size: int, names: dict[bytes, str], *, number: int | None = None, default: bool = False
 ) -> BootImage:
@@ -230,9 +223,9 @@ class _Look:
 
     def _boot_images(self) -> Iterator[BootImage]:
         """Those that the boot map offers."""
-        programs = self.programs()
+        programs = self._programs()
         for number in [number for number in programs if number] or [0]:
-            with self.content(programs[number]) as content:
+            with self._content(programs[number]) as content:
                 yield _boot_image(
                     content,
                     content.seek(0, io.SEEK_END),
@@ -241,14 +234,14 @@ class _Look:
                     default=programs[number] == programs[0],
                 )
 
-    def programs(self) -> dict[int, boot_map.Program]:
+    def _programs(self) -> dict[int, boot_map.Program]:
         block = self.disk.block_size
         found = boot_map.read(self._read, blocks=self.disk.size // block, block_size=block)
         if 0 not in found:
             raise boot_map.UnsoundBootMap("its boot map says not what starts if nobody chooses")
         return found
 
-    def content(self, program: boot_map.Program) -> BinaryIO:
+    def _content(self, program: boot_map.Program) -> BinaryIO:
         return io.BufferedReader(boot_map.Content(self._read, program.image, self.disk.block_size))
 
     def _told(self, look: Callable[[], T]) -> T | None:

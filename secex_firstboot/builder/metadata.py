@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from secex_firstboot import __version__
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.basic.files import write_private
+from secex_firstboot.builder.validation import first_error
 from secex_firstboot.storage.disk import Disk
 
 _LIMIT = 1 << 20  # bytes
@@ -87,10 +88,8 @@ class Metadata(_Model):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
             raise Refusal(
-                "SX-BUILD-06", f"{path}: {place}: {first['msg']}", "get it again from who published the image"
+                "SX-BUILD-06", f"{path}: {first_error(error)}", "get it again from who published the image"
             ) from None
 
     def has_partitions_of(self, disk: Disk) -> bool:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from secex_firstboot.basic.errors import Refusal
+from secex_firstboot.builder.validation import first_error
 
 _LIMIT = 1 << 20  # bytes of a recipe
 _MOST_MIB = 1 << 24
@@ -106,9 +107,7 @@ def make(shown_as: object, values: dict[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise Refusal("SX-BUILD-04", f"{shown_as}: {place}: {first['msg']}", "correct it") from None
+        raise Refusal("SX-BUILD-04", f"{shown_as}: {first_error(error)}", "correct it") from None
 
 
 def _beside(directory: Path, recipe: Recipe) -> Recipe:

@@ -22,7 +22,6 @@ from secex_firstboot.contract.dry_run import Observation, State
 from secex_firstboot.contract.parameters import HOSTKEY_VERIFY
 
 _JOURNAL_INTERVAL = 60.0  # seconds between two lines of progress that may take hours
-_COLUMNS = 100  # of the table on a workstation
 _EPILOG = """\
 exit status:
   0  the steps are done; with --dry-run: nothing that could be looked at would be refused
@@ -250,7 +249,7 @@ def _check_on_workstation(options: argparse.Namespace) -> int:
         offline=options.offline,
     )
     seen = look.run([step.described for step in STEPS])
-    return _print(seen, "a workstation", as_json=options.json, columns=_COLUMNS)
+    return _print(seen, "a workstation", as_json=options.json, columns=table.COLUMNS)
 
 
 def _to_stderr(line: str) -> None:

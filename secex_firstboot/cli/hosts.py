@@ -25,8 +25,6 @@ EXAMPLES = """\
       ask for revocation lists, and warn of documents that end within 90 days
 """
 
-_COLUMNS = 100
-
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
@@ -101,5 +99,5 @@ def _page(judged: list[Judged]) -> list[str]:
     for each in judged:
         here = ", this machine" if each.this_machine else ""
         texts = [f"{each.verdict}, until {each.expires.date().isoformat()}{here}", each.sha256]
-        lines += table.row(f"{each.name:<{width}}  ", texts + [each.why] * bool(each.why), _COLUMNS)
+        lines += table.row(f"{each.name:<{width}}  ", texts + [each.why] * bool(each.why), table.COLUMNS)
     return lines

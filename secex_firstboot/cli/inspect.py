@@ -22,9 +22,6 @@ EXAMPLES = """\
       which machines may start it
 """
 
-_COLUMNS = 100
-_LABEL = 12
-
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="a disk image (qcow2, raw), or an sdboot")
@@ -76,9 +73,7 @@ def _page(found: Inspection) -> Iterator[str]:
         ("first boot", [found.first_boot] if found.first_boot else []),
         ("damage", found.damage),
     ]
-    for label, texts in rows:
-        if texts:
-            yield from table.row(f"{label:<{_LABEL}}", texts, _COLUMNS, break_words=True)
+    yield from table.page(rows)
 
 
 def _part(each: Part) -> str:

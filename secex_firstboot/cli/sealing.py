@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from secex_firstboot.basic.context import Context
     from secex_firstboot.builder.metadata import Metadata
 
-_COLUMNS = 100
-_LABEL = 12
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, what in (
@@ -116,5 +113,4 @@ def _page(made: Metadata) -> Iterator[str]:
         ("config key", [made.config_key or "none: the image is not sealed"]),
         ("files", [f"{name}: {digest}" for name, digest in made.outputs.items()]),
     )
-    for label, texts in rows:
-        yield from table.row(f"{label:<{_LABEL}}", texts, _COLUMNS, break_words=True)
+    yield from table.page(rows)

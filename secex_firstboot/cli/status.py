@@ -25,8 +25,6 @@ EXAMPLES = """\
 """
 
 SCHEMA = 1  # raised when a program that reads what is printed would no longer understand it
-_COLUMNS = 100
-_LABEL = 12
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -111,8 +109,7 @@ def _page(found: Status, phase: str, seen: list[Observation] | None, untold: Seq
         ),
         ("not told", list(untold)),
     ]
-    for label, texts in rows:
-        yield from table.row(f"{label:<{_LABEL}}", texts, _COLUMNS, break_words=True)
+    yield from table.page(rows)
 
 
 def _guest(found: Status, phase: str, seen: list[Observation] | None) -> list[str]:

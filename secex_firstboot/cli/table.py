@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+
+COLUMNS = 100  # of what is for people, on a workstation or in a guest
+_LABEL = 12
+
+
+def page(rows: Iterable[tuple[str, Iterable[str]]]) -> Iterator[str]:
+    """The lines of a table of labels and texts."""
+    for label, texts in rows:
+        yield from row(f"{label:<{_LABEL}}", texts, COLUMNS, break_words=True)
 
 
 def row(label: str, texts: Iterable[str], columns: int, *, break_words: bool = False) -> list[str]:

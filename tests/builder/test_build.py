@@ -24,6 +24,7 @@ from secex_firstboot.builder.metadata import Metadata
 from secex_firstboot.builder.outputs import Outputs
 from secex_firstboot.builder.recipe import Recipe, Trust
 from secex_firstboot.hostkeys import document
+from secex_firstboot.sdboot import boot_record
 from secex_firstboot.storage import progress_record
 
 pytestmark = needs.programs(
@@ -54,11 +55,15 @@ def look(outputs: Outputs, *, verify: bool = False, hosts: tuple[Host, ...] = ()
 
 
 def sdboot(outputs: Outputs, directory: Path) -> bytes:
-    """As the firmware finds it, from the boot record on."""
-    raw = directory / "raw"
+    raw, file = directory / "raw", directory / "sdboot.dumped"
     subprocess.run(["qemu-img", "convert", "-O", "raw", outputs.image, raw], check=True)
-    content = inspect.boot_image_content(raw)
-    raw.unlink()
+    se = f"{raw}?offset={partition(outputs, 'se')}"
+    subprocess.run(
+        ["debugfs", "-R", f"dump /{boot_record.IMAGE} {file}", se], check=True, capture_output=True
+    )
+    content = file.read_bytes()
+    for path in (raw, file):
+        path.unlink()
     return content
 
 
