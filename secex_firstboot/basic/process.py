@@ -61,6 +61,28 @@ def run(
     return done.stdout
 
 
+def run_bounded(argv: Sequence[str | Path], most: int) -> str:
+    """Like ``run``, for a program that reads what somebody else has made, and may say without end: it is
+    ended when it has said ``most`` bytes. Raises ToolError then, too.
+    """
+    words = [str(word) for word in argv]
+    log.debug("run: %s", " ".join(words))
+    try:
+        process = subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+    except FileNotFoundError:
+        raise not_installed(words[0]) from None
+    with process:
+        said = process.stdout.read(most + 1) if process.stdout else b""
+        if len(said) > most:
+            process.kill()
+    text = said.decode(errors="replace")
+    if process.returncode:
+        raise ToolError(Path(words[0]).name, process.returncode, text)
+    return text
+
+
 def run_on_files(
     argv: Sequence[str | Path],
     *,

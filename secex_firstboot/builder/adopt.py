@@ -12,7 +12,7 @@ from pathlib import Path
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import Refusal
-from secex_firstboot.builder import outputs, sealing, volumes
+from secex_firstboot.builder import boot_files, outputs, sealing, volumes
 from secex_firstboot.builder.layout import Layout, Region
 from secex_firstboot.builder.metadata import Metadata
 from secex_firstboot.builder.outputs import Outputs, Pieces
@@ -50,8 +50,10 @@ def _unsealed(context: Context, image: Path, metadata: Metadata, same: Same, wor
             where = regions[HASH_TREES[name]]
             outputs.take(raw, regions[name].start, volume.size, data)
             outputs.take(raw, where.start, where.size, tree)
-            if not volumes.verify(context, data, tree, name=name, root_hash=volume.root_hash):
+            proven = volumes.verify(context, data, tree, name=name, root_hash=volume.root_hash)
+            if not proven:
                 raise Refusal("SX-BUILD-41", f"{name} of {image} is not what the metadata say", _CURE)
+            os.truncate(tree, proven.tree_bytes)  # nothing proves what is behind it
             pieces.partitions.update({name: data, HASH_TREES[name]: tree})
-    volumes.unpack(pieces.partitions["boot"], boot)
+    boot_files.fetch(pieces.partitions["boot"], boot, sealing.LOADERS_ON_BOOT)
     return Unsealed(pieces, boot, metadata)

@@ -32,6 +32,7 @@ def build(context: Context, recipe: Recipe, target: Outputs, *, sealed: bool = T
     complete, and what was there before is replaced only then.
     """
     same = Same.of(dict(os.environ), time.time())
+    os.umask(0o022)  # of what is made in the tree, whoever builds
     with outputs.working(target) as work:
         wanted = Sealing.of(context, recipe, work) if sealed else None
         unsealed = Build(context, recipe, same, work).unsealed()
@@ -63,6 +64,8 @@ class Build:
             file_system=self.recipe.file_system,
         )
         sealing.keep_loaders(root, root / "boot")
+        if self.recipe.sizes.se is not None:
+            sealing.check_room(boot_entry.find(root / "boot"), self.recipe.sizes.se * MIB)
         return rules.agent_version(root)
 
     def unsealed(self) -> Unsealed:

@@ -11,12 +11,13 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError, Refusal
+from secex_firstboot.basic.files import is_regular
 from secex_firstboot.builder import outputs, volumes
 from secex_firstboot.builder.metadata import Metadata
 from secex_firstboot.contract import parameters
@@ -110,10 +111,16 @@ def inspect(
     ``documents`` name the hosts. Raises Refusal if the file is none of what can be looked at.
     """
     names = {document.key_hash(each): each.name for each in documents}
+    if not is_regular(file):
+        raise Refusal(
+            "SX-BUILD-47", f"{file} is missing or no regular file", "name a disk image or an sdboot"
+        )
     if not disk_image.is_disk(file):
         with file.open("rb") as stream:
             found = _boot_image(stream, file.stat().st_size, names)
         return Inspection(Kind.BOOT_IMAGE, file.stat().st_size, boot_images=[found])
+    if verify and not metadata:
+        raise Refusal("SX-BUILD-48", "nothing says what the hash trees have to prove", "--metadata NAME.json")
     with disk_image.raw(file, whole=verify) as raw:
         return _Look(context, raw, disk_image.read(raw, file), metadata, names, verify).all()
 
@@ -122,6 +129,12 @@ def _boot_image(
     stream: BinaryIO, size: int, names: dict[bytes, str], *, number: int | None = None, default: bool = False
 ) -> BootImage:
     header = image.header(stream)
+    if header.at + header.size + header.pages * image.PAGE > size:
+        raise FirstbootError(
+            "SX-BUILD-50",
+            f"a boot image has {header.pages} encrypted pages, and {size} bytes in all: it is cut short",
+            "get it again from where it came",
+        )
     return BootImage(
         number=number,
         default=default,
@@ -147,25 +160,36 @@ class _Look:
     def all(self) -> Inspection:
         partitions = [self._part(each) for each in self.disk.all]
         images = self._told(lambda: list(self._boot_images())) or []
-        published = self._kind() in (Kind.IMAGE, Kind.OTHER)  # else root has grown
-        if published and self.metadata and not self.metadata.has_partitions_of(self.disk):
+        if self.kind in (Kind.IMAGE, Kind.OTHER):
+            self._compare(images)
+        elif self.verify:
+            self.damage.append("there is no hash tree, and so nothing is proven: it is a guest's disk")
+        return Inspection(self.kind, self.disk.size, partitions, images, self._first_boot(), self.damage)
+
+    def _compare(self, images: Sequence[BootImage]) -> None:
+        """With the metadata; a guest's root has grown, and its hosts are the owner's."""
+        if not self.metadata:
+            return
+        if not self.metadata.has_partitions_of(self.disk):
             self.damage.append("the partitions are not those that the metadata say")
-        return Inspection(self._kind(), self.disk.size, partitions, images, self._first_boot(), self.damage)
+        hosts = {each.sha256 for each in self.metadata.host_keys}
+        if any({key.sha256 for key in each.host_keys} != hosts for each in images):
+            self.damage.append("a boot image is for other hosts than the metadata say")
 
     def _first_boot(self) -> str:
-        if self._kind() is not Kind.IMAGE or self.damage:
+        if self.kind is not Kind.IMAGE or self.damage:
             return ""
-        headroom = parameters.value(
-            self.metadata.boot_entry.options if self.metadata else "", parameters.HEADROOM
-        )
-        boot, root = (plan.read_source(self.raw, self.disk, name) for name in VOLUMES)
+        options = self.metadata.boot_entry.options if self.metadata else ""
         try:
+            headroom = parameters.value(options, parameters.HEADROOM)
+            boot, root = (plan.read_source(self.raw, self.disk, name) for name in VOLUMES)
             plan.lay_out(self.disk, boot, root, headroom * plan.MIB, record_key="0" * 64)
         except Refusal as refusal:
             return str(refusal)
         return "has the room it needs"
 
-    def _kind(self) -> Kind:
+    @cached_property
+    def kind(self) -> Kind:
         if self.disk.missing(LASTING):
             return Kind.OTHER
         if self.disk.has_hash_trees:
@@ -175,8 +199,12 @@ class _Look:
 
     def _has_progress_record(self) -> bool:
         """Whether first boot has not removed it yet, as far as the file system says without its journal."""
-        se = Path(f"{self.raw}?offset={self.disk.partitions['se'].start}")
-        return "Inode: " in volumes.debugfs(se, f"stat /{progress_record.NAME}\n")
+        part = self.disk.partitions["se"]
+        with tempfile.TemporaryDirectory() as directory:
+            se = Path(directory, "se")
+            outputs.take(self.raw, part.start, part.size, se)
+            names = self._told(partial(volumes.names, se))
+        return progress_record.NAME in (names or [])
 
     def _part(self, part: Partition) -> Part:
         content, verity = "", None
@@ -224,13 +252,17 @@ class _Look:
     def _boot_images(self) -> Iterator[BootImage]:
         """Those that the boot map offers."""
         programs = self._programs()
-        for number in [number for number in programs if number] or [0]:
+        numbers = [number for number in programs if number] or [0]
+        if programs[0] not in [programs[number] for number in numbers]:
+            self.damage.append("what starts if nobody chooses is none of those that the boot map offers")
+            numbers = [0, *numbers]
+        for number in numbers:
             with self._content(programs[number]) as content:
                 yield _boot_image(
                     content,
                     content.seek(0, io.SEEK_END),
                     self.names,
-                    number=number or 1,
+                    number=number if len(numbers) > 1 else number or 1,
                     default=programs[number] == programs[0],
                 )
 

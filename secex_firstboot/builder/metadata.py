@@ -5,15 +5,17 @@ docs/image.schema.json describes it. Nothing in it is secret.
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from secex_firstboot import __version__
 from secex_firstboot.basic.errors import Refusal
-from secex_firstboot.basic.files import write_private
+from secex_firstboot.basic.files import is_regular, write_private
 from secex_firstboot.builder.validation import first_error
+from secex_firstboot.contract.partitions import LAYOUT, VOLUMES
 from secex_firstboot.storage.disk import Disk
 
 _LIMIT = 1 << 20  # bytes
@@ -75,10 +77,23 @@ class Metadata(_Model):
     tools: dict[str, str] = {}
     outputs: dict[str, Sha256] = {}
 
+    @model_validator(mode="after")
+    def _names_everything(self) -> Self:
+        if [(each.number, each.name) for each in self.partitions] != [
+            (each.number, each.name) for each in LAYOUT
+        ] or self.volumes.keys() != set(VOLUMES):
+            raise ValueError("these are not the partitions and volumes of an image")
+        sizes = {each.name: each.size for each in self.partitions}
+        if any(each.size > sizes[name] for name, each in self.volumes.items()):
+            raise ValueError("a volume is larger than its partition")
+        return self
+
     @classmethod
     def load(cls, path: Path) -> Self:
         """Raises Refusal if the file is not what ``write`` makes."""
         try:
+            if not is_regular(path):
+                raise FileNotFoundError(errno.ENOENT, "it is missing or no regular file")
             with path.open("rb") as stream:
                 text = stream.read(_LIMIT)
         except OSError as error:

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -68,10 +68,13 @@ def working(outputs: Outputs) -> Iterator[Path]:
     Raises Refusal if another build is at work there. Told to end, it leaves in order.
     """
     work = outputs.work
+    if "?" in str(work):
+        raise Refusal(
+            "SX-BUILD-62", f"{work.parent} or the name has a ?", "choose another: e2fsprogs takes it apart"
+        )
     if not is_directory(work.parent):
         raise Refusal("SX-BUILD-37", f"there is no directory {work.parent}", "make it, or name another")
-    work.mkdir(mode=0o700, exist_ok=True)
-    lock = os.open(work, os.O_RDONLY | os.O_DIRECTORY)
+    lock = _private_directory(work)
     os.set_inheritable(lock, True)  # a program that outlives a killed build keeps the next one waiting
     try:
         try:
@@ -93,6 +96,28 @@ def working(outputs: Outputs) -> Iterator[Path]:
                 work.rmdir()
     finally:
         os.close(lock)
+
+
+def _private_directory(path: Path) -> int:
+    """A descriptor of a directory that is ours alone, made if there is none. Raises Refusal: what is in it is
+    about to be deleted, and then the image lies in it unproven, proven, and as it is published."""
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    try:
+        found = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:  # a link, or a file
+        raise _in_the_way(path) from None
+    status = os.fstat(found)
+    if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        os.close(found)
+        raise _in_the_way(path)
+    return found
+
+
+def _in_the_way(path: Path) -> Refusal:
+    return Refusal(
+        "SX-BUILD-44", f"{path} is no private directory of a build", "remove it, or name another output"
+    )
 
 
 def _no_room(work: Path, why: str) -> FirstbootError:

@@ -43,7 +43,7 @@ def run_counted(
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, **(environment or {})},
+                env={**os.environ, "LC_ALL": "C", **(environment or {})},
                 close_fds=False,  # the lock of outputs.working, the only one that is inheritable
             )
         except FileNotFoundError:

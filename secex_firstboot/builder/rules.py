@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError, Refusal
-from secex_firstboot.basic.files import exists, is_regular
+from secex_firstboot.basic.files import exists, is_directory, is_regular
 from secex_firstboot.builder import initramfs_files, sealing
 from secex_firstboot.contract import parameters, paths
 from secex_firstboot.contract.command_line import name
@@ -42,10 +42,17 @@ _HOSTS_AGENTS = (
     ),
     *("spice-vdagentd.service", "vmtoolsd.service", "open-vm-tools.service", "walinuxagent.service"),
 )
+# Programs of an initramfs that take the host's disks for the guest's.
+_HOSTS_WAYS = frozenset(
+    (
+        *("lvm", "mdadm", "mdmon", "dmraid", "multipath", "multipathd", "kpartx", "iscsid", "iscsistart"),
+        *("nbd-client", "mount.nfs", "mount.nfs4", "mount.cifs", "fcoemon", "systemd-repart", "btrfs"),
+    )
+)
 _LOOKED_AT = (
-    *("boot", "boot/loader", "boot/loader/entries", "etc", "etc/fstab", "etc/machine-id", "etc/shadow"),
+    *("boot", "boot/loader", "boot/loader/entries", "etc", "etc/fstab", "etc/passwd", "etc/shadow"),
     *("etc/ssh", "usr", "usr/lib", "usr/lib/os-release", "var", "var/lib", "var/lib/dbus"),
-    *("var/lib/dbus/machine-id", "var/lib/systemd", "var/lib/NetworkManager", *_UNITS),
+    *("var/lib/systemd", "var/lib/NetworkManager", *_UNITS),
     *(f"{place}/{name}" for name, places in sealing.LOADERS_AT.items() for place in places),
 )
 _FILE_LIMIT = 4 << 20  # bytes
@@ -57,7 +64,7 @@ def check(
     context: Context, tree: Path, *, more_options: str, strict_options: bool, file_system: str
 ) -> BootEntry:
     """The boot entry of the image. Raises Refusal; if several rules are broken, each is told before."""
-    _check_links(tree)
+    _check_places(tree)
     broken: list[FirstbootError] = []
     rules: list[Callable[[], None]] = [
         lambda: _mend_fstab(context, tree, file_system),
@@ -80,6 +87,10 @@ def check(
             rule()
         except FirstbootError as error:
             broken.append(error)
+        except OSError as error:
+            broken.append(
+                Refusal("SX-BUILD-58", f"the tree cannot be looked at: {error}", "correct what is there")
+            )
     if len(broken) > 1:
         for each in broken:
             context.warn(str(each))
@@ -89,14 +100,26 @@ def check(
     return entry
 
 
-def _check_links(tree: Path) -> None:
-    """Whatever is looked at or changed here is in the tree: a link of it may lead to this machine's own."""
-    top = tree.resolve()
+def _check_places(tree: Path) -> None:
+    """Whatever is looked at or changed here is a file in the tree: a link may lead to this machine's own, and
+    a device node is one."""
     for place in _LOOKED_AT:
-        if not (tree / place).resolve().is_relative_to(top):
+        path = tree / place
+        if not _is_within(tree, path):
             raise Refusal(
                 "SX-BUILD-29", f"/{place} of the tree is a link to outside of it", "make it a relative link"
             )
+        if exists(path) and not (is_regular(path) or is_directory(path)):
+            raise Refusal(
+                "SX-BUILD-59", f"/{place} of the tree is neither a file nor a directory", "remove it"
+            )
+
+
+def _is_within(tree: Path, path: Path) -> bool:
+    try:
+        return path.resolve().is_relative_to(tree.resolve())
+    except (OSError, RuntimeError):  # a loop of links
+        return False
 
 
 # --- boot entry, kernel, initramfs -------------------------------------------------------------------------
@@ -124,7 +147,10 @@ def _boot_entry(context: Context, tree: Path, more_options: str, *, strict: bool
 def _make_boot_entry(context: Context, tree: Path) -> None:
     boot = tree / "boot"
     kernels = sorted(
-        path.name for form in boot_entry.KERNELS for path in boot.glob(form.format("*")) if is_regular(path)
+        path.name
+        for form in boot_entry.KERNELS
+        for path in boot.glob(form.format("*"))
+        if path.name.isprintable() and is_regular(path)
     )
     if len(kernels) != 1:
         raise Refusal(
@@ -142,9 +168,9 @@ def _make_boot_entry(context: Context, tree: Path) -> None:
             "make one with dracut, in the tree",
         )
     context.say(f"boot entry for {kernels[0]} and {initramfs}")
-    title = next(
-        iter(re.findall(r'^PRETTY_NAME="?([^"\n]+)"?$', _read(tree / "usr/lib/os-release"), re.M)), "Linux"
-    )
+    about = tree / "usr/lib/os-release"
+    said = _read(about) if is_regular(about) else ""
+    title = next(iter(re.findall(r'^PRETTY_NAME="?([^"\n]+)"?$', said, re.M)), "Linux")
     boot_entry.add(boot, BootEntry(title, "", Path(), (), "", "system"), release, kernels[0], initramfs)
 
 
@@ -154,7 +180,9 @@ def _check_kernel(context: Context, tree: Path, entry: BootEntry) -> None:
         magic = stream.read(len(_S390X))
     if magic != _S390X:
         raise Refusal("SX-BUILD-22", f"{entry.linux.name} is no kernel for s390x", "use a system for s390x")
-    image.command_line_component(entry.options, entry.linux)
+    hashes = [f"{row.name}={'0' * 64}" for row in parameters.ROOT_HASHES.values()]
+    first_boots = boot_entry.command_line(entry.options, add=[parameters.FIRSTBOOT.name, *hashes])
+    image.command_line_component(first_boots, entry.linux)
     places = [tree / form.format(entry.release) for form in _CONFIGS]
     config = next((_read(path) for path in places if is_regular(path)), "")
     if _NO_GUEST in config.splitlines() or _version(entry.release) < _SINCE:
@@ -172,11 +200,19 @@ def _version(release: str) -> tuple[int, ...]:
 
 
 def _check_initramfs(entry: BootEntry) -> None:
-    if not any(paths.CHECK_ROOT in initramfs_files.names(path) for path in entry.initrd):
+    files = set().union(*(initramfs_files.names(path) for path in entry.initrd))
+    if paths.CHECK_ROOT not in files:
         raise Refusal(
             "SX-BUILD-24",
             "the initramfs has no secex-firstboot",
             "install secex-firstboot in the tree, then make the initramfs with dracut",
+        )
+    found = sorted({PurePosixPath(each).name for each in files} & _HOSTS_WAYS)
+    if found:
+        raise Refusal(
+            "SX-BUILD-61",
+            f"the initramfs maps, assembles or fetches disks by itself, with {_listed(found)}",
+            "leave out the dracut modules that docs/build-an-image names (omit_dracutmodules)",
         )
 
 
@@ -184,7 +220,8 @@ def agent_version(tree: Path) -> str:
     """Of secex-firstboot in the tree. Raises Refusal if there is none."""
     for pattern in _PACKAGES:
         for path in tree.glob(f"{pattern}/secex_firstboot/__init__.py"):
-            if found := _VERSION.search(_read(path)):
+            found = _VERSION.search(_read(path)) if _is_within(tree, path) else None
+            if found:
                 return found[1]
     raise Refusal("SX-BUILD-25", "secex-firstboot is not installed in the tree", "install its package there")
 
@@ -194,7 +231,7 @@ def agent_version(tree: Path) -> str:
 
 def _mend_fstab(context: Context, tree: Path, file_system: str) -> None:
     """``/`` and ``/boot`` are what first boot makes of them; nothing else may be a disk of the host's."""
-    path = tree / "etc/fstab"
+    path, types = tree / "etc/fstab", {"/": file_system, "/boot": "ext4"}
     lines = _read(path).splitlines() if is_regular(path) else []
     kept = []
     for line in lines:
@@ -209,9 +246,8 @@ def _mend_fstab(context: Context, tree: Path, file_system: str) -> None:
                     "remove the line; the owner's config can add disks, as LUKS volumes",
                 )
             kept.append(line)
-        elif fields[0] == _VOLUMES[fields[1]]:
+        elif fields[0] == _VOLUMES[fields[1]] and fields[2:3] in (["auto"], [types[fields[1]]]):
             kept.append(line)
-    types = {"/": file_system, "/boot": "ext4"}
     there = {fields[1] for line in kept if len(fields := line.split()) > 1 and not line.startswith("#")}
     made = [
         f"{device} {where} {types[where]} defaults 0 0"
@@ -220,18 +256,26 @@ def _mend_fstab(context: Context, tree: Path, file_system: str) -> None:
     ]
     if made or kept != lines:
         context.say("/etc/fstab: / and /boot are /dev/mapper/root and /dev/mapper/boot")
+        path.unlink(missing_ok=True)
         path.write_text("".join(f"{line}\n" for line in [*made, *kept]))
 
 
 def _check_accounts(tree: Path) -> None:
-    """shadow(5): an account is locked by a ! or * where the hash would be; without any, all may enter."""
-    path = tree / "etc/shadow"
-    rows = [line.split(":") for line in _read(path).splitlines()] if is_regular(path) else []
-    open_ones = [row[0] for row in rows if len(row) > 1 and not row[1].startswith(("!", "*"))]
+    """shadow(5): an account is locked by a ! or * where the hash would be; without any, all may enter.
+
+    passwd(5): an x there says that the hash is in the other file.
+    """
+    open_ones: dict[str, None] = {}
+    for place in ("etc/passwd", "etc/shadow"):
+        path = tree / place
+        rows = [line.split(":") for line in _read(path).splitlines()] if is_regular(path) else []
+        for account, hashed in (row[:2] for row in rows if len(row) > 1):
+            if not hashed.startswith(("!", "*")) and not (place == "etc/passwd" and hashed == "x"):
+                open_ones[account] = None
     if open_ones:
         raise Refusal(
             "SX-BUILD-27",
-            f"accounts that are not locked: {_listed(open_ones)}",
+            f"accounts that are not locked: {_listed([*open_ones])}",
             "passwd --lock NAME, in the tree; the owner's config lets people in",
         )
 
@@ -260,4 +304,7 @@ def _listed(names: Sequence[str]) -> str:
 
 def _read(path: Path) -> str:
     with path.open("rb") as stream:
-        return stream.read(_FILE_LIMIT).decode(errors="replace")
+        content = stream.read(_FILE_LIMIT + 1)
+    if len(content) > _FILE_LIMIT:
+        raise Refusal("SX-BUILD-60", f"{path.name} is larger than {_FILE_LIMIT} bytes", "check what it is")
+    return content.decode(errors="replace")

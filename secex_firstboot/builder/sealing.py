@@ -23,6 +23,7 @@ from secex_firstboot.builder.layout import SE_FILE_SYSTEM, SECTOR, Region
 from secex_firstboot.builder.metadata import HostKey, Metadata
 from secex_firstboot.builder.outputs import Outputs, Pieces
 from secex_firstboot.builder.recipe import Recipe, Trust
+from secex_firstboot.builder.tree import make_anew
 from secex_firstboot.builder.volumes import BLOCK, Content, Same
 from secex_firstboot.contract import parameters, paths
 from secex_firstboot.hostkeys import certificates, document
@@ -40,6 +41,7 @@ _STAGE3A, _STAGE3B, _STAGE3 = "stage3a.bin", "stage3b_reloc.bin", "stage3.bin"
 _FILLER = b"\xff"  # mke2fs makes holes of zeros
 _FEW = 64  # extents of a file on a new file system
 _FOR_ALL_TO_READ = 0o644
+_LOADER_LIMIT = 64 << 10  # bytes
 _OVERHEAD = 1 << 20  # of a boot image: boot loaders, header, what is private
 
 
@@ -50,12 +52,13 @@ LOADERS_AT = {
     _STAGE3: ("usr/lib/s390-tools",),
 }
 """Directories of a tree that may have them."""
+LOADERS_ON_BOOT = tuple(f"{LOADERS}/{name}" for name in LOADERS_AT)
 
 
 def keep_loaders(tree: Path, boot: Path) -> None:
     """Put IBM's boot loaders from the tree's s390-tools onto ``boot``. Raises Refusal if there are none."""
     target = boot / LOADERS
-    target.mkdir(exist_ok=True)
+    make_anew(target)
     for name, directories in LOADERS_AT.items():
         found = next((path for each in directories if is_regular(path := tree / each / name)), None)
         if not found:
@@ -113,14 +116,14 @@ def finish(
     key = wanted.key or key_pair()
     region = unsealed.pieces.layout.regions["se"]
     entry = boot_entry.find(unsealed.boot)
-    _check_room(entry, region)
+    check_room(entry, region.size)
     content = work / "se"
     content.mkdir()
     with secret_directory() as private:
         overlay = private / "overlay.cpio"
         write_archive(overlay, _overlay(key, wanted.roots))
         kept = _make_sdboot(context, content / boot_record.IMAGE, unsealed, entry, overlay, wanted.documents)
-    stage3 = (unsealed.boot / LOADERS / _STAGE3).read_bytes()
+    stage3 = _loader(unsealed.boot, _STAGE3).read_bytes()
     made, record = _make_bootable(context, content, stage3, region, same, work)
     unsealed.pieces.partitions["se"] = made
     metadata = unsealed.metadata.model_copy(
@@ -164,7 +167,7 @@ def _make_sdboot(
     overlay: Path,
     documents: Sequence[Document],
 ) -> image.Kept:
-    volumes, loaders = unsealed.metadata.volumes, unsealed.boot / LOADERS
+    volumes, boot = unsealed.metadata.volumes, unsealed.boot
     added = [f"{row.name}={volumes[name].root_hash}" for name, row in parameters.ROOT_HASHES.items()]
     with open_private(output) as stream:
         return image.build(
@@ -173,9 +176,20 @@ def _make_sdboot(
             ramdisk=[*entry.initrd, overlay],
             command_line=boot_entry.command_line(entry.options, add=[parameters.FIRSTBOOT.name, *added]),
             host_keys=[each.public_key for each in document.distinct(documents)],
-            boot_loaders=image.BootLoaders(loaders / _STAGE3A, loaders / _STAGE3B),
+            boot_loaders=image.BootLoaders(_loader(boot, _STAGE3A), _loader(boot, _STAGE3B)),
             progress=lambda done, total: context.progress("encrypt the boot image", done, total),
         )
+
+
+def _loader(boot: Path, name: str) -> Path:
+    found = boot_entry.resolve(boot, f"{LOADERS}/{name}")
+    if found.stat().st_size > _LOADER_LIMIT:
+        raise Refusal(
+            "SX-BUILD-46",
+            f"{LOADERS}/{name} on boot is no boot loader",
+            "install s390-tools in the tree again",
+        )
+    return found
 
 
 def _make_bootable(
@@ -230,9 +244,10 @@ def _put(made: Path, content: bytes, places: Sequence[Extent], region: Region) -
         raise FirstbootError("SX-BUILD-33", "the image lies in too many pieces on partition se", "report it")
 
 
-def _check_room(entry: BootEntry, region: Region) -> None:
+def check_room(entry: BootEntry, size: int) -> None:
+    """Raise Refusal unless the boot image fits into a partition se of so many bytes."""
     needed = boot_image_size([entry.linux, *entry.initrd])
-    missing = needed + SE_FILE_SYSTEM - region.size
+    missing = needed + SE_FILE_SYSTEM - size
     if missing > 0:
         raise Refusal(
             "SX-BUILD-34",

@@ -6,6 +6,7 @@ What it is made of stays untouched. Owners other than root need root, or a user 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack
@@ -22,8 +23,8 @@ from secex_firstboot.storage.disk import Partition
 
 # A running system has something of its own there, and device nodes need more rights than a user has.
 _LEFT_OUT = {"dev": 0o755, "proc": 0o555, "run": 0o755, "sys": 0o555, "tmp": 0o1777}
-_MOUNT_POINTS = ("boot", "var")
-_KEEP = ("--xattrs", "--xattrs-include=*", "--acls", "--numeric-owner", "--same-permissions")
+_DIRECTORIES = ("boot", "etc", "usr", "var")
+_KEEP = ("--xattrs", "--xattrs-include=*", "--acls", "--selinux", "--numeric-owner", "--same-permissions")
 _IS_ROOT = ("etc", "usr")
 _IS_BOOT = ("loader", "vmlinuz*", "image-*")
 _CURE = "give a directory or a tar of a root file system, or a disk image (qcow2 or raw) with one"
@@ -40,23 +41,54 @@ def unpack(context: Context, source: Path, tree: Path) -> None:
         _from_disk(context, source, tree)
     else:
         _from_tar(context, source, tree)
-    for name, mode in _LEFT_OUT.items():
-        (tree / name).mkdir(exist_ok=True)
-        (tree / name).chmod(mode)
-    for name in _MOUNT_POINTS:
-        (tree / name).mkdir(exist_ok=True)
     if not _has(tree, _IS_ROOT):
         raise Refusal("SX-BUILD-12", f"{source} has no root file system: no /etc and /usr", _CURE)
+    for name, mode in _LEFT_OUT.items():
+        make_anew(tree / name)
+        (tree / name).chmod(mode)
+    for name in _DIRECTORIES:
+        if not _is_there(tree / name):
+            (tree / name).mkdir()
+        if not is_directory(tree / name, follow_symlinks=False):
+            raise Refusal("SX-BUILD-54", f"/{name} of {source} is no directory of its own", "make it one")
+
+
+def make_anew(path: Path) -> None:
+    """An empty directory in place of whatever is there: a link is not followed."""
+    if is_directory(path, follow_symlinks=False):
+        shutil.rmtree(path)
+    elif _is_there(path):
+        path.unlink()
+    path.mkdir()
+
+
+def _is_there(path: Path) -> bool:
+    return os.path.lexists(path)
 
 
 def _copy(context: Context, source: Path, target: Path) -> None:
     entries = sorted(each for each in source.iterdir() if each.name not in _LEFT_OUT)
+    status = source.stat()
+    if status.st_uid:
+        raise Refusal(
+            "SX-BUILD-55",
+            f"{source} does not belong to root, and so its files' owners are lost",
+            "run it as root",
+        )
+    top = source.resolve()
+    mounted_in_it = [
+        str(place.relative_to(top))
+        for place in filesystem.mount_points_below(top)
+        if place.relative_to(top).parts[0] not in _LEFT_OUT
+    ]
+    if mounted_in_it:
+        raise Refusal("SX-BUILD-56", f"something is mounted in {source}: {mounted_in_it[0]}", "unmount it")
     if entries:
         total = Content.of(source).size
-        command: list[str | Path]
-        command = ["cp", "--archive", "--one-file-system", f"--target-directory={target}", "--", *entries]
+        # As --archive, which is silent about what it cannot keep.
+        how = ["-dR", "--preserve=mode,ownership,timestamps,links,xattr"]
+        command: list[str | Path] = ["cp", *how, f"--target-directory={target}", "--", *entries]
         run_counted(context, "copy the root file system", command, total)
-    status = source.stat()
     os.chown(target, status.st_uid, status.st_gid)
     shutil.copystat(source, target)
 
@@ -65,9 +97,11 @@ def _from_tar(context: Context, source: Path, tree: Path) -> None:
     left_out = [f"--exclude={top}{name}/*" for name in _LEFT_OUT for top in ("./", "")]
     command = ["tar", f"--directory={tree}", *_KEEP, "--anchored", *left_out, "--extract", f"--file={source}"]
     try:
-        run_counted(context, "unpack the root file system", command, source.stat().st_size)
+        said = run_counted(context, "unpack the root file system", command, source.stat().st_size)
     except ToolError as error:
         raise Refusal("SX-BUILD-13", f"{source} cannot be unpacked: {error.message}", _CURE) from None
+    if lost := re.search(r"^.*\bCannot set\b.*$", said, re.M):
+        raise Refusal("SX-BUILD-57", f"a file of {source} loses something: {lost[0]}", "run it as root")
 
 
 def _from_disk(context: Context, source: Path, tree: Path) -> None:
@@ -88,7 +122,7 @@ def _from_disk(context: Context, source: Path, tree: Path) -> None:
         for each in roots:
             _copy(context, each, tree)
         for each in boots:
-            (tree / "boot").mkdir(exist_ok=True)
+            make_anew(tree / "boot")
             _copy(context, each, tree / "boot")
 
 
@@ -101,8 +135,18 @@ def _type(raw: Path, partition: Partition) -> str:
 
 
 def _mounted(raw: Path, partition: Partition, type: str, where: Path) -> AbstractContextManager[Path]:
+    """Raises Refusal if its journal has something that the file system has not yet: it would be an older one.
+
+    As for xfs, the kernel refuses it then, on what is read-only.
+    """
+    if not filesystem.is_clean(raw, type, partition.start):
+        raise Refusal(
+            "SX-BUILD-63",
+            f"the file system of partition {partition.number} was not unmounted",
+            "shut its system down in order, or mount it once",
+        )
     place = (f"offset={partition.start}", f"sizelimit={partition.size}")
-    return mounted(raw, where, filesystem.READ_ONLY[type], *place)
+    return mounted(raw, where, type, "ro", *place)
 
 
 def _has(directory: Path, names: Iterable[str]) -> bool:

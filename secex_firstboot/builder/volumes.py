@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,17 +19,23 @@ from typing import Self
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError, Refusal
-from secex_firstboot.basic.files import open_private
-from secex_firstboot.basic.process import ToolError, run
+from secex_firstboot.basic.files import open_private, size_of
+from secex_firstboot.basic.process import ToolError, run, run_bounded
 from secex_firstboot.builder.programs import Counter, run_counted
-from secex_firstboot.storage.verity_superblock import BLOCK_SIZE
+from secex_firstboot.storage import verity_superblock
+from secex_firstboot.storage.verity_superblock import BLOCK_SIZE, Superblock
 
 BLOCK = 4096  # bytes
+# Linux: fs/ext4/ext4.h, struct ext4_dir_entry_2, with its padding; xattr.h, struct ext4_xattr_entry, and what
+# an inode of 256 bytes has room for.
+_DIRECTORY_ENTRY, _ATTRIBUTE, _ATTRIBUTES_IN_AN_INODE = 12, 20, 80
 _ROOT_INODE, _FIRST_INODE = 2, 11
 # A row of debugfs(8), dump_extents: level, entry, logical and physical blocks, first and last; length, flags.
 _EXTENT = re.compile(
     r"^ *\d+/ *\d+ +\d+/ *\d+ +(?P<logical>\d+) - +\d+ +(?P<first>\d+) - +(?P<last>\d+) +\d+", re.M
 )
+_ENTRY = re.compile(r"^/\d+/\d+/\d+/\d+/([^/\n]+)/\d*/$", re.M)  # of debugfs(8), ls -p: a name
+_SAID_LIMIT = 1 << 20  # bytes
 _NOT_PROVEN = (1, 2)  # veritysetup(8), RETURN CODES: wrong parameters, no permission
 
 
@@ -94,15 +101,42 @@ class Content:
     def of(cls, tree: Path) -> Self:
         size = number = 0
         seen = set()
-        for folder, _, names in os.walk(tree):
-            for name in (".", *names):
-                status = Path(folder, name).lstat()
-                if status.st_nlink > 1 and (status.st_dev, status.st_ino) in seen:
-                    continue
-                seen.add((status.st_dev, status.st_ino))
-                size += -(-status.st_size // BLOCK) * BLOCK
+        for folder, folders, names in os.walk(tree):
+            links = [name for name in folders if Path(folder, name).is_symlink()]
+            for name in (".", *links, *names):
+                path = Path(folder, name)
+                status = path.lstat()
+                if name != "." and status.st_nlink > 1:
+                    if (status.st_dev, status.st_ino) in seen:
+                        continue
+                    seen.add((status.st_dev, status.st_ino))
+                if name == ".":  # its size here says nothing
+                    bytes_ = sum(_DIRECTORY_ENTRY + len(os.fsencode(each)) for each in (*folders, *names))
+                else:
+                    sparse = stat.S_ISREG(status.st_mode) and status.st_blocks * 512 < status.st_size
+                    bytes_ = _data_size(path) if sparse else status.st_size
+                blocks = -(-bytes_ // BLOCK) + (_size_of_attributes(path) > _ATTRIBUTES_IN_AN_INODE)
+                size += blocks * BLOCK
                 number += 1
         return cls(size, number)
+
+
+def _data_size(path: Path) -> int:
+    """Bytes of a file without its holes: lseek(2)."""
+    size = at = 0
+    with path.open("rb", buffering=0) as stream:
+        while True:
+            try:
+                at = os.lseek(stream.fileno(), at, os.SEEK_DATA)
+            except OSError:  # ENXIO: nothing but a hole is left
+                return size
+            end = os.lseek(stream.fileno(), at, os.SEEK_HOLE)
+            size, at = size + end - at, end
+
+
+def _size_of_attributes(path: Path) -> int:
+    names = os.listxattr(path, follow_symlinks=False)
+    return sum(_ATTRIBUTE + len(name) + len(os.getxattr(path, name, follow_symlinks=False)) for name in names)
 
 
 def file_system_size(type: str, content: Content, free: int) -> int:
@@ -176,7 +210,7 @@ def make_xfs(
         run_counted(context, what, [*command, "-p", tree, image], content.size, environment=same.environment)
         return
     run([*command, image])
-    with mounted(image, image.with_name("mnt")) as where:
+    with mounted(image, image.with_name("mnt"), "xfs") as where:
         run_counted(context, what, ["cp", "--archive", f"{tree}/.", where], content.size)
 
 
@@ -187,16 +221,16 @@ def takes_directory() -> bool:
 
 
 @contextmanager
-def mounted(image: Path, where: Path, *options: str) -> Iterator[Path]:
+def mounted(image: Path, where: Path, type: str, *options: str) -> Iterator[Path]:
     """A file system in a file, in the mount namespace of this process alone; the loop device goes with it."""
     where.mkdir(exist_ok=True)
     try:
-        run(["mount", "-o", ",".join(("loop", "nosuid", "nodev", *options)), image, where])
+        run(["mount", "-t", type, "-o", ",".join(("loop", "nosuid", "nodev", *options)), image, where])
     except ToolError as error:
         raise FirstbootError(
             "SX-BUILD-08",
             f"a file system cannot be mounted: {error.message}",
-            "run it as root, where there are loop devices",
+            "run it as root, where there are loop devices, on what was unmounted in order",
         ) from None
     try:
         yield where
@@ -225,27 +259,38 @@ def _root_hash(said: str) -> str:
     return str(found[0])
 
 
-def verify(context: Context, data: Path, tree: Path, *, name: str, root_hash: str) -> bool:
-    """Whether the hash tree proves every block of ``data``; it reads everything."""
+def verify(context: Context, data: Path, tree: Path, *, name: str, root_hash: str) -> Superblock | None:
+    """The hash tree's superblock, if the tree proves every block of ``data``; it reads everything."""
+    size = size_of(data)
+    try:
+        superblock = verity_superblock.read(tree, name, tree_room=size_of(tree), data_room=size)
+    except FirstbootError:
+        return None
+    if superblock.data_bytes != size:
+        return None
     try:
         run_counted(
             context,
             f"verify {name}",
             ["veritysetup", "verify", data, tree, root_hash],
-            data.stat().st_size,
+            size,
             counter=Counter.READ,
         )
     except ToolError as error:
         if error.code in _NOT_PROVEN:
-            return False
+            return None
         raise
-    return True
+    return superblock
 
 
-def unpack(image: Path, directory: Path) -> None:
-    """Make a directory of what is in an ext4 file system; owners need root, and do not matter here."""
-    directory.mkdir()
-    run(["debugfs", "-R", "rdump / .", image.absolute()], directory=directory)
+def names(image: Path, directory: str = "/") -> list[str]:
+    """What is in a directory of an ext4 file system. Raises FirstbootError if it cannot be read."""
+    found: list[str] = _ENTRY.findall(
+        run_bounded(["debugfs", "-R", f'ls -p "{directory}"', image], _SAID_LIMIT)
+    )
+    if "." not in found:
+        raise FirstbootError("SX-BUILD-49", f"{directory} cannot be read in the file system of {image.stem}")
+    return found
 
 
 def extents_of(image: Path, file: str) -> list[tuple[int, int, int]]:

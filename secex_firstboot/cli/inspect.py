@@ -49,11 +49,12 @@ def run(options: argparse.Namespace) -> Exit:
     from secex_firstboot.builder.metadata import Metadata
     from secex_firstboot.hostkeys import document
 
-    beside = options.file.with_suffix(".json")
+    file = options.file.absolute()  # a name with a colon would be a protocol to qemu-img
+    beside = file.parent / f"{file.stem}.json"
     path = options.metadata or (beside if exists(beside) else None)
     found = inspect.inspect(
         sealing_verbs.context(options),
-        options.file,
+        file,
         metadata=Metadata.load(path) if path else None,
         documents=[document.parse(each.name, sealing.read_file(each)) for each in options.hostkey],
         verify=options.verify,

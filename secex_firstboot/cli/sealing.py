@@ -83,7 +83,7 @@ def context(options: argparse.Namespace) -> Context:
     from secex_firstboot.basic.context import Context
 
     def warn(line: str) -> None:
-        print(f"WARNING: {line}", file=sys.stderr, flush=True)
+        print(f"WARNING: {table.printable(line)}", file=sys.stderr, flush=True)
 
     if options.json:
         return Context("", warn=warn)

@@ -22,6 +22,7 @@ from typing import cast
 
 from secex_firstboot import __version__
 from secex_firstboot.basic.errors import FirstbootError
+from secex_firstboot.cli import table
 from secex_firstboot.cli.verb import Exit, Verb
 
 VERBS = {
@@ -74,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _end(code: Exit, line: str) -> Exit:
-    print(f"secex: {line}", file=sys.stderr, flush=True)
+    print(f"secex: {table.printable(line)}", file=sys.stderr, flush=True)
     return code
 
 

@@ -21,7 +21,7 @@ from secex_firstboot.contract.command_line import join, matches, name, parameter
 KERNELS = ("vmlinuz-{}", "image-{}")
 INITRAMFS = ("initrd.img-{}", "initramfs-{}.img", "initrd-{}")
 
-_ENTRIES = "loader/entries"
+ENTRIES = "loader/entries"
 _ENTRY_LIMIT = 64 << 10  # bytes of one entry
 _ENTRIES_LIMIT = 256
 _CURE = "build the image again with a bootable kernel"
@@ -46,7 +46,7 @@ class BootEntry:
 
 def find(boot: Path) -> BootEntry:
     """The boot entry of the boot partition mounted on ``boot``. Raises Refusal if there is none to use."""
-    name = f"{_ENTRIES}/{_names(boot)[-1]}"
+    name = f"{ENTRIES}/{_names(boot)[-1]}"
     fields = _fields(name, _read(boot, name))
     kernels = fields.get("linux", [])
     if len(kernels) != 1:
@@ -56,11 +56,18 @@ def find(boot: Path) -> BootEntry:
     return BootEntry(
         title=" ".join(fields.get("title", [])),
         version=" ".join(fields.get("version", [])),
-        linux=_resolve(boot, kernels[0]),
-        initrd=tuple(_resolve(boot, path) for path in fields.get("initrd", [])),
+        linux=resolve(boot, kernels[0]),
+        initrd=tuple(resolve(boot, path) for path in fields.get("initrd", [])),
         options=" ".join(fields.get("options", [])),
         name=Path(name).stem,
     )
+
+
+def files(boot: Path) -> list[str]:
+    """What the boot entry that counts names, whether it is there or not: its kernel, and its initramfs."""
+    name = f"{ENTRIES}/{_names(boot)[-1]}"
+    fields = _fields(name, _read(boot, name))
+    return [*fields.get("linux", []), *fields.get("initrd", [])]
 
 
 def number(boot: Path) -> int:
@@ -71,7 +78,7 @@ def number(boot: Path) -> int:
 def naming(boot: Path, file: str) -> list[Path]:
     """The boot entries whose kernel is ``file`` of the boot partition, whether it is still there or not."""
     found = []
-    for entry in (f"{_ENTRIES}/{each}" for each in _names(boot)):
+    for entry in (f"{ENTRIES}/{each}" for each in _names(boot)):
         kernels = _fields(entry, _read(boot, entry)).get("linux", [])
         if any(kernel.lstrip("/").removeprefix("boot/") == file for kernel in kernels):
             found.append(boot / entry)
@@ -85,14 +92,14 @@ def add(boot: Path, like: BootEntry, version: str, linux: str, initrd: str) -> P
     """
     stem = like.name.removesuffix(f"-{like.version}") if like.version else like.name
     lines = [f"title {like.title}", f"version {version}", f"linux /{linux}", f"initrd /{initrd}"]
-    path = boot / _ENTRIES / f"{stem}-{version}.conf"
+    path = boot / ENTRIES / f"{stem}-{version}.conf"
     write_private(path, "".join(f"{line}\n" for line in [*lines, f"options {like.options}"]).encode())
     return path
 
 
 def set_options(boot: Path, entry: BootEntry, options: str) -> None:
     """Write them into the file of ``entry``, in place of its own; the rest stays."""
-    name = f"{_ENTRIES}/{entry.name}.conf"
+    name = f"{ENTRIES}/{entry.name}.conf"
     lines = [
         line for line in _read(boot, name).splitlines() if line.strip().split(maxsplit=1)[:1] != ["options"]
     ]
@@ -110,9 +117,9 @@ def command_line(options: str, *, add: Sequence[str] = (), remove: Collection[st
 
 def _names(boot: Path) -> list[str]:
     """The files of the entries, the one that counts last. Raises Refusal if there is none."""
-    entries = sorted((boot / _ENTRIES).glob("*.conf"), key=lambda path: _version_key(path.stem))
+    entries = sorted((boot / ENTRIES).glob("*.conf"), key=lambda path: _version_key(path.stem))
     if not entries:
-        raise Refusal("SX-SDBOOT-01", f"the boot partition has no boot entry in {_ENTRIES}", _CURE)
+        raise Refusal("SX-SDBOOT-01", f"the boot partition has no boot entry in {ENTRIES}", _CURE)
     if len(entries) > _ENTRIES_LIMIT:
         raise Refusal(
             "SX-SDBOOT-02", f"the boot partition has more than {_ENTRIES_LIMIT} boot entries", _CURE
@@ -122,7 +129,7 @@ def _names(boot: Path) -> list[str]:
 
 def _version_key(name: str) -> list[str | int]:
     """Sorts as strverscmp does, runs of digits by their value (but leading zeros carry no meaning here)."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", name)]
+    return [int(part) if part.isascii() and part.isdigit() else part for part in re.split(r"([0-9]+)", name)]
 
 
 def _fields(name: str, text: str) -> dict[str, list[str]]:
@@ -136,7 +143,7 @@ def _fields(name: str, text: str) -> dict[str, list[str]]:
 
 
 def _read(boot: Path, name: str) -> str:
-    with _resolve(boot, name).open("rb") as file:
+    with resolve(boot, name).open("rb") as file:
         content = file.read(_ENTRY_LIMIT + 1)
     if len(content) > _ENTRY_LIMIT:
         raise Refusal("SX-SDBOOT-04", f"the boot entry {name} is larger than {_ENTRY_LIMIT} bytes", _CURE)
@@ -146,7 +153,7 @@ def _read(boot: Path, name: str) -> str:
         raise Refusal("SX-SDBOOT-05", f"the boot entry {name} is not UTF-8 text", _CURE) from None
 
 
-def _resolve(boot: Path, name: str) -> Path:
+def resolve(boot: Path, name: str) -> Path:
     """The regular file ``name`` of the boot partition; some distributions write it as /boot/…"""
     inside = name.lstrip("/")
     for relative in (inside, inside.removeprefix("boot/")):

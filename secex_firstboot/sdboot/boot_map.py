@@ -15,7 +15,7 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 from secex_firstboot.basic.errors import FirstbootError
@@ -48,7 +48,7 @@ _ENVIRONMENT = b"# zIPL Environment Block\n".ljust(4096, b"\0")
 _HEADER = struct.Struct(">48sQQ448x")
 _HEADER_TEXT, _HEADER_VERSION = b"zSeries bootmap file\ncreated by zIPL\n", 1
 
-_SEGMENT_TABLES_LIMIT = 1 << 12
+_LIMIT = 1 << 18
 _READ_AHEAD = 1 << 20
 
 Read = Callable[[int, int], bytes]  # (offset in bytes, bytes) of the disk
@@ -103,6 +103,8 @@ class _Reader:
     disk: Read
     blocks: int
     block_size: int
+    budget: Iterator[int] = field(default_factory=lambda: iter(range(_LIMIT)))
+    """Tables and extents that may still come: they may name each other, so the disk's size is no bound."""
 
     def programs(self) -> dict[int, Program]:
         record = self.disk(0, self.block_size)
@@ -132,7 +134,7 @@ class _Reader:
         raise UnsoundBootMap("a program of the boot map has no end")
 
     def _extents(self, pointer: bytes) -> Iterator[Extent]:
-        for _ in range(_SEGMENT_TABLES_LIMIT):
+        while any(pointer):
             table = self._block(pointer, "component")
             *listed, pointer = (
                 table[at : at + _POINTER.size] for at in range(0, self.block_size, _POINTER.size)
@@ -140,11 +142,10 @@ class _Reader:
             for each in listed:
                 if any(each):
                     yield self._extent(each, "segment table")
-            if not any(pointer):
-                return
-        raise UnsoundBootMap("a component of the boot map has no end")
 
     def _extent(self, pointer: bytes, whose: str) -> Extent:
+        if next(self.budget, None) is None:
+            raise UnsoundBootMap(f"its boot map has more than {_LIMIT} tables and extents")
         block, size, more = _POINTER.unpack_from(pointer)
         found = Extent(block, more + 1)
         if size != self.block_size or not 0 < block <= self.blocks - found.count:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
+import shutil
 import struct
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from secex_firstboot.basic.errors import FirstbootError, Refusal
@@ -16,13 +15,16 @@ from secex_firstboot.basic.process import ToolError, run
 from secex_firstboot.storage import gpt
 from secex_firstboot.storage.disk import Disk, Partition
 
-# The header of a qcow2: magic, version, where the name of a backing file is, and in version 3 the features
-# that a reader has to know, of which one is a file beside it with the data (QEMU: docs/interop/qcow2.txt).
-_QCOW2 = struct.Struct(">4sIQ56xQ")
+# The header of a qcow2: magic, version, where the name of a backing file is, bytes of the disk, and in
+# version 3 the features that a reader has to know, of which one is a file beside it with the data (QEMU:
+# docs/interop/qcow2.txt).
+_QCOW2 = struct.Struct(">4sIQ8xQ40xQ")
 _MAGIC = b"QFI\xfb"
 _DATA_FILE = 1 << 2
 _HEAD = 1 << 20  # bytes of each partition that say what it is
 _SIZE_LIMIT = 1 << 46
+_SE_LIMIT = 4 << 30
+_FULL = 8 << 20  # so few bytes are left where a file did not find room
 _CURE = "name a disk image, raw or qcow2"
 
 
@@ -62,25 +64,37 @@ def raw(image: Path, *, whole: bool = False) -> Iterator[Path]:
     if not start.startswith(_MAGIC):
         yield image
         return
+    if len(start) < _QCOW2.size:
+        raise _damaged(image, "it has no header")
     if _names_another_file(start):
         raise Refusal(
             "SX-CHECK-12",
             f"{image} is a part of an image, and names the file with the rest",
             f"look where that leads, and make one file: qemu-img convert -O qcow2 {image} WHOLE.qcow2",
         )
+    size = _QCOW2.unpack(start)[3]
+    if size > _SIZE_LIMIT:
+        raise Refusal("SX-CHECK-13", f"{image} says that it has {size} bytes", _CURE)
     with tempfile.TemporaryDirectory() as directory:
         made = Path(directory, "raw")
         try:
-            pieces = None if whole else _Pieces.of(image)
-            if pieces:
-                pieces.copy_what_tells(made)
+            if whole:
+                run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", image.absolute(), made])
             else:
-                run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", image, made])
+                _copy_what_tells(image.absolute(), size, made)
         except ToolError as error:
-            raise Refusal(
-                "SX-CHECK-14", f"{image} is damaged: {error.message}", "get it again from where it came"
-            ) from None
+            if shutil.disk_usage(directory).free < _FULL:
+                raise FirstbootError(
+                    "SX-CHECK-28",
+                    f"there is no room for what is in {image}: {error.message}",
+                    f"make some in {Path(directory).parent}, or name another place: TMPDIR=",
+                ) from None
+            raise _damaged(image, error.message) from None
         yield made
+
+
+def _damaged(image: Path, why: str) -> Refusal:
+    return Refusal("SX-CHECK-14", f"{image} is damaged: {why}", "get it again from where it came")
 
 
 def _start(image: Path) -> bytes:
@@ -92,54 +106,35 @@ def _start(image: Path) -> bytes:
 
 
 def _names_another_file(start: bytes) -> bool:
-    if len(start) < _QCOW2.size:
-        return False  # and qemu-img says what is wrong with it
-    _, version, backing_file, features = _QCOW2.unpack(start)
+    _, version, backing_file, _, features = _QCOW2.unpack(start)
     return bool(backing_file or (version > 2 and features & _DATA_FILE))
 
 
-@dataclass(frozen=True)
-class _Pieces:
-    """Where in the file of a qcow2 the content of the disk lies: (start, bytes, place in the file)."""
+def _copy_what_tells(image: Path, size: int, made: Path) -> None:
+    """Into a file as large as the disk of so many bytes."""
+    with made.open("wb") as stream:
+        stream.truncate(size)
+    _copy(image, size, made, 0, _HEAD)
+    try:
+        block_size = gpt.block_size_of(made)
+        table = gpt.primary(made, block_size)
+    except gpt.UnsoundTable:
+        return  # whoever reads it says so
+    end_of_copy = (table.other + 1) * block_size
+    _copy(image, size, made, end_of_copy - block_size - gpt.ENTRIES_SIZE, block_size + gpt.ENTRIES_SIZE)
+    for each in table.entries:
+        _copy(image, size, made, each.start, min(each.size, _SE_LIMIT) if each.name == "se" else _HEAD)
 
-    image: Path
-    size: int
-    places: Sequence[tuple[int, int, int]]
 
-    @classmethod
-    def of(cls, image: Path) -> _Pieces | None:
-        """None if some of it is compressed or encrypted, and has no place of its own."""
-        answer = json.loads(run(["qemu-img", "map", "--output=json", "-f", "qcow2", image]))
-        places = []
-        for each in answer:
-            if each["data"] and not each["zero"]:
-                if "offset" not in each or each.get("compressed"):
-                    return None
-                places.append((each["start"], each["length"], each["offset"]))
-        return cls(image, max(each["start"] + each["length"] for each in answer) if answer else 0, places)
-
-    def copy_what_tells(self, target: Path) -> None:
-        if self.size > _SIZE_LIMIT:
-            raise FirstbootError("SX-CHECK-13", f"{self.image} says that it has {self.size} bytes", _CURE)
-        with target.open("wb") as stream:
-            stream.truncate(self.size)
-        self._copy(target, 0, _HEAD)
-        self._copy(target, self.size - _HEAD, _HEAD)
-        try:
-            entries = gpt.primary(target, gpt.block_size_of(target)).entries
-        except gpt.UnsoundTable:
-            return  # whoever reads it says so
-        for each in entries:
-            self._copy(target, each.start, each.size if each.name == "se" else _HEAD)
-
-    def _copy(self, target: Path, start: int, size: int) -> None:
-        end = min(start + size, self.size)
-        with self.image.open("rb") as source, target.open("r+b") as stream:
-            for at, length, place in self.places:
-                begin, stop = max(at, start), min(at + length, end)
-                while begin < stop:
-                    piece = os.pread(source.fileno(), min(stop - begin, _HEAD), place + begin - at)
-                    if not piece:
-                        break  # cut short: what is missing reads as zeros, and is no image
-                    os.pwrite(stream.fileno(), piece, begin)
-                    begin += len(piece)
+def _copy(image: Path, size: int, made: Path, start: int, length: int) -> None:
+    """So much of the disk to the same place in ``made``, where nothing but zeros is yet."""
+    region = {"driver": "raw", "offset": start, "size": min(start + length, size) - start}
+    content = {"driver": "qcow2", "file": {"driver": "file", "filename": str(image)}}
+    source = json.dumps({**region, "file": content})
+    options = ",".join(f"{name}={value}" for name, value in region.items())
+    run(
+        [
+            *("qemu-img", "convert", "-n", "--target-is-zero", f"json:{source}", "--target-image-opts"),
+            f"{options},file.driver=file,file.filename={made}",
+        ]
+    )

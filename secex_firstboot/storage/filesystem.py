@@ -57,6 +57,15 @@ def identify(device: Path, name: str, offset: int = 0) -> FileSystem:
     )
 
 
+def is_clean(device: Path, type: str, offset: int = 0) -> bool:
+    """Whether an ext4 was unmounted in order (INCOMPAT_RECOVER); of an xfs that cannot be told so easily."""
+    if type != "ext4":
+        return True
+    with device.open("rb") as stream:
+        stream.seek(offset + _EXT4_SUPERBLOCK + 0x60)
+        return not int.from_bytes(stream.read(4), "little") & 0x4
+
+
 def _checked(found: FileSystem, name: str) -> FileSystem:
     if found.sector_size not in (512, 1024, 2048, 4096) or not 0 < found.size < 1 << 60:
         raise Refusal(

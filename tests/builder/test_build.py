@@ -15,14 +15,14 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from harness import ultravisor
 from harness.site import Host
 from support import host_keys, needs, se_tree
+from support.builds import CONTEXT, adopted, change, copy_of, look, made_of, partition
 
-from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError, Refusal
-from secex_firstboot.builder import adopt, build, inspect, recipe, volumes
-from secex_firstboot.builder.inspect import Inspection, Kind, Verity
+from secex_firstboot.builder import build, inspect, recipe, volumes
+from secex_firstboot.builder.inspect import Kind, Verity
 from secex_firstboot.builder.metadata import Metadata
 from secex_firstboot.builder.outputs import Outputs
-from secex_firstboot.builder.recipe import Recipe, Trust
+from secex_firstboot.builder.recipe import Trust
 from secex_firstboot.hostkeys import document
 from secex_firstboot.sdboot import boot_record
 from secex_firstboot.storage import progress_record
@@ -31,27 +31,7 @@ pytestmark = needs.programs(
     "mkfs.ext4", "debugfs", "veritysetup", "qemu-img", "qemu-io", "sfdisk", "gpg", "cpio"
 )
 
-CONTEXT = Context("")
-UNPROVEN = Trust(verify=False)
 PRIVATE_KEY = "usr/lib/coreos/ignition.asc"
-
-
-def made_of(source: Path, hosts: dict[str, Host], **changes: Any) -> Recipe:
-    values = {"source": source, "host_keys": (hosts["first"].document,), "trust": UNPROVEN} | changes
-    return recipe.make("the test", values)
-
-
-@pytest.fixture(scope="module")
-def built(tree: Path, hosts: dict[str, Host], tmp_path_factory: pytest.TempPathFactory) -> Outputs:
-    outputs = Outputs(tmp_path_factory.mktemp("built") / "linux")
-    build.build(CONTEXT, made_of(tree, hosts), outputs)
-    return outputs
-
-
-def look(outputs: Outputs, *, verify: bool = False, hosts: tuple[Host, ...] = ()) -> Inspection:
-    documents = [document.parse(host.name, host.document.read_bytes()) for host in hosts]
-    metadata = Metadata.load(outputs.metadata)
-    return inspect.inspect(CONTEXT, outputs.image, metadata=metadata, documents=documents, verify=verify)
 
 
 def sdboot(outputs: Outputs, directory: Path) -> bytes:
@@ -230,11 +210,6 @@ def test_documents_are_proven_as_first_boot_proves_them(
 # --- seal, adopt ---
 
 
-def adopted(built: Outputs, host: Host, target: Outputs) -> Metadata:
-    wanted = made_of(built.image, {"first": host})
-    return adopt.adopt(CONTEXT, wanted, Metadata.load(built.metadata), target)
-
-
 def test_an_adopted_image_has_the_same_volumes_and_nothing_of_the_publishers(
     built: Outputs, hosts: dict[str, Host], tmp_path: Path
 ) -> None:
@@ -269,23 +244,6 @@ def test_an_image_that_was_built_unsealed_is_sealed_elsewhere(
     adopted(outputs, hosts["first"], outputs)
     assert look(outputs, verify=True).damage == []
     assert outputs.public_key.exists()
-
-
-def change(image: Path, at: int) -> None:
-    """Some bytes of the disk in a qcow2: more than one, which might be the same already."""
-    subprocess.run(["qemu-io", "-c", f"write -q -P 0x5a {at} 8", image], check=True, capture_output=True)
-
-
-def partition(built: Outputs, name: str) -> int:
-    (found,) = (part.start for part in Metadata.load(built.metadata).partitions if part.name == name)
-    return found
-
-
-def copy_of(built: Outputs, directory: Path) -> Outputs:
-    copy = Outputs(directory / "copy")
-    for source, target in ((built.image, copy.image), (built.metadata, copy.metadata)):
-        target.write_bytes(source.read_bytes())
-    return copy
 
 
 @pytest.mark.parametrize("name", ["boot", "root", "boothash", "roothash"])
@@ -489,6 +447,7 @@ def test_what_a_killed_build_has_left_is_removed_by_the_next(
     tree: Path, hosts: dict[str, Host], tmp_path: Path
 ) -> None:
     outputs = Outputs(tmp_path / "linux")
+    outputs.work.mkdir(mode=0o700)
     (outputs.work / "root/etc").mkdir(parents=True)
     (outputs.work / "root/etc/file").write_text("of a build that was killed")
     build.build(CONTEXT, made_of(tree, hosts), outputs)

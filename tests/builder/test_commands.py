@@ -85,8 +85,11 @@ def test_by_a_recipe_and_sealed_elsewhere(tree: Path, hosts: dict[str, Host], tm
         (("build", "missing", "--output", "o"), "no host-key document is given: --hostkey FILE"),
         (("build", "--output", "o"), "source: Field required"),
         (("build", "--recipe", "missing", "--output", "o"), "missing cannot be read: No such file"),
-        (("adopt", "missing.qcow2", "--output", "o"), "missing.json cannot be read: No such file"),
-        (("inspect", "missing"), "missing cannot be read: No such file"),
+        (
+            ("adopt", "missing.qcow2", "--output", "o"),
+            "missing.json cannot be read: it is missing or no regular file",
+        ),
+        (("inspect", "missing"), "missing is missing or no regular file"),
     ],
 )
 def test_what_is_refused_is_one_line_with_the_cure(words: tuple[str, ...], says: str, tmp_path: Path) -> None:

@@ -213,8 +213,12 @@ FSTABS = {
         "tmpfs /tmp tmpfs defaults 0 0\n",
     ),
     "right": (
-        "/dev/mapper/root / xfs noatime 0 0\n/dev/mapper/boot /boot ext4 ro 0 0\n",
-        "/dev/mapper/root / xfs noatime 0 0\n/dev/mapper/boot /boot ext4 ro 0 0\n",
+        "/dev/mapper/root / auto noatime 0 0\n/dev/mapper/boot /boot ext4 ro 0 0\n",
+        "/dev/mapper/root / auto noatime 0 0\n/dev/mapper/boot /boot ext4 ro 0 0\n",
+    ),
+    "of other types": (
+        "/dev/mapper/root / xfs noatime 0 0\n/dev/mapper/boot /boot xfs ro 0 0\n",
+        "/dev/mapper/root / ext4 defaults 0 0\n/dev/mapper/boot /boot ext4 defaults 0 0\n",
     ),
 }
 

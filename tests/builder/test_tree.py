@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import subprocess
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from support import needs, se_tree
+from support.builds import CONTEXT, disk, parted
 
-from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.builder import tree
-
-CONTEXT = Context("")
-MIB = 1 << 20
 
 
 @pytest.fixture
@@ -78,33 +74,6 @@ def test_a_tar_leads_nowhere_else(source: Path, tmp_path: Path) -> None:
         unpacked(packed, tmp_path / "tree")
     assert not (tmp_path / "written").exists()
     assert not (tmp_path / "above").exists()
-
-
-def disk(path: Path, parts: Sequence[tuple[str, Path | None]]) -> Path:
-    """A raw disk image with a partition of 32 MiB for each of these: file system, what is in it."""
-    with path.open("wb") as stream:
-        stream.truncate((len(parts) * 32 + 2) * MIB)
-    table = "label: gpt\n" + "size=32MiB\n" * len(parts)
-    subprocess.run(["sfdisk", "--quiet", path], input=table, text=True, check=True)
-    for number, (kind, content) in enumerate(parts):
-        image = path.with_name("part")
-        with image.open("wb") as stream:
-            stream.truncate(32 * MIB)
-        options = ["-d", str(content)] if content else []
-        subprocess.run([f"mkfs.{kind}", "-q", *options, image], check=True)
-        with path.open("r+b") as stream:
-            stream.seek((1 + number * 32) * MIB)
-            stream.write(image.read_bytes())
-        image.unlink()
-    return path
-
-
-def parted(source: Path) -> tuple[Path, Path]:
-    """Root without /boot, and what was there."""
-    boot = source.with_name("boot")
-    shutil.move(source / "boot", boot)
-    (source / "boot").mkdir()
-    return source, boot
 
 
 WITH_DISKS = needs.mounting("mkfs.ext4", "sfdisk", "qemu-img")

@@ -144,7 +144,7 @@ CHANGES: dict[str, tuple[Callable[[Disk], None], str]] = {
     ),
     "tables in a circle": (
         lambda disk: change(disk, first_component(disk), BLOCK - 16, pointer(first_component(disk))),
-        "a component of the boot map has no end",
+        "its boot map has more than 262144 tables and extents",
     ),
     "beyond the end": (
         lambda disk: change(disk, first_component(disk), 0, pointer(BLOCKS - 1, more=1)),
