@@ -25,6 +25,7 @@ from secex_firstboot.sdboot.boot_entry import BootEntry
 _OPTIONS = (str(parameters.PLATFORM), "rd.neednet=1", "rw")
 _S390X = b"S390EP"  # Linux: arch/s390/boot/head.S
 _S390X_AT = 0x10008
+_RELEASE = re.compile(r"[\w.+~@:-]{1,200}", re.ASCII)
 _CONFIGS = ("boot/config-{}", "usr/lib/modules/{}/config", "lib/modules/{}/config")
 # Linux has the option since 5.7, and does without since 6.11: it always can be a guest then.
 _NO_GUEST = "# CONFIG_PROTECTED_VIRTUALIZATION_GUEST is not set"
@@ -175,6 +176,10 @@ def _make_boot_entry(context: Context, tree: Path) -> None:
 
 
 def _check_kernel(context: Context, tree: Path, entry: BootEntry) -> None:
+    if not _RELEASE.fullmatch(entry.release):
+        raise Refusal(
+            "SX-BUILD-64", f"{entry.release!r} is no version of a kernel", "correct the boot entry's version"
+        )
     with entry.linux.open("rb") as stream:
         stream.seek(_S390X_AT)
         magic = stream.read(len(_S390X))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import tarfile
@@ -144,9 +145,13 @@ def test_the_same_input_and_time_make_the_same_file_systems(
         source = tmp_path / "tree.tar.gz"
         with tarfile.open(source, "w:gz") as archive:
             archive.add(tree, ".")
-    found = [
-        build.build(CONTEXT, made_of(source, hosts), Outputs(tmp_path / name)) for name in ("one", "two")
-    ]
+    found = []
+    for name, mask in (("one", 0o022), ("two", 0o077)):
+        before = os.umask(mask)
+        try:
+            found.append(build.build(CONTEXT, made_of(source, hosts), Outputs(tmp_path / name)))
+        finally:
+            os.umask(before)
     assert found[0].volumes == found[1].volumes
     assert found[0].partitions == found[1].partitions
     assert found[0].config_key != found[1].config_key
