@@ -304,7 +304,12 @@ def manifest_of(tree: Path, only: Sequence[str] | None = None) -> dict[str, dict
         script = debian.REPOSITORY / "vm-tests/dracut/manifest.py"
         subprocess.run([sys.executable, "-I", script, tree, output.name], check=True)
         whole = load_manifest(output.read())
-    return {path: entry for path, entry in whole.items() if not only or _is_below(path, only)}
+    left_out = tuple(f"./{name}/" for name in se_ready.LEFT_OUT)
+    return {
+        path: entry
+        for path, entry in whole.items()
+        if not path.startswith(left_out) and (not only or _is_below(path, only))
+    }
 
 
 def load_manifest(text: str) -> dict[str, dict[str, Any]]:

@@ -33,7 +33,8 @@ OPTIONS = (
 )
 
 
-MOUNT_POINTS = ("boot", "dev", "proc", "run", "sys", "tmp", "var")
+LEFT_OUT = ("dev", "proc", "run", "sys", "tmp")  # what is in them, as the builder leaves it out
+MOUNT_POINTS = ("boot", "var", *LEFT_OUT)
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class _Build(Build):
         tree = self.recipe.source
         root.mkdir()
         parts = [*(self.wanted.root_content or ["."]), "./boot"]
-        skip = [f"--exclude=./{name}/*" for name in ("dev", "proc", "run", "sys", "tmp")]
+        skip = [f"--exclude=./{name}/*" for name in LEFT_OUT]
         keep = ["--xattrs", "--xattrs-include=*", "--acls", "--numeric-owner", "--one-file-system"]
         with subprocess.Popen(["tar", "-C", tree, *keep, *skip, "-c", *parts], stdout=subprocess.PIPE) as tar:
             subprocess.run(["tar", "-C", root, *keep, "-xp"], stdin=tar.stdout, check=True)
