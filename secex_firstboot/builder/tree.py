@@ -69,11 +69,11 @@ def _is_there(path: Path) -> bool:
 def _copy(context: Context, source: Path, target: Path) -> None:
     entries = sorted(each for each in source.iterdir() if each.name not in _LEFT_OUT)
     status = source.stat()
-    if status.st_uid:
+    if status.st_uid != os.geteuid():
         raise Refusal(
             "SX-BUILD-55",
-            f"{source} does not belong to root, and so its files' owners are lost",
-            "run it as root",
+            f"{source} belongs to another user, and so the owners of its files are lost",
+            "run it as root, on a tree of root's",
         )
     top = source.resolve()
     mounted_in_it = [

@@ -162,6 +162,7 @@ def test_an_initramfs_that_assembles_disks_is_refused(own: Path) -> None:
         check(own)
 
 
+@needs.root
 def test_a_tree_in_which_something_is_mounted_is_refused(own: Path, tmp_path: Path) -> None:
     (own / "srv").mkdir()
     script = (
