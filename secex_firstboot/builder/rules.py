@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from secex_firstboot.basic.context import Context
@@ -297,7 +296,9 @@ def _check_agents(tree: Path) -> None:
 
 def _mend_identity(context: Context, tree: Path) -> None:
     """What the system makes anew goes; private keys are refused."""
-    identity.check(replace(context, command_line=str(parameters.IDENTITY)), tree)
+    identity.check_private_keys(tree)
+    if found := identity.names(tree):
+        context.say(f"removed, as each guest makes its own: {found}")
     identity.remove(tree)
 
 

@@ -40,6 +40,20 @@ _SHOWN = 3
 
 def check(context: Context, root: Path) -> None:
     """Raise Refusal if the image, whose root file system is mounted on ``root``, is like one machine."""
+    check_private_keys(root)
+    found = names(root)
+    if found and not value(context.command_line, IDENTITY):
+        raise Refusal(
+            "SX-ROOT-04",
+            f"the image holds what identifies one machine: {found}",
+            f"build it without, or with {IDENTITY}",
+        )
+    if found:
+        context.say(f"{IDENTITY}: the image's own are removed: {found}")
+
+
+def check_private_keys(root: Path) -> None:
+    """Raise Refusal for those that no system makes anew."""
     found = list(_made_anew(root))
     keys = [path for path in _private_keys(root) if path not in found]
     if keys:
@@ -48,14 +62,11 @@ def check(context: Context, root: Path) -> None:
             f"the image holds private keys that all its guests would share: {_names(root, keys)}",
             "build it without, and give each guest its own in its Ignition config",
         )
-    if found and not value(context.command_line, IDENTITY):
-        raise Refusal(
-            "SX-ROOT-04",
-            f"the image holds what identifies one machine: {_names(root, found)}",
-            f"build it without, or with {IDENTITY}",
-        )
-    if found:
-        context.say(f"{IDENTITY}: the image's own are removed: {_names(root, found)}")
+
+
+def names(root: Path) -> str:
+    """Of what the system on ``root`` makes anew, for a message; empty if nothing is there."""
+    return _names(root, list(_made_anew(root)))
 
 
 def remove(root: Path) -> None:
