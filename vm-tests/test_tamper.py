@@ -243,7 +243,7 @@ def rebuild_sdboot(host: Host, files: dict[str, bytes], name: str = "customer-1"
         )
     rebuilt = sdboot.read_bytes()
     blocks = raw_disk.blocks(host.disk, "se", f"/{boot_record.IMAGE}")
-    assert len(rebuilt) == len(blocks) * BLOCK
+    assert len(rebuilt) == len(host.target.sdboot(PROVISIONED))
     se = host.partition("se")
     for number, block in enumerate(blocks):
         host.write(se + block * BLOCK, rebuilt[number * BLOCK : (number + 1) * BLOCK])
