@@ -11,13 +11,14 @@ from typing import BinaryIO
 from secex_firstboot.basic.errors import FirstbootError
 
 
-def exists(path: Path) -> bool:
-    """Whether something is there, at the end of all links. Only ENOENT is absence: any other error is none.
+def exists(path: Path, *, follow_symlinks: bool = True) -> bool:
+    """Whether something is there, at the end of all links, or a link itself. Only ENOENT is absence: any
+    other error is none.
 
     Path.exists() and its like take other errors for absence, more of them with each version of Python: a host
     that makes a block unreadable must not make a file absent. Raises FirstbootError.
     """
-    return _mode(path) is not None
+    return _mode(path, follow_symlinks=follow_symlinks) is not None
 
 
 def is_directory(path: Path, *, follow_symlinks: bool = True) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from secex_firstboot.basic.errors import FirstbootError, Refusal
-from secex_firstboot.basic.files import size_of
+from secex_firstboot.basic.files import is_regular, size_of
 from secex_firstboot.basic.process import run, run_bounded
 from secex_firstboot.builder import volumes
 from secex_firstboot.sdboot import boot_entry
@@ -54,6 +54,6 @@ def _get(image: Path, name: str, boot: Path) -> bool:
     target = boot.joinpath(*parts)
     target.parent.mkdir(parents=True, exist_ok=True)
     run(["debugfs", "-R", f'dump "/{name}" ./{target.name}', image.absolute()], directory=target.parent)
-    if not target.exists() or target.stat().st_size != int(found[2]):
+    if not is_regular(target) or target.stat().st_size != int(found[2]):
         raise FirstbootError("SX-BUILD-53", f"/{name} on boot cannot be read", _CURE)
     return True

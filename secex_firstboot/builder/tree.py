@@ -14,7 +14,7 @@ from pathlib import Path
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import Refusal
-from secex_firstboot.basic.files import is_directory, is_regular
+from secex_firstboot.basic.files import exists, is_directory, is_regular
 from secex_firstboot.basic.process import ToolError
 from secex_firstboot.builder.programs import run_counted
 from secex_firstboot.builder.volumes import Content, mounted
@@ -47,7 +47,7 @@ def unpack(context: Context, source: Path, tree: Path) -> None:
         make_anew(tree / name)
         (tree / name).chmod(mode)
     for name in _DIRECTORIES:
-        if not _is_there(tree / name):
+        if not exists(tree / name, follow_symlinks=False):
             (tree / name).mkdir()
         if not is_directory(tree / name, follow_symlinks=False):
             raise Refusal("SX-BUILD-54", f"/{name} of {source} is no directory of its own", "make it one")
@@ -57,13 +57,9 @@ def make_anew(path: Path) -> None:
     """An empty directory in place of whatever is there: a link is not followed."""
     if is_directory(path, follow_symlinks=False):
         shutil.rmtree(path)
-    elif _is_there(path):
+    elif exists(path, follow_symlinks=False):
         path.unlink()
     path.mkdir()
-
-
-def _is_there(path: Path) -> bool:
-    return os.path.lexists(path)
 
 
 def _copy(context: Context, source: Path, target: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Self
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError, Refusal
-from secex_firstboot.basic.files import open_private, size_of
+from secex_firstboot.basic.files import is_directory, open_private, size_of
 from secex_firstboot.basic.process import ToolError, run, run_bounded
 from secex_firstboot.builder.programs import Counter, run_counted
 from secex_firstboot.storage import verity_superblock
@@ -102,7 +102,7 @@ class Content:
         size = number = 0
         seen = set()
         for folder, folders, names in os.walk(tree):
-            links = [name for name in folders if Path(folder, name).is_symlink()]
+            links = [name for name in folders if not is_directory(Path(folder, name), follow_symlinks=False)]
             for name in (".", *links, *names):
                 path = Path(folder, name)
                 status = path.lstat()
