@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import stat
 from pathlib import Path
 from typing import BinaryIO
 
 from secex_firstboot.basic.errors import FirstbootError
+
+_LEFT_OF_A_FULL_DISK = 8 << 20  # bytes, at most
 
 
 def exists(path: Path, *, follow_symlinks: bool = True) -> bool:
@@ -80,6 +83,11 @@ def sha256(path: Path) -> str:
     """Of a file's content, in hexadecimal digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def is_full(directory: Path) -> bool:
+    """Whether a program that failed there may have done so for want of room: it writes large pieces."""
+    return shutil.disk_usage(directory).free <= _LEFT_OF_A_FULL_DISK
 
 
 def size_of(path: Path) -> int:

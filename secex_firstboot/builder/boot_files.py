@@ -12,12 +12,11 @@ from pathlib import Path
 
 from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.basic.files import is_regular, size_of
-from secex_firstboot.basic.process import run, run_bounded
+from secex_firstboot.basic.process import run
 from secex_firstboot.builder import volumes
 from secex_firstboot.sdboot import boot_entry
 
 _NAME = re.compile(r"[\w.+~@:=%,-]{1,255}", re.ASCII)
-_SAID_LIMIT = 1 << 20  # bytes; of a file in many pieces each is said
 _FILE = re.compile(r"^Inode: \d+ +Type: (\w+) .*? Size: (\d+)$", re.M | re.S)
 _NOT_FOUND = "File not found by ext2_lookup"
 _CURE = "get the image again, or build it again with another name"
@@ -45,7 +44,7 @@ def _get(image: Path, name: str, boot: Path) -> bool:
         raise Refusal(
             "SX-BUILD-51", f"{name!r} on boot is no name of a file that an image starts with", _CURE
         )
-    said = run_bounded(["debugfs", "-R", f'stat "/{name}"', image], _SAID_LIMIT)
+    said = volumes.ask(image, f'stat "/{name}"')
     if _NOT_FOUND in said:
         return False
     found = _FILE.search(said)

@@ -16,7 +16,7 @@ from typing import Self
 from secex_firstboot.basic import signals
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError, Refusal
-from secex_firstboot.basic.files import is_directory, sha256, sync, write_private
+from secex_firstboot.basic.files import is_directory, is_full, sha256, sync, write_private
 from secex_firstboot.basic.process import ToolError
 from secex_firstboot.builder.layout import Layout
 from secex_firstboot.builder.metadata import Metadata
@@ -24,7 +24,6 @@ from secex_firstboot.builder.programs import run_counted
 from secex_firstboot.builder.volumes import Same
 
 _PIECE = 1 << 20  # bytes
-_LEFT_OF_A_FULL_DISK = 8 << 20  # bytes: so much at most, where a program writes large pieces
 _TOOLS = {
     "e2fsprogs": ("mkfs.ext4", "-V"),
     "xfsprogs": ("mkfs.xfs", "-V"),
@@ -88,7 +87,7 @@ def working(outputs: Outputs) -> Iterator[Path]:
             except OSError as error:
                 raise _no_room(work, error.strerror or str(error)) from error
             except ToolError as error:
-                if shutil.disk_usage(work).free > _LEFT_OF_A_FULL_DISK:
+                if not is_full(work):
                     raise
                 raise _no_room(work, error.message) from error
             finally:

@@ -35,7 +35,7 @@ _EXTENT = re.compile(
     r"^ *\d+/ *\d+ +\d+/ *\d+ +(?P<logical>\d+) - +\d+ +(?P<first>\d+) - +(?P<last>\d+) +\d+", re.M
 )
 _ENTRY = re.compile(r"^/\d+/\d+/\d+/\d+/([^/\n]+)/\d*/$", re.M)  # of debugfs(8), ls -p: a name
-_SAID_LIMIT = 1 << 20  # bytes
+_SAID_LIMIT = 1 << 20  # bytes; of a file in many pieces each is said
 _NOT_PROVEN = (1, 2)  # veritysetup(8), RETURN CODES: wrong parameters, no permission
 
 
@@ -283,11 +283,14 @@ def verify(context: Context, data: Path, tree: Path, *, name: str, root_hash: st
     return superblock
 
 
+def ask(image: Path, request: str) -> str:
+    """What debugfs(8) answers of a file system that somebody else has made: bounded."""
+    return run_bounded(["debugfs", "-R", request, image], _SAID_LIMIT)
+
+
 def names(image: Path, directory: str = "/") -> list[str]:
     """What is in a directory of an ext4 file system. Raises FirstbootError if it cannot be read."""
-    found: list[str] = _ENTRY.findall(
-        run_bounded(["debugfs", "-R", f'ls -p "{directory}"', image], _SAID_LIMIT)
-    )
+    found: list[str] = _ENTRY.findall(ask(image, f'ls -p "{directory}"'))
     if "." not in found:
         raise FirstbootError("SX-BUILD-49", f"{directory} cannot be read in the file system of {image.stem}")
     return found

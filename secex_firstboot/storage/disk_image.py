@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import struct
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from secex_firstboot.basic.errors import FirstbootError, Refusal
+from secex_firstboot.basic.files import is_full
 from secex_firstboot.basic.process import ToolError, run
 from secex_firstboot.storage import gpt
 from secex_firstboot.storage.disk import Disk, Partition
@@ -24,7 +24,6 @@ _DATA_FILE = 1 << 2
 _HEAD = 1 << 20  # bytes of each partition that say what it is
 _SIZE_LIMIT = 1 << 46
 _SE_LIMIT = 4 << 30
-_FULL = 8 << 20  # so few bytes are left where a file did not find room
 _CURE = "name a disk image, raw or qcow2"
 
 
@@ -83,7 +82,7 @@ def raw(image: Path, *, whole: bool = False) -> Iterator[Path]:
             else:
                 _copy_what_tells(image.absolute(), size, made)
         except ToolError as error:
-            if shutil.disk_usage(directory).free < _FULL:
+            if is_full(Path(directory)):
                 raise FirstbootError(
                     "SX-CHECK-28",
                     f"there is no room for what is in {image}: {error.message}",
