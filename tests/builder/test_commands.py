@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from harness.site import Host
 from support import REPOSITORY, needs, se_tree
+from support.builds import small_disk
 
 pytestmark = [
     needs.programs("mkfs.ext4", "debugfs", "veritysetup", "qemu-img", "sfdisk", "gpg", "unshare"),
@@ -151,24 +152,19 @@ def test_a_killed_build_keeps_the_old_image_and_the_next_one_starts_anew(
     }
 
 
-# On a file system of its own; what is there afterwards is said last.
-_SMALL_DISK = """
-mount -t tmpfs -o size="$0" none . && cd "$PWD" && echo old > linux.qcow2 || exit
-"$@"; code=$?
-echo "left: $(ls -A): $(head -c 9 linux.qcow2 | tr -cd a-z)" >&2; exit $code
-"""
-
-
+@needs.mounting()
 @pytest.mark.parametrize("mib", [1, 2, 3, 4, 6])  # for all of it, 24 are enough
 def test_a_full_disk_is_said_and_nothing_is_left(
     mib: int, tree: Path, hosts: dict[str, Host], tmp_path: Path
 ) -> None:
-    before = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", _SMALL_DISK, f"{mib}m"]
     first = hosts["first"].document
     words = ("build", tree, "--output", "linux", "--no-verify", "--hostkey", first)
-    done = secex(*words, directory=tmp_path, before=before)
-    *_, refusal, left = done.stderr.splitlines()
+    with small_disk(tmp_path, mib):
+        (tmp_path / "linux.qcow2").write_text("old")
+        done = secex(*words, directory=tmp_path)
+        left = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    *_, refusal = done.stderr.splitlines()
     assert done.returncode == 1
     assert refusal.startswith("secex: the image cannot be made: ")
     assert f": make sure that there is room in {tmp_path}" in refusal
-    assert left == "left: linux.qcow2: old"
+    assert left == {"linux.qcow2": "old"}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +82,13 @@ def parted(source: Path) -> tuple[Path, Path]:
     shutil.move(source / "boot", boot)
     (source / "boot").mkdir()
     return source, boot
+
+
+@contextmanager
+def small_disk(where: Path, mib: int) -> Iterator[None]:
+    """Of so many MiB; in no mount namespace of its own, which would hold what other tests unmount."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mib}m", "none", where], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", where], check=True)
