@@ -29,6 +29,7 @@ from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.builder.metadata import BootEntry, Metadata, Partition, Volume
 from secex_firstboot.contract import parameters
 from secex_firstboot.contract.command_line import loosely, name, value_of
+from secex_firstboot.contract.partitions import LAYOUT, VOLUMES
 from secex_firstboot.hostkeys import document
 from secex_firstboot.hostkeys.key import key_hash
 from secex_firstboot.ignition import config, kernel_arguments, merge, openpgp, ownership, transport, validity
@@ -395,9 +396,12 @@ def read_boot_map(content: bytes) -> None:
 # metadata of an image
 
 METADATA = Metadata(
-    disk_size=1 << 30,
-    partitions=(Partition(number=1, name="se", start=1 << 20, size=1 << 28),),
-    volumes={"boot": Volume(file_system="ext4", size=1 << 20, root_hash="0" * 64)},
+    disk_size=6 << 28,
+    partitions=tuple(
+        Partition(number=each.number, name=each.name, start=(1 << 20) + (at << 28), size=1 << 28)
+        for at, each in enumerate(LAYOUT)
+    ),
+    volumes={name: Volume(file_system="ext4", size=1 << 20, root_hash="0" * 64) for name in VOLUMES},
     boot_entry=BootEntry(release="7.1", kernel="0" * 64, initramfs=("0" * 64,), options="quiet"),
     agent="0.1.0",
 ).model_dump_json()
