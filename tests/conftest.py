@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +17,12 @@ settings.load_profile("without deadline")
 
 # Where mkfs, sfdisk and cryptsetup are; not all distributions have it in the PATH of everybody.
 os.environ["PATH"] += ":/usr/sbin:/sbin"
+
+# What a test mounts is seen by what it starts alone: in a copy of all mounts that what another worker's test
+# started has, it would stay mounted, its device busy.
+_CLONE_NEWNS = 0x20000  # sched.h
+if os.geteuid() == 0 and ctypes.CDLL(None).unshare(_CLONE_NEWNS) == 0:
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
 
 _WATCH = initramfs.Watch()
 _WATCH.install()

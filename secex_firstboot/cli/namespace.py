@@ -1,6 +1,7 @@
 """A mount namespace of one's own, and for who is not root a user namespace: there files may have any owner.
 
-What is mounted in it, and the loop devices behind, end with the process, however that ends.
+What is mounted in it, and the loop devices behind, end with the process, however that ends. What is unmounted
+outside meanwhile is so in it too: it keeps nobody's device busy.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ def enter() -> None:
     command = [
         "unshare",
         "--mount",
+        "--propagation=slave",
         *user,
         sys.executable,
         "-P",

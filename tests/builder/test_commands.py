@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -102,22 +104,29 @@ def test_what_is_refused_is_one_line_with_the_cure(words: tuple[str, ...], says:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_build_that_is_told_to_end_leaves_nothing(
-    tree: Path, hosts: dict[str, Host], tmp_path: Path
-) -> None:
-    old = tmp_path / "linux.qcow2"
-    old.write_text("old")
-    first = hosts["first"].document
-    words = ("build", tree, "--output", tmp_path / "linux", "--no-verify", "--hostkey", first)
+@contextmanager
+def begun(*words: str | Path, directory: Path, until: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A build that has come so far that this file is there."""
     with subprocess.Popen(
         command(*words),
+        cwd=directory,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as process:
-        while not (tmp_path / "linux.unfinished/root").exists():
+        while not (directory / until).exists():
             assert process.poll() is None
             time.sleep(0.01)
+        yield process
+
+
+def test_a_build_that_is_told_to_end_leaves_nothing(
+    tree: Path, hosts: dict[str, Host], tmp_path: Path
+) -> None:
+    (tmp_path / "linux.qcow2").write_text("old")
+    first = hosts["first"].document
+    words = ("build", tree, "--output", "linux", "--no-verify", "--hostkey", first)
+    with begun(*words, directory=tmp_path, until="linux.unfinished/root") as process:
         process.terminate()
     assert process.returncode == 128 + 15
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"linux.qcow2": "old"}
@@ -130,16 +139,7 @@ def test_a_killed_build_keeps_the_old_image_and_the_next_one_starts_anew(
     (tmp_path / "linux.qcow2").write_text("old")
     first = hosts["first"].document
     words = ("build", tree, "--output", "linux", "--no-verify", "--hostkey", first)
-    with subprocess.Popen(
-        command(*words),
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as process:
-        while not (tmp_path / "linux.unfinished/boot.img").exists():
-            assert process.poll() is None
-            time.sleep(0.01)
+    with begun(*words, directory=tmp_path, until="linux.unfinished/boot.img") as process:
         process.kill()
     assert {path.name for path in tmp_path.iterdir()} == {"linux.qcow2", "linux.unfinished"}
     assert (tmp_path / "linux.qcow2").read_text() == "old"
@@ -150,6 +150,29 @@ def test_a_killed_build_keeps_the_old_image_and_the_next_one_starts_anew(
     assert {path.name for path in tmp_path.iterdir()} == {
         f"linux.{end}" for end in ("qcow2", "pub.asc", "json")
     }
+
+
+@needs.mounting()
+def test_what_is_unmounted_beside_a_build_is_not_mounted_in_it(
+    tree: Path, hosts: dict[str, Host], tmp_path: Path
+) -> None:
+    """Else its device would stay busy until the build has ended."""
+    shared, stick = tmp_path / "shared", tmp_path / "shared/stick"
+    shared.mkdir()
+    words = ("build", tree, "--output", "linux", "--no-verify", "--hostkey", hosts["first"].document)
+    with small_disk(shared, 1):
+        subprocess.run(["mount", "--make-shared", shared], check=True)
+        stick.mkdir()
+        with (
+            small_disk(stick, 1),
+            begun(*words, directory=tmp_path, until="linux.unfinished/root") as process,
+        ):
+            mounts = Path(f"/proc/{process.pid}/mounts")
+            assert f" {stick} " in mounts.read_text()
+            subprocess.run(["umount", stick], check=True)
+            assert f" {stick} " not in mounts.read_text()
+            subprocess.run(["mount", "-t", "tmpfs", "none", stick], check=True)
+            process.terminate()
 
 
 @needs.mounting()

@@ -86,7 +86,7 @@ def parted(source: Path) -> tuple[Path, Path]:
 
 @contextmanager
 def small_disk(where: Path, mib: int) -> Iterator[None]:
-    """Of so many MiB; in no mount namespace of its own, which would hold what other tests unmount."""
+    """Of so many MiB."""
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mib}m", "none", where], check=True)
     try:
         yield
