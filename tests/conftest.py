@@ -22,7 +22,8 @@ os.environ["PATH"] += ":/usr/sbin:/sbin"
 # started has, it would stay mounted, its device busy.
 _CLONE_NEWNS = 0x20000  # sched.h
 if os.geteuid() == 0 and ctypes.CDLL(None).unshare(_CLONE_NEWNS) == 0:
-    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    # Where / is no mount point, in a chroot, it stays as it is.
+    subprocess.run(["mount", "--make-rprivate", "/"], stderr=subprocess.DEVNULL)
 
 _WATCH = initramfs.Watch()
 _WATCH.install()
