@@ -51,7 +51,7 @@ def test_from_a_directory(source: Path, tmp_path: Path) -> None:
     assert (source / "run/of a running system").exists()
 
 
-@pytest.mark.parametrize("form", ["w", "w:gz", "w:xz"])
+@pytest.mark.parametrize("form", ["w", "w:gz", pytest.param("w:xz", marks=needs.programs("xz"))])
 @pytest.mark.parametrize("top", [".", ""])
 def test_from_a_tar(form: str, top: str, source: Path, tmp_path: Path) -> None:
     packed = tmp_path / "packed"

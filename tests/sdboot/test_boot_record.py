@@ -318,6 +318,7 @@ def test_after_a_cut_at_any_moment_what_is_offered_and_its_names_are_the_old_or_
 @pytest.fixture
 def partition(disk: Disk) -> Path:
     """With an ext4 on it."""
+    needs.require("mkfs.ext4")
     device = disk.partitions["se"].device
     with device.open("wb") as stream:
         stream.truncate(16 << 20)

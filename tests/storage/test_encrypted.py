@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+from support import needs
 
 from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.storage import cryptsetup, encrypted
@@ -146,6 +147,7 @@ def test_a_failed_format_leaves_no_key_and_no_image(tmp_path: Path) -> None:
     assert list((tmp_path / "secrets").iterdir()) == []
 
 
+@needs.libcryptsetup
 def test_writing_zeros_touches_only_the_range(tmp_path: Path) -> None:
     device = tmp_path / "device"
     before = os.urandom(4 * MIB)

@@ -18,11 +18,14 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
-from support import REPOSITORY
+from support import REPOSITORY, needs
 
 TRACER = REPOSITORY / "dracut/trace-imports.py"
 # As python3 -I SCRIPT, with the agent of this tree, wherever the interpreter has one installed.
-RUN = "import runpy, sys; sys.path[:0] = sys.argv[2:]; runpy.run_path(sys.argv[1], run_name='__main__')"
+RUN = "import runpy, sys; sys.path[:0] = sys.argv[2:]; {}runpy.run_path(sys.argv[1], run_name='__main__')"
+# What no Python code comes of: a library that this machine may not have.
+_WITHOUT = "from secex_firstboot.storage import cryptsetup; cryptsetup._library = lambda: None; "
+RUN = RUN.format("" if needs.has_libcryptsetup else _WITHOUT)
 _GUESTS = {"systemd": ("daemon", "journal")}
 """Packages, and their modules, that every guest has, and a workstation without a compiler does not."""
 _AGENT = f"{REPOSITORY / 'secex_firstboot'}/"

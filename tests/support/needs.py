@@ -58,5 +58,7 @@ def _has_libcryptsetup() -> bool:
     return True
 
 
-_without = _missing(("cryptsetup", "veritysetup")) or ("" if _has_libcryptsetup() else "libcryptsetup")
+has_libcryptsetup = _has_libcryptsetup()
+libcryptsetup = pytest.mark.skipif(not has_libcryptsetup, reason="needs libcryptsetup")
+_without = _missing(("cryptsetup", "veritysetup")) or ("" if has_libcryptsetup else "libcryptsetup")
 cryptsetup = pytest.mark.skipif(bool(_without), reason=f"needs {_without}")
