@@ -53,7 +53,7 @@ def default(row: Parameter[Any]) -> str:
         return "An image has to have it."
     if row is parameters.PLATFORM:
         return "An image should have it."
-    if row is parameters.GENERATION:
+    if row in (parameters.GENERATION, parameters.OSTREE):
         return ""
     if isinstance(row.default, bool):
         return "Not so by default." if row.values else ""

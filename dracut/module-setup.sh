@@ -66,8 +66,9 @@ install_check_volume() {
         drop_in pinned-volume.conf "systemd-cryptsetup@$name.service"
     done
     local unit=secex-firstboot-root.service requires="$systemdsystemunitdir/initrd-root-fs.target.requires"
-    inst_multiple cat cmp dmsetup
+    inst_multiple cat cmp dmsetup ln mkdir
     inst_script "$moddir/check-root.sh" /usr/lib/secex-firstboot/check-root
+    inst_script "$moddir/keep-deployment.sh" /usr/lib/secex-firstboot/keep-deployment
     inst_simple "$moddir/$unit" "$systemdsystemunitdir/$unit"
     mkdir -p "$initdir$requires"
     ln -sfn "../$unit" "$initdir$requires/$unit"
@@ -112,8 +113,12 @@ install() {
     install_python || exit 1
     inst_multiple python3 secex-firstboot ldconfig \
         gpg gpg-agent setpriv unshare \
-        zipl sfdisk partx losetup blkid dmsetup mount umount udevadm env openssl
-    inst_multiple -o pvimg genprotimg /usr/lib/secex-firstboot/certs/*.cr[lt] \
+        zipl sfdisk partx losetup blkid dmsetup mount umount udevadm env openssl systemd-tmpfiles
+    local program
+    for program in $(type -ap pvimg genprotimg); do # not ours, which are the running system's
+        [[ $(readlink -f "$program") == /usr/lib/secex-firstboot/* ]] || inst_multiple "$program"
+    done
+    inst_multiple -o /usr/lib/secex-firstboot/certs/*.cr[lt] \
         /usr/lib/s390-tools/stage3.bin /lib/s390-tools/stage3.bin \
         /usr/share/s390-tools/pvimg/stage3a.bin /usr/share/s390-tools/pvimg/stage3b_reloc.bin \
         /usr/share/s390-tools/genprotimg/stage3a.bin /usr/share/s390-tools/genprotimg/stage3b_reloc.bin
@@ -124,17 +129,17 @@ install() {
     # Ignition's generator starts ignition-complete.target at first boot only, and so our units.
     local requires="$systemdsystemunitdir/ignition-complete.target.requires" unit
     mkdir -p "$initdir$requires"
-    for unit in secex-firstboot-config.service secex-firstboot.service secex-firstboot-overlay.service sysroot-boot.mount \
-        secex-firstboot-mount.service secex-firstboot-seal.service; do
+    for unit in secex-firstboot-config.service secex-firstboot.service secex-firstboot-mount.service \
+        secex-firstboot-seal.service; do
         inst_simple "$moddir/$unit" "$systemdsystemunitdir/$unit"
         ln -sfn "../$unit" "$initdir$requires/$unit"
     done
-    drop_in dev-mapper-boot.conf dev-mapper-boot.device
     drop_in ignition-fetch.conf ignition-fetch.service
     for unit in fetch-offline fetch; do
         drop_in ignition-config.conf "ignition-$unit.service"
     done
     drop_in ignition-log.conf ignition-.service
+    inst_simple "$moddir/no-forwarding.conf" /usr/lib/systemd/journald.conf.d/zz-secex-firstboot.conf
     for unit in disks mount files; do
         drop_in ignition-files-once.conf "ignition-$unit.service"
     done

@@ -14,6 +14,7 @@ from harness.se_ready import HOST_KEY, ONE_MACHINES, SMALL, Recipe
 
 from secex_firstboot.agent.step import Context
 from secex_firstboot.roots import identity
+from secex_firstboot.roots.kinds import Plain
 
 TIMEOUT = 900.0
 REFUSED = replace(SMALL, root_added=ONE_MACHINES)
@@ -27,7 +28,7 @@ def test_an_image_of_the_recipe_is_no_machine(tmp_path: Path) -> None:
         with se_ready.mounted(raw, raw_disk.partition(raw, "root"), tmp_path / "root") as tree:
             assert (tree / "etc/ssh/sshd_config").exists()
             assert not list((tree / "etc/ssh").glob("ssh_host_*"))
-            identity.check(Context(""), tree)
+            identity.check(Context(""), Plain(tree, None))
 
 
 def test_an_image_with_host_keys_is_refused_and_nothing_is_touched(tmp_path: Path) -> None:

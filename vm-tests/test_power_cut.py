@@ -184,7 +184,7 @@ def test_a_start_after_the_cut_ends_fully_provisioned(
     assert found["./etc/crypttab"]["size"] == first_boot.provisioned["./etc/crypttab"]["size"]
     assert left_on_se(disk) >= {"sdboot", "bootmap"}
     if goes_on:
-        assert left_on_se(disk) == {"sdboot", "bootmap", "lost+found"}
+        assert left_on_se(disk) == {"sdboot", "sdboot.kept", "bootmap", "lost+found"}
         with first_boot.start(disk, tmp_path / "starts.log", network) as guest:
             guest.wait_for(console.LINUX, 300)
             assert "ignition.firstboot" not in guest.wait_for(console.COMMAND_LINE, 60)[1]

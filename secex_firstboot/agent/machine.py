@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 
-from secex_firstboot.agent import places
+from secex_firstboot.agent import places, volumes
 from secex_firstboot.agent.report import MemorySampler, Report
 from secex_firstboot.agent.step import Context, Stage, Step
 from secex_firstboot.agent.steps import STEPS
@@ -43,7 +43,8 @@ def run(stage: Stage, context: Context) -> None:
         with suppress(OSError):  # of a full /run says more what it hindered
             report.save(places.REPORT)
     if stage is Stage.SEAL:
-        report.save(paths.below(places.SYSROOT, paths.SYSTEM_REPORT))
+        with volumes.root_mounted(context) as root:
+            report.save(root.place(paths.SYSTEM_REPORT))
         context.say(f"first boot is complete: {report.summary}")
 
 

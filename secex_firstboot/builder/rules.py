@@ -16,7 +16,8 @@ from secex_firstboot.builder import initramfs_files, sealing
 from secex_firstboot.contract import parameters, paths
 from secex_firstboot.contract.command_line import name
 from secex_firstboot.contract.command_line import parameters as words
-from secex_firstboot.roots import identity
+from secex_firstboot.roots import identity, kinds
+from secex_firstboot.roots.kinds import Root
 from secex_firstboot.sdboot import boot_entry, image, options
 from secex_firstboot.sdboot.boot_entry import BootEntry
 
@@ -29,7 +30,7 @@ _CONFIGS = ("boot/config-{}", "usr/lib/modules/{}/config", "lib/modules/{}/confi
 # Linux has the option since 5.7, and does without since 6.11: it always can be a guest then.
 _NO_GUEST = "# CONFIG_PROTECTED_VIRTUALIZATION_GUEST is not set"
 _SINCE = (5, 7)
-_PACKAGES = ("usr/lib/python3/dist-packages", "usr/lib/python3*/site-packages")
+_PACKAGES = ("lib/python3/dist-packages", "lib/python3*/site-packages")  # below /usr
 _VERSION = re.compile(r'^__version__ = "([\w.+-]{1,40})"$', re.M)
 _UNITS = ("usr/lib/systemd/system", "etc/systemd/system", "lib/systemd/system")
 # They do what the host says.
@@ -64,22 +65,23 @@ def check(
     context: Context, tree: Path, *, more_options: str, strict_options: bool, file_system: str
 ) -> BootEntry:
     """The boot entry of the image. Raises Refusal; if several rules are broken, each is told before."""
-    _check_places(tree)
+    root = kind_of(tree)
+    _check_places(root)
     broken: list[FirstbootError] = []
     rules: list[Callable[[], None]] = [
-        lambda: _mend_fstab(context, tree, file_system),
-        lambda: _check_accounts(tree),
-        lambda: _check_agents(tree),
-        lambda: _mend_identity(context, tree),
+        lambda: _mend_fstab(context, root, file_system),
+        lambda: _check_accounts(root),
+        lambda: _check_agents(root),
+        lambda: _mend_identity(context, root),
     ]
     try:
-        entry = _boot_entry(context, tree, more_options, strict=strict_options)
+        entry = _boot_entry(context, root, more_options, strict=strict_options)
     except FirstbootError as error:
         broken.append(error)
     else:
         rules += [
             lambda: options.check(entry.options),
-            lambda: _check_kernel(context, tree, entry),
+            lambda: _check_kernel(context, root, entry),
             lambda: _check_initramfs(entry),
         ]
     for rule in rules:
@@ -100,12 +102,26 @@ def check(
     return entry
 
 
-def _check_places(tree: Path) -> None:
+def kind_of(tree: Path) -> Root:
+    """Raises FirstbootError if its boot entry names a deployment that is not there."""
+    boot = tree / "boot"
+    made_by_ostree = is_directory(tree / "ostree/repo")
+    return kinds.on(tree, boot_entry.find(boot).options if made_by_ostree else "")
+
+
+def _in(root: Root, place: str) -> Path:
+    """What is on boot lies below the root file system here."""
+    if place.startswith("boot"):
+        return root.volume / place
+    return root.place(PurePosixPath("/", place))
+
+
+def _check_places(root: Root) -> None:
     """Whatever is looked at or changed here is a file in the tree: a link may lead to this machine's own, and
     a device node is one."""
     for place in _LOOKED_AT:
-        path = tree / place
-        if not _is_within(tree, path):
+        path = _in(root, place)
+        if not _is_within(root.volume, path):
             raise Refusal(
                 "SX-BUILD-29", f"/{place} of the tree is a link to outside of it", "make it a relative link"
             )
@@ -125,11 +141,11 @@ def _is_within(tree: Path, path: Path) -> bool:
 # --- boot entry, kernel, initramfs -------------------------------------------------------------------------
 
 
-def _boot_entry(context: Context, tree: Path, more_options: str, *, strict: bool) -> BootEntry:
+def _boot_entry(context: Context, root: Root, more_options: str, *, strict: bool) -> BootEntry:
     """The one that counts, made if there is none, with the options that an image needs."""
-    boot = tree / "boot"
+    boot = _in(root, "boot")
     if not any((boot / "loader/entries").glob("*.conf")):
-        _make_boot_entry(context, tree)
+        _make_boot_entry(context, root)
     entry = boot_entry.find(boot)
     added = words(more_options)
     if not strict:
@@ -144,8 +160,8 @@ def _boot_entry(context: Context, tree: Path, more_options: str, *, strict: bool
     return boot_entry.find(boot)
 
 
-def _make_boot_entry(context: Context, tree: Path) -> None:
-    boot = tree / "boot"
+def _make_boot_entry(context: Context, root: Root) -> None:
+    boot = _in(root, "boot")
     kernels = sorted(
         path.name
         for form in boot_entry.KERNELS
@@ -168,13 +184,13 @@ def _make_boot_entry(context: Context, tree: Path) -> None:
             "make one with dracut, in the tree",
         )
     context.say(f"boot entry for {kernels[0]} and {initramfs}")
-    about = tree / "usr/lib/os-release"
+    about = _in(root, "usr/lib/os-release")
     said = _read(about) if is_regular(about) else ""
     title = next(iter(re.findall(r'^PRETTY_NAME="?([^"\n]+)"?$', said, re.M)), "Linux")
     boot_entry.add(boot, BootEntry(title, "", Path(), (), "", "system"), release, kernels[0], initramfs)
 
 
-def _check_kernel(context: Context, tree: Path, entry: BootEntry) -> None:
+def _check_kernel(context: Context, root: Root, entry: BootEntry) -> None:
     if not _RELEASE.fullmatch(entry.release):
         raise Refusal(
             "SX-BUILD-64", f"{entry.release!r} is no version of a kernel", "correct the boot entry's version"
@@ -187,7 +203,7 @@ def _check_kernel(context: Context, tree: Path, entry: BootEntry) -> None:
     hashes = [f"{row.name}={'0' * 64}" for row in parameters.ROOT_HASHES.values()]
     first_boots = boot_entry.command_line(entry.options, add=[parameters.FIRSTBOOT.name, *hashes])
     image.command_line_component(first_boots, entry.linux)
-    places = [tree / form.format(entry.release) for form in _CONFIGS]
+    places = [_in(root, form.format(entry.release)) for form in _CONFIGS]
     config = next((_read(path) for path in places if is_regular(path)), "")
     if _NO_GUEST in config.splitlines() or _version(entry.release) < _SINCE:
         raise Refusal(
@@ -220,11 +236,11 @@ def _check_initramfs(entry: BootEntry) -> None:
         )
 
 
-def agent_version(tree: Path) -> str:
+def agent_version(root: Root) -> str:
     """Of secex-firstboot in the tree. Raises Refusal if there is none."""
     for pattern in _PACKAGES:
-        for path in tree.glob(f"{pattern}/secex_firstboot/__init__.py"):
-            found = _VERSION.search(_read(path)) if _is_within(tree, path) else None
+        for path in _in(root, "usr").glob(f"{pattern}/secex_firstboot/__init__.py"):
+            found = _VERSION.search(_read(path)) if _is_within(root.volume, path) else None
             if found:
                 return found[1]
     raise Refusal("SX-BUILD-25", "secex-firstboot is not installed in the tree", "install its package there")
@@ -233,9 +249,10 @@ def agent_version(tree: Path) -> str:
 # --- what a public image must not have ---------------------------------------------------------------------
 
 
-def _mend_fstab(context: Context, tree: Path, file_system: str) -> None:
+def _mend_fstab(context: Context, root: Root, file_system: str) -> None:
     """``/`` and ``/boot`` are what first boot makes of them; nothing else may be a disk of the host's."""
-    path, types = tree / "etc/fstab", {"/": file_system, "/boot": "ext4"}
+    path, types = _in(root, "etc/fstab"), {"/": file_system, "/boot": "ext4"}
+    volumes = {where: device for where, device in _VOLUMES.items() if where in root.in_fstab}
     lines = _read(path).splitlines() if is_regular(path) else []
     kept = []
     for line in lines:
@@ -250,28 +267,29 @@ def _mend_fstab(context: Context, tree: Path, file_system: str) -> None:
                     "remove the line; the owner's config can add disks, as LUKS volumes",
                 )
             kept.append(line)
-        elif fields[0] == _VOLUMES[fields[1]] and fields[2:3] in (["auto"], [types[fields[1]]]):
+        elif fields[0] == volumes.get(fields[1]) and fields[2:3] in (["auto"], [types[fields[1]]]):
             kept.append(line)
     there = {fields[1] for line in kept if len(fields := line.split()) > 1 and not line.startswith("#")}
     made = [
         f"{device} {where} {types[where]} defaults 0 0"
-        for where, device in _VOLUMES.items()
+        for where, device in volumes.items()
         if where not in there
     ]
     if made or kept != lines:
-        context.say("/etc/fstab: / and /boot are /dev/mapper/root and /dev/mapper/boot")
+        is_ = ", ".join(f"{where} is {device}" for where, device in volumes.items())
+        context.say(f"/etc/fstab: {is_}")
         path.unlink(missing_ok=True)
         path.write_text("".join(f"{line}\n" for line in [*made, *kept]))
 
 
-def _check_accounts(tree: Path) -> None:
+def _check_accounts(root: Root) -> None:
     """shadow(5): an account is locked by a ! or * where the hash would be; without any, all may enter.
 
     passwd(5): an x there says that the hash is in the other file.
     """
     open_ones: dict[str, None] = {}
     for place in ("etc/passwd", "etc/shadow"):
-        path = tree / place
+        path = _in(root, place)
         rows = [line.split(":") for line in _read(path).splitlines()] if is_regular(path) else []
         for account, hashed in (row[:2] for row in rows if len(row) > 1):
             if not hashed.startswith(("!", "*")) and not (place == "etc/passwd" and hashed == "x"):
@@ -284,8 +302,8 @@ def _check_accounts(tree: Path) -> None:
         )
 
 
-def _check_agents(tree: Path) -> None:
-    found = [unit for unit in _HOSTS_AGENTS if any(exists(tree / place / unit) for place in _UNITS)]
+def _check_agents(root: Root) -> None:
+    found = [unit for unit in _HOSTS_AGENTS if any(exists(_in(root, f"{place}/{unit}")) for place in _UNITS)]
     if found:
         raise Refusal(
             "SX-BUILD-28",
@@ -294,12 +312,12 @@ def _check_agents(tree: Path) -> None:
         )
 
 
-def _mend_identity(context: Context, tree: Path) -> None:
+def _mend_identity(context: Context, root: Root) -> None:
     """What the system makes anew goes; private keys are refused."""
-    identity.check_private_keys(tree)
-    if found := identity.names(tree):
+    identity.check_private_keys(root)
+    if found := identity.names(root):
         context.say(f"removed, as each guest makes its own: {found}")
-    identity.remove(tree)
+    identity.remove(root)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Self
 
 from secex_firstboot.basic.context import Context
@@ -31,6 +31,7 @@ from secex_firstboot.hostkeys.document import Document
 from secex_firstboot.hostkeys.download import Unreachable
 from secex_firstboot.hostkeys.proof import Proof
 from secex_firstboot.ignition.config import Config
+from secex_firstboot.roots.kinds import Root
 from secex_firstboot.sdboot import boot_entry, boot_map, boot_record, image
 from secex_firstboot.sdboot.boot_entry import BootEntry
 from secex_firstboot.sdboot.boot_map import Extent
@@ -55,12 +56,15 @@ LOADERS_AT = {
 LOADERS_ON_BOOT = tuple(f"{LOADERS}/{name}" for name in LOADERS_AT)
 
 
-def keep_loaders(tree: Path, boot: Path) -> None:
+def keep_loaders(root: Root, boot: Path) -> None:
     """Put IBM's boot loaders from the tree's s390-tools onto ``boot``. Raises Refusal if there are none."""
     target = boot / LOADERS
     make_anew(target)
     for name, directories in LOADERS_AT.items():
-        found = next((path for each in directories if is_regular(path := tree / each / name)), None)
+        found = next(
+            (path for each in directories if is_regular(path := root.place(PurePosixPath("/", each, name)))),
+            None,
+        )
         if not found:
             raise Refusal(
                 "SX-BUILD-30",

@@ -25,7 +25,7 @@ from secex_firstboot.storage.disk import Partition
 _LEFT_OUT = {"dev": 0o755, "proc": 0o555, "run": 0o755, "sys": 0o555, "tmp": 0o1777}
 _DIRECTORIES = ("boot", "etc", "usr", "var")
 _KEEP = ("--xattrs", "--xattrs-include=*", "--acls", "--selinux", "--numeric-owner", "--same-permissions")
-_IS_ROOT = ("etc", "usr")
+_IS_ROOT, _IS_OSTREE = ("etc", "usr"), ("ostree/repo", "ostree/deploy")
 _IS_BOOT = ("loader", "vmlinuz*", "image-*")
 _CURE = "give a directory or a tar of a root file system, or a disk image (qcow2 or raw) with one"
 
@@ -41,7 +41,7 @@ def unpack(context: Context, source: Path, tree: Path) -> None:
         _from_disk(context, source, tree)
     else:
         _from_tar(context, source, tree)
-    if not _has(tree, _IS_ROOT):
+    if not _is_root(tree):
         raise Refusal("SX-BUILD-12", f"{source} has no root file system: no /etc and /usr", _CURE)
     for name, mode in _LEFT_OUT.items():
         make_anew(tree / name)
@@ -108,7 +108,7 @@ def _from_disk(context: Context, source: Path, tree: Path) -> None:
             for each in disk_image.read(raw, source).all
             if (type := _type(raw, each))
         ]
-        roots = [each for each in found if _has(each, _IS_ROOT)]
+        roots = [each for each in found if _is_root(each)]
         boots = [
             each for each in found if each not in roots and any(_has(each, (name,)) for name in _IS_BOOT)
         ]
@@ -143,6 +143,11 @@ def _mounted(raw: Path, partition: Partition, type: str, where: Path) -> Abstrac
         )
     place = (f"offset={partition.start}", f"sizelimit={partition.size}")
     return mounted(raw, where, type, "ro", *place)
+
+
+def _is_root(directory: Path) -> bool:
+    """Also one made by ostree, with its deployments."""
+    return _has(directory, _IS_ROOT) or _has(directory, _IS_OSTREE)
 
 
 def _has(directory: Path, names: Iterable[str]) -> bool:

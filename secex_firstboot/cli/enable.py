@@ -25,12 +25,12 @@ def run(options: argparse.Namespace) -> Exit:
     from secex_firstboot.basic import memory
     from secex_firstboot.basic.console import Console
     from secex_firstboot.basic.context import Context, kernel_command_line
-    from secex_firstboot.running import enable
+    from secex_firstboot.running import enable, system
 
     memory.lock()
     console = Console()
     context = Context(kernel_command_line(), say=console.say, warn=console.say, progress=console.progress)
-    made = enable.make(context, Path("/"), options.partition)
+    made = enable.make(context, system.root(), options.partition)
     print(f"{made.disk} starts the boot image of kernel {made.entry.version} next; zipl takes that back")
     print(enable.UNPROTECTED)
     return Exit.DONE

@@ -182,23 +182,23 @@ def _explain() -> int:
 
 
 def _grow() -> None:
-    from secex_firstboot.running import grow
+    from secex_firstboot.running import grow, system
 
-    grow.in_background(_context(_JOURNAL_INTERVAL), Path("/"))
+    grow.in_background(_context(_JOURNAL_INTERVAL), system.root())
 
 
 def _tidy() -> None:
-    from secex_firstboot.running import tidy
+    from secex_firstboot.running import system, tidy
 
-    tidy.in_system(_context(), Path("/"))
+    tidy.in_system(_context(), system.root())
 
 
 def _kernel(options: argparse.Namespace) -> None:
     from secex_firstboot.basic import memory
-    from secex_firstboot.running import kernels
+    from secex_firstboot.running import kernels, system
 
     memory.lock()
-    context, root = _context(), Path("/")
+    context, root = _context(), system.root()
     if options.kernel_added:
         kernels.added(context, root, options.kernel_added)
     elif options.kernel_goes:
@@ -208,25 +208,25 @@ def _kernel(options: argparse.Namespace) -> None:
 
 
 def _starting() -> None:
-    from secex_firstboot.running import trying
+    from secex_firstboot.running import system, trying
 
-    trying.at_boot(_context(), Path("/"))
+    trying.at_boot(_context(), system.root())
 
 
 def _started() -> None:
     from secex_firstboot.basic import memory
-    from secex_firstboot.running import trying
+    from secex_firstboot.running import system, trying
 
     memory.lock()
-    trying.at_start(_context(_JOURNAL_INTERVAL), Path("/"))
+    trying.at_start(_context(_JOURNAL_INTERVAL), system.root())
 
 
 def _stopping() -> None:
     from secex_firstboot.basic import memory
-    from secex_firstboot.running import trying
+    from secex_firstboot.running import system, trying
 
     memory.lock()
-    trying.at_stop(_context(_JOURNAL_INTERVAL), Path("/"))
+    trying.at_stop(_context(_JOURNAL_INTERVAL), system.root())
 
 
 def _dry_run(*, as_json: bool) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from secex_firstboot.cli.update import outcome
 from secex_firstboot.cli.verb import Exit, add_json, print_json
@@ -25,7 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Exit:
     from secex_firstboot.running import system
 
-    root = Path("/")
+    root = system.root()
     # Before more is imported, some of which only a guest has.
     system.check_provisioned(root, "it has no boot image")
 

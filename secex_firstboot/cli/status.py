@@ -39,16 +39,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Exit:
+    from secex_firstboot.roots.kinds import Plain
     from secex_firstboot.running import system
 
+    live = options.root == Path("/")
+    # One that is only mounted has no command line that tells its kind.
+    root = system.root() if live else Plain(options.root, options.root)
     # Before more is imported, some of which only a guest has.
-    system.check_provisioned(options.root, "it has no status to show")
+    system.check_provisioned(root, "it has no status to show")
 
     from secex_firstboot.basic.context import Context, kernel_command_line
     from secex_firstboot.running import status
 
-    live = options.root == Path("/")
-    found = status.gather(options.root, Context(kernel_command_line()) if live else None)
+    found = status.gather(root, Context(kernel_command_line()) if live else None)
     phase, seen, reason = _dry_run() if live else ("", None, "it asks the running system")
     untold = [*([] if seen else [f"a dry run: {reason}"]), *found.untold]
     if options.json:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from secex_firstboot.cli.verb import Exit, add_json, print_json
@@ -33,7 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Exit:
     from secex_firstboot.running import system
 
-    root = Path("/")
+    root = system.root()
     # Before more is imported, some of which only a guest has.
     system.check_provisioned(root, "it has no boot image to update")
 

@@ -22,6 +22,8 @@ TREES = (
     PurePosixPath("/usr/lib/secex-firstboot"),
     PurePosixPath("/var/lib/secex-firstboot"),
     PurePosixPath("/boot"),  # a volume of its own, on which a files stage that was cut short cannot be undone
+    PurePosixPath("/sysroot"),  # the volume and its deployments, where libostree has made the system
+    PurePosixPath("/ostree"),
     PurePosixPath("/.secex-firstboot"),  # where what Ignition writes waits until it is complete
 )
 # /var may be a volume of its own: what is in it of ours is no more than notes.

@@ -6,6 +6,7 @@ than the kernel (``command_line.loosely``), so an image has to write these plain
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -19,6 +20,8 @@ S = TypeVar("S", bound=str)
 
 _PREFIX = "secex."
 _HEXADECIMAL = frozenset("0123456789abcdef")
+# libostree: src/libostree/ostree-sysroot-deploy.c, install_deployment_kernel()
+_DEPLOYMENT = re.compile(r"/ostree/boot\.[01](?:\.[01])?/[\w.+-]{1,64}/[0-9a-f]{64}/\d{1,4}", re.ASCII)
 
 
 class Grow(StrEnum):
@@ -78,6 +81,12 @@ def _number(text: str | None) -> int:
     return int(text)
 
 
+def _deployment(text: str | None) -> str:
+    if not _DEPLOYMENT.fullmatch(text or ""):
+        raise ValueError
+    return text or ""
+
+
 def _sha256(text: str | None) -> str:
     if text is None or len(text) != 64 or not _HEXADECIMAL.issuperset(text):
         raise ValueError
@@ -120,6 +129,17 @@ PLATFORM = Parameter(
     lambda text: text or "",
     "Where Ignition would look for a config: nowhere, as it comes from the config disk alone.",
     default="",
+)
+
+# libostree's, where it has made the system: ostree-prepare-root(1).
+OSTREE = Parameter(
+    "ostree",
+    ("LINK",),
+    _deployment,
+    "The deployment that is the system, by its link on the root file system. libostree writes it to the boot "
+    "entry.",
+    default="",
+    is_not="a link to a deployment",
 )
 
 # Whoever's config it is, is root in the same memory soon. Sources: kernel-parameters.txt in Linux's
@@ -208,7 +228,8 @@ GENERATION = Parameter(
 )
 OURS: tuple[Parameter[Any], ...] = (HEADROOM, HOSTKEY_VERIFY, GROW, NETWORK, IDENTITY, EMERGENCY, LOGIN)
 
-ALL: tuple[Parameter[Any], ...] = (FIRSTBOOT, *ROOT_HASHES.values(), PLATFORM, *NEEDED, *OURS, GENERATION)
+ALL: tuple[Parameter[Any], ...] = (FIRSTBOOT, *ROOT_HASHES.values(), PLATFORM, OSTREE, *NEEDED, *OURS)
+ALL += (GENERATION,)
 _NAMES = frozenset(each for row in ALL for each in row.names)
 
 

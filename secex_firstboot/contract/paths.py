@@ -19,6 +19,12 @@ NO_LOCAL_LOGIN = Path("/usr/lib/secex-firstboot/no-local-login.ign")  # a base c
 # before the system starts. Made at seal, and part of the final sdboot.
 NO_LOGIN_UNITS = Path("/etc/secex-no-login")
 
+# In the initramfs of a system made by ostree: the link of its deployment, and where it leads.
+DEPLOYMENT = Path("/etc/luks/deployment")
+
+# Programs of ours under the names of IBM's, for libostree and rdcore: packaging/install.py.
+INSTEAD_OF_IBMS = Path("/usr/lib/secex-firstboot/bin")
+
 # In the initramfs, by dracut/module-setup.sh; as an archive names its files.
 CHECK_ROOT = "usr/lib/secex-firstboot/check-root"
 
@@ -34,6 +40,7 @@ CRYPTTAB = PurePosixPath("/etc/crypttab")
 SYSTEM_HOST_KEYS = Path("/etc/se-hostkeys")
 HOST_KEY_PREFIX = "ibm-z-hostkey-"  # of the documents there
 SYSTEM_CERTIFICATES = SYSTEM_HOST_KEYS / "certs"
+BOOT = PurePosixPath("/boot")
 # Numbers of the boot images that may start, a line each: check-root reads it, in the initramfs.
 GENERATIONS = LUKS_KEYS / "generations"
 SEALED = LUKS_KEYS / "sealed"  # the final sdboot starts, and nothing of first boot is left

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from secex_firstboot.basic.errors import Refusal
-from secex_firstboot.contract import paths
 from secex_firstboot.contract.parameters import Grow
 
 W = TypeVar("W", bound=StrEnum)
@@ -44,9 +43,9 @@ _KNOWN: dict[str, Setting[Any]] = {row.key: row for row in (GROW, FALLBACK)}
 _KEYS = " and ".join(f"{key}=VALUE" for key in _KNOWN)
 
 
-def value(root: Path, row: Setting[W]) -> W:
-    """What the file below ``root`` says. Raises Refusal if anything in it makes no sense."""
-    return row.values(_read(paths.below(root, paths.SETTINGS)).get(row.key, row.default))
+def value(file: Path, row: Setting[W]) -> W:
+    """What the file says, or that it is not there. Raises Refusal if anything in it makes no sense."""
+    return row.values(_read(file).get(row.key, row.default))
 
 
 def _read(path: Path) -> dict[str, str]:

@@ -77,6 +77,7 @@ FAMILIES = (
         "which volumes are opened, and how, first boot writes to crypttab",
     ),
     Family(("secex.*", "ignition.*", "bootfs.*"), "the image's own, and first boot's"),
+    Family(("ostree*", "composefs*"), "which deployment is the system, and how, libostree says"),
     Family(
         ("kgdb*", "kdb*", "ekgdboc", "sysrq_always_enabled", "sysctl.kernel.sysrq"),
         "a debugger for whoever is at the console",

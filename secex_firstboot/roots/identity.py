@@ -11,35 +11,37 @@ import re
 import stat
 from collections.abc import Iterator
 from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.basic.files import sync
 from secex_firstboot.contract.parameters import IDENTITY, value
+from secex_firstboot.roots.kinds import Root
 
 # A system that does not find these makes them. (Directory, names in it.)
 _MADE_ANEW = (
-    ("etc/ssh", "ssh_host_*"),
-    ("var/lib/systemd", "random-seed"),
-    ("var/lib/systemd", "credential.secret"),
-    ("var/lib/NetworkManager", "secret_key"),
+    (PurePosixPath("/etc/ssh"), "ssh_host_*"),
+    (PurePosixPath("/var/lib/systemd"), "random-seed"),
+    (PurePosixPath("/var/lib/systemd"), "credential.secret"),
+    (PurePosixPath("/var/lib/NetworkManager"), "secret_key"),
 )
-_MACHINE_IDS = ("etc/machine-id", "var/lib/dbus/machine-id")
+_MACHINE_IDS = (PurePosixPath("/etc/machine-id"), PurePosixPath("/var/lib/dbus/machine-id"))
 _UNINITIALIZED = b"uninitialized"
 _FOR_ALL_TO_READ = 0o444  # machine-id(5)
 
 # RFC 7468, and what OpenSSH and OpenPGP make of it.
 _PRIVATE_KEY = re.compile(rb"^-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----", re.MULTILINE)
-_PRIVATE_KEY_FILES = "etc/ssl/private/*.key"  # also if it is DER
-_FILES_LIMIT = 100_000  # below /etc
+_PRIVATE_KEY_FILES = "*/etc/ssl/private/*.key"  # also if it is DER
+_ETC, _USR_ETC = PurePosixPath("/etc"), PurePosixPath("/usr/etc")  # there libostree has what /etc is made of
+_FILES_LIMIT = 100_000  # below each
 _SIZE_LIMIT = 1 << 20  # bytes; no file with a key is larger
 
 _SHOWN = 3
 
 
-def check(context: Context, root: Path) -> None:
-    """Raise Refusal if the image, whose root file system is mounted on ``root``, is like one machine."""
+def check(context: Context, root: Root) -> None:
+    """Raise Refusal if the image with this root file system is like one machine."""
     check_private_keys(root)
     found = names(root)
     if found and not value(context.command_line, IDENTITY):
@@ -52,32 +54,32 @@ def check(context: Context, root: Path) -> None:
         context.say(f"{IDENTITY}: the image's own are removed: {found}")
 
 
-def check_private_keys(root: Path) -> None:
+def check_private_keys(root: Root) -> None:
     """Raise Refusal for those that no system makes anew."""
     found = list(_made_anew(root))
     keys = [path for path in _private_keys(root) if path not in found]
     if keys:
         raise Refusal(
             "SX-ROOT-03",
-            f"the image holds private keys that all its guests would share: {_names(root, keys)}",
+            f"the image holds private keys that all its guests would share: {_listed(keys)}",
             "build it without, and give each guest its own in its Ignition config",
         )
 
 
-def names(root: Path) -> str:
-    """Of what the system on ``root`` makes anew, for a message; empty if nothing is there."""
-    return _names(root, list(_made_anew(root)))
+def names(root: Root) -> str:
+    """Of what the system makes anew, for a message; empty if nothing is there."""
+    return _listed(list(_made_anew(root)))
 
 
-def remove(root: Path) -> None:
-    """Remove what the system on ``root`` makes anew. What ``check`` refuses anyway stays."""
-    machine_id = root / _MACHINE_IDS[0]
+def remove(root: Root) -> None:
+    """Remove what the system makes anew. What ``check`` refuses anyway stays."""
+    machine_id = _MACHINE_IDS[0]
     found = list(_made_anew(root))
-    if machine_id in found or _is_absent(machine_id):
-        _write_uninitialized(machine_id)  # so that systemd takes the first start for what it is
+    if machine_id in found or _is_absent(root.place(machine_id)):
+        _write_uninitialized(root.place(machine_id))  # so that systemd takes the first start for what it is
     for path in found:
         if path != machine_id:
-            path.unlink()
+            root.place(path).unlink()
 
 
 def _write_uninitialized(path: Path) -> None:
@@ -92,26 +94,32 @@ def _write_uninitialized(path: Path) -> None:
     sync(path.parent)
 
 
-def _made_anew(root: Path) -> Iterator[Path]:
+def _made_anew(root: Root) -> Iterator[PurePosixPath]:
+    """As the system has them."""
     for directory, pattern in _MADE_ANEW:
-        yield from sorted(path for path in _entries(root / directory) if fnmatch(path.name, pattern))
-    for name in _MACHINE_IDS:
-        path = root / name
-        if _is_file(path) and path.read_bytes().strip() not in (b"", _UNINITIALIZED):
+        entries = sorted(path.name for path in _entries(root.place(directory)))
+        yield from (directory / name for name in entries if fnmatch(name, pattern))
+    for path in _MACHINE_IDS:
+        place = root.place(path)
+        if _is_file(place) and place.read_bytes().strip() not in (b"", _UNINITIALIZED):
             yield path
 
 
-def _private_keys(root: Path) -> Iterator[Path]:
-    for number, path in enumerate(_files(root / "etc")):
-        if number == _FILES_LIMIT:
-            raise Refusal(
-                "SX-ROOT-05",
-                f"the image has more than {_FILES_LIMIT} files below /etc",
-                "build it with fewer",
-            )
-        named = fnmatch(str(path.relative_to(root)), _PRIVATE_KEY_FILES)
-        if named or (path.lstat().st_size <= _SIZE_LIMIT and _PRIVATE_KEY.search(path.read_bytes())):
-            yield path
+def _private_keys(root: Root) -> Iterator[PurePosixPath]:
+    """As the system has them."""
+    more = [] if _is_absent(root.place(_USR_ETC)) else [_USR_ETC]
+    for top in (_ETC, *more):
+        for number, file in enumerate(_files(root.place(top))):
+            if number == _FILES_LIMIT:
+                raise Refusal(
+                    "SX-ROOT-05",
+                    f"the image has more than {_FILES_LIMIT} files below {top}",
+                    "build it with fewer",
+                )
+            path = top / file.relative_to(root.place(top))
+            named = fnmatch(f"/{path}", _PRIVATE_KEY_FILES)
+            if named or (file.lstat().st_size <= _SIZE_LIMIT and _PRIVATE_KEY.search(file.read_bytes())):
+                yield path
 
 
 def _entries(directory: Path) -> list[Path]:
@@ -148,7 +156,7 @@ def _is_absent(path: Path) -> bool:
     return False
 
 
-def _names(root: Path, paths: list[Path]) -> str:
-    shown = [ascii(f"/{path.relative_to(root)}")[1:-1] for path in paths[:_SHOWN]]
+def _listed(paths: list[PurePosixPath]) -> str:
+    shown = [ascii(str(path))[1:-1] for path in paths[:_SHOWN]]
     more = len(paths) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")

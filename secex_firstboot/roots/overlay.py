@@ -1,9 +1,9 @@
-"""Changing a file system beside itself: what is written goes to a directory, and is taken over as a whole.
+"""Changing a root beside itself: what is written goes to a directory, and is taken over as a whole.
 
 Ignition's files stage cannot run twice on one root: it refuses files that are there and appends once more. So
-it writes to an overlayfs, mounted by secex-firstboot-overlay.service, whose upper directory lies on the root
-file system itself. A crash before the stage has ended leaves a root on which it never ran; one after it, a
-directory that only has to be merged.
+it writes to an overlayfs over each directory that it writes to, with the upper directory on the root file
+system itself. A crash before the stage has ended leaves a root on which it never ran; one after it, what only
+has to be merged: one rename decides for all of them.
 
 Kernel: Documentation/filesystems/overlayfs.rst, for what an upper directory holds.
 """
@@ -15,65 +15,100 @@ import shutil
 import stat
 from pathlib import Path
 
+from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.basic.files import exists, is_directory, sync
 from secex_firstboot.basic.process import run
+from secex_firstboot.contract import paths
+from secex_firstboot.roots.kinds import Root, Written
 from secex_firstboot.storage import filesystem
 
-TOP = ".secex-firstboot"  # on the root file system; as in the unit
-_UPPER, _FINISHED = "upper", "finished"
+TOP = ".secex-firstboot"  # on the root file system
+_UPPER, _WORK, _FINISHED = "upper", "work", "finished"  # in each the names of what is written
+_OPTIONS = (
+    "index=off,metacopy=off,redirect_dir=off"  # so that upper directories are what _merge takes them for
+)
 _OPAQUE = "trusted.overlay.opaque"
 _OVERLAYS_OWN = "trusted.overlay."
 
 
-def settle(root: Path) -> bool:
+def mount(root: Root, system: Path) -> None:
+    """Let what is written to the system on ``system`` go beside it."""
+    top = root.volume / TOP
+    for each in root.written:
+        upper, work = top / _UPPER / each.name, top / _WORK / each.name
+        for directory in (upper, work):
+            directory.mkdir(parents=True, exist_ok=True)
+        where = f"lowerdir={each.directory},upperdir={upper},workdir={work}"
+        run(["mount", "-t", "overlay", "-o", f"{where},{_OPTIONS}", "overlay", _seen(system, each)])
+
+
+def is_mounted(root: Root, system: Path) -> bool:
+    """Whether all that is written to the system on ``system`` goes beside it."""
+    return all(filesystem.mount_sources(_seen(system, each))[-1:] == ["overlay"] for each in root.written)
+
+
+def settle(root: Root) -> bool:
     """After a crash: drop what was written by a stage that did not end, or take over all of one that did.
 
-    Returns whether it had ended. ``root`` is the file system itself, mounted without the overlay.
+    Returns whether it had ended. No overlay is mounted.
     """
-    finished = root / TOP / _FINISHED
-    if is_directory(finished):
-        _merge(finished, root)
+    if is_directory(root.volume / TOP / _FINISHED):
+        _merge(root)
         return True
-    remove(root)
+    remove(root.volume)
     return False
 
 
-def take_over(where: Path, scratch: Path) -> None:
-    """Replace the overlay mounted on ``where`` with the file system below it, changed in the same way.
+def take_over(root: Root, system: Path, scratch: Path) -> None:
+    """Replace the overlays of the system on ``system`` with what lies below them, changed in the same way.
 
-    What is mounted below ``where`` stays so; ``scratch`` is a directory for mount points.
+    What is mounted below them stays so; ``scratch`` is a directory for mount points. Raises FirstbootError if
+    something lies over an overlay: what Ignition wrote is there, then.
     """
-    below = filesystem.mount_points_below(where)
+    if not is_mounted(root, system):
+        raise FirstbootError(
+            "SX-ROOT-11",
+            "something is mounted over what Ignition wrote to",
+            "build the image without what mounts /etc or /var in the initramfs",
+        )
+    overlays = [_seen(system, each) for each in root.written]
+    below = [point for where in overlays for point in filesystem.mount_points_below(where)]
     aside = [scratch / f"mount-{number}" for number in range(len(below))]
     for point, kept in zip(below, aside, strict=True):
         kept.mkdir()
         run(["mount", "--bind", point, kept])
-    for point in [*reversed(below), where]:
+    for point in [*reversed(below), *overlays]:
         run(["umount", point])
-    _finish(where)
+    _finish(root)
     for point, kept in zip(below, aside, strict=True):
         run(["mount", "--bind", kept, point])
         run(["umount", kept])
         kept.rmdir()
 
 
-def remove(root: Path) -> None:
+def remove(volume: Path) -> None:
     """Remove every trace of an overlay from the file system."""
-    if exists(root / TOP):
-        shutil.rmtree(root / TOP)
-        sync(root)
+    if exists(volume / TOP):
+        shutil.rmtree(volume / TOP)
+        sync(volume)
 
 
-def _finish(root: Path) -> None:
-    os.sync()  # what lies in the upper directory, before it counts
-    (root / TOP / _UPPER).rename(root / TOP / _FINISHED)
-    sync(root / TOP)
-    _merge(root / TOP / _FINISHED, root)
+def _seen(system: Path, each: Written) -> Path:
+    return paths.below(system, each.where)
 
 
-def _merge(upper: Path, lower: Path) -> None:
-    """Move what ``upper`` holds to where it belongs; what was moved already is no longer there."""
-    _merge_directory(upper, lower)
+def _finish(root: Root) -> None:
+    top = root.volume / TOP
+    os.sync()  # what lies in the upper directories, before it counts
+    (top / _UPPER).rename(top / _FINISHED)
+    sync(top)
+    _merge(root)
+
+
+def _merge(root: Root) -> None:
+    """Move what was written to where it belongs; what was moved already is no longer there."""
+    for each in root.written:
+        _merge_directory(root.volume / TOP / _FINISHED / each.name, each.directory)
     os.sync()
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 from secex_firstboot.basic.files import sync, write_private
 from secex_firstboot.contract import paths
 from secex_firstboot.roots import overlay
+from secex_firstboot.roots.kinds import Root
 from secex_firstboot.sdboot import boot_record
 from secex_firstboot.storage import progress_record
 
 
-def remove(se: Path, root: Path) -> None:
+def remove(se: Path, root: Root) -> None:
     """Remove what only first boot needed; as long as some of it is there, the system does this again.
 
     The mark that stops an earlier boot image that is put back comes before the overlay's directory goes:
@@ -20,5 +21,5 @@ def remove(se: Path, root: Path) -> None:
     boot_record.tidy(se)
     progress_record.remove(se)
     sync(se)
-    write_private(paths.below(root, paths.SEALED), b"")
-    overlay.remove(root)
+    write_private(root.state(paths.SEALED), b"")
+    overlay.remove(root.volume)

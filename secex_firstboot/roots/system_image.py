@@ -22,6 +22,7 @@ from secex_firstboot.contract.boot_image import Arguments, Image, Images
 from secex_firstboot.contract.partitions import VOLUMES
 from secex_firstboot.ignition.config import KernelArguments
 from secex_firstboot.roots import crypttab
+from secex_firstboot.roots.kinds import Root
 from secex_firstboot.sdboot import boot_entry, boot_record, contents, options
 from secex_firstboot.sdboot.boot_entry import BootEntry
 from secex_firstboot.sdboot.initramfs import Directory, Entry, File
@@ -85,7 +86,7 @@ class SystemImage:
 
 
 def remember(
-    root: Path,
+    root: Root,
     arguments: Arguments,
     units: Mapping[str, bytes],
     documents: Mapping[str, bytes],
@@ -93,7 +94,7 @@ def remember(
 ) -> None:
     """Write what ``find`` then reads, besides what is on ``root`` anyway. ``units``: see local_login;
     ``certificates``: those that the image trusts, by which later documents are proven."""
-    state = paths.below(root, paths.IMAGE_STATE)
+    state = root.state(paths.IMAGE_STATE)
     for name, files in ((_NO_LOGIN, units), (CERTIFICATES, certificates)):
         shutil.rmtree(state / name, ignore_errors=True)
         for file, content in files.items():
@@ -102,14 +103,14 @@ def remember(
     write_private(state / _ARGUMENTS, arguments.model_dump_json().encode())
 
 
-def hosts(root: Path) -> dict[str, bytes]:
+def hosts(root: Root) -> dict[str, bytes]:
     """The host-key documents that were proven: name -> PEM."""
-    return _files(paths.below(root, paths.IMAGE_STATE) / _HOSTS)
+    return _files(root.state(paths.IMAGE_STATE) / _HOSTS)
 
 
-def keep_hosts(root: Path, documents: Mapping[str, bytes]) -> None:
+def keep_hosts(root: Root, documents: Mapping[str, bytes]) -> None:
     """Write what ``hosts`` then reads. Killed on the way, it leaves these and the older ones."""
-    directory = paths.below(root, paths.IMAGE_STATE) / _HOSTS
+    directory = root.state(paths.IMAGE_STATE) / _HOSTS
     for name, content in documents.items():
         write_private(directory / name, content)
     for name in _files(directory).keys() - documents.keys():
@@ -117,12 +118,12 @@ def keep_hosts(root: Path, documents: Mapping[str, bytes]) -> None:
     sync(directory)
 
 
-def find(root: Path, boot: Path) -> SystemImage:
-    """The one that the root file system mounted on ``root`` and ``boot`` is to start from.
+def find(root: Root, boot: Path) -> SystemImage:
+    """The one that the system on ``root`` is to start from, with its boot partition mounted on ``boot``.
 
     Raises Refusal for a boot entry that cannot be used, FirstbootError if something is missing.
     """
-    state = paths.below(root, paths.IMAGE_STATE)
+    state = root.state(paths.IMAGE_STATE)
     try:
         kept = Arguments.model_validate_json(_read(state / _ARGUMENTS))
     except ValueError:
@@ -134,11 +135,12 @@ def find(root: Path, boot: Path) -> SystemImage:
         should_exist=list(kept.should_exist), should_not_exist=list(kept.should_not_exist)
     )
     keys = [paths.LUKS_KEYS / f"{name}{kind}" for name in VOLUMES for kind in _KEY_FILES]
-    files = {str(path): _read(paths.below(root, path), _HEADER_LIMIT) for path in keys}
-    files[str(paths.CRYPTTAB)] = crypttab.of(VOLUMES, _read(paths.below(root, paths.CRYPTTAB)))
+    files = {str(path): _read(root.state(path), _HEADER_LIMIT) for path in keys}
+    files[str(paths.CRYPTTAB)] = crypttab.of(VOLUMES, _read(root.place(paths.CRYPTTAB)))
     files |= {
         str(paths.NO_LOGIN_UNITS / name): content for name, content in _files(state / _NO_LOGIN).items()
     }
+    files |= root.for_initramfs(entry.options)
     return SystemImage(
         entry=entry,
         command_line=options.system_command_line(
@@ -149,60 +151,60 @@ def find(root: Path, boot: Path) -> SystemImage:
     )
 
 
-def images(root: Path) -> Images | None:
+def images(root: Root) -> Images | None:
     """Those that the system on ``root`` has made; None if that is not recorded."""
-    path = paths.below(root, paths.BOOT_IMAGES)
+    path = root.state(paths.BOOT_IMAGES)
     try:
         return Images.model_validate_json(_read(path)) if exists(path) else None
     except ValueError:
         return None  # one is made again
 
 
-def record(root: Path, images: Images) -> None:
+def record(root: Root, images: Images) -> None:
     """Write what ``images`` then reads; no others may start from now on."""
     mark(root)
-    write_private(paths.below(root, paths.BOOT_IMAGES), images.model_dump_json().encode())
+    write_private(root.state(paths.BOOT_IMAGES), images.model_dump_json().encode())
     allow(root, images.generations)
     if images.are_up:
-        path = paths.below(root, paths.NOT_UP)
+        path = root.state(paths.NOT_UP)
         path.unlink()
         sync(path.parent)
 
 
-def new_number(root: Path, images: Images | None) -> int:
+def new_number(root: Root, images: Images | None) -> int:
     """For a boot image that is about to be made: one that none has had, also none that was only half made, as
     the host may have copied it."""
-    path = paths.below(root, paths.IMAGE_STATE) / _LAST_NUMBER
+    path = root.state(paths.IMAGE_STATE) / _LAST_NUMBER
     last = _numbers(path) | allowed(root) | (images.generations if images else set())
     number = 1 + max(last, default=0)
     write_private(path, f"{number}\n".encode())
     return number
 
 
-def allow_new(root: Path, generation: int) -> None:
+def allow_new(root: Root, generation: int) -> None:
     """Let a boot image with this number, which is not on record yet, start as well."""
     mark(root)
     allow(root, allowed(root) | {generation})
 
 
-def mark(root: Path) -> None:
+def mark(root: Root) -> None:
     """Until the next ``record``, a start looks whether it is right."""
-    path = paths.below(root, paths.NOT_UP)
+    path = root.state(paths.NOT_UP)
     if not exists(path):
         write_private(path, b"")
 
 
-def allow(root: Path, generations: Collection[int]) -> None:
+def allow(root: Root, generations: Collection[int]) -> None:
     """Let boot images with these numbers start, and no others: see check-root in the initramfs."""
-    path = paths.below(root, paths.GENERATIONS)
+    path = root.state(paths.GENERATIONS)
     content = "".join(f"{each}\n" for each in sorted(generations, reverse=True)).encode()
     if not exists(path) or _read(path) != content:
         write_private(path, content)
 
 
-def allowed(root: Path) -> set[int]:
+def allowed(root: Root) -> set[int]:
     """Raises FirstbootError if the file is not what ``allow`` wrote."""
-    return _numbers(paths.below(root, paths.GENERATIONS))
+    return _numbers(root.state(paths.GENERATIONS))
 
 
 def _numbers(path: Path) -> set[int]:

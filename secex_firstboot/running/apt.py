@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
 from secex_firstboot.basic.files import is_directory, is_regular, write_private
-from secex_firstboot.contract import paths
+from secex_firstboot.roots.kinds import Root
 
 _CONFIGURATION = PurePath("/etc/apt/apt.conf.d/95secex-firstboot")  # apt.conf(5)
 
 
-def keep_kernels(root: Path, releases: Iterable[str]) -> None:
+def keep_kernels(root: Root, releases: Iterable[str]) -> None:
     """Let ``apt autoremove`` leave the packages of these kernels; where there is no apt, nothing."""
-    path = paths.below(root, _CONFIGURATION)
-    if not is_directory(path.parent):
+    path = root.place(_CONFIGURATION)
+    if not root.has_packages or not is_directory(path.parent):
         return
     patterns = (each.replace(".", "[.]").replace("+", "[+]") for each in sorted(releases))
     lines = ["// secex-firstboot: the kernels of the boot images.", "APT::NeverAutoRemove {"]

@@ -15,6 +15,7 @@ from secex_firstboot.basic.files import exists, is_regular
 from secex_firstboot.contract import paths
 from secex_firstboot.contract.command_line import name, parameters
 from secex_firstboot.hostkeys import document
+from secex_firstboot.roots.kinds import Root
 from secex_firstboot.running import hosts, update
 from secex_firstboot.sdboot import boot_entry, boot_record, contents
 from secex_firstboot.sdboot.boot_entry import BootEntry
@@ -34,14 +35,14 @@ class Enabled:
     entry: BootEntry
 
 
-def make(context: Context, root: Path, partition: Path | None) -> Enabled:
+def make(context: Context, root: Root, partition: Path | None) -> Enabled:
     """Make a boot image of the boot entry that counts, or else of the kernel that runs, on the partition
     named ``se`` or the given one, for the hosts of /etc/se-hostkeys; and make it what the firmware starts.
 
     Raises Refusal for documents that cannot be proven, and without a partition, a kernel or an initramfs;
     nothing is written then.
     """
-    if exists(paths.below(root, paths.LUKS_KEYS / "root")):
+    if exists(root.state(paths.LUKS_KEYS / "root")):
         raise Refusal("SX-SYSTEM-13", "this system was set up by secex-firstboot", "secex update is for it")
     entry = _boot_entry(context, root)
     found = hosts.given(root)
@@ -52,11 +53,11 @@ def make(context: Context, root: Path, partition: Path | None) -> Enabled:
             f"put those of the guest's machines there, as {paths.HOST_KEY_PREFIX}NAME",
         )
     document.check_this_host(found, hosts.this_machine(root))
-    hosts.proof(context, root, paths.below(root, paths.CERTIFICATES)).verify(found)
+    hosts.proof(context, root, root.place(paths.CERTIFICATES)).verify(found)
     where = disk.find_partition("se", partition)
     with (
         update.alone(root),
-        tempfile.TemporaryDirectory(dir=paths.below(root, paths.RUNTIME)) as private,  # mode 0700
+        tempfile.TemporaryDirectory(dir=root.place(paths.RUNTIME)) as private,  # mode 0700
         update.se(root, where) as se,
     ):
         scratch = Path(private)
@@ -76,11 +77,11 @@ def make(context: Context, root: Path, partition: Path | None) -> Enabled:
     return Enabled(where.device, entry)
 
 
-def _boot_entry(context: Context, root: Path) -> BootEntry:
-    boot = root / "boot"
+def _boot_entry(context: Context, root: Root) -> BootEntry:
+    boot = root.place(paths.BOOT)
     if any((boot / "loader/entries").glob("*.conf")):
         return boot_entry.find(boot)
-    release = paths.below(root, paths.KERNEL_RELEASE).read_text().strip()
+    release = root.place(paths.KERNEL_RELEASE).read_text().strip()
     kernel, initramfs = (
         next((path for form in forms if is_regular(path := boot / form.format(release))), None)
         for forms in (boot_entry.KERNELS, boot_entry.INITRAMFS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path, PurePath
@@ -22,6 +22,7 @@ from secex_firstboot.hostkeys.proof import Proof
 from secex_firstboot.hostkeys.verify import Revoked
 from secex_firstboot.ignition.config import Config
 from secex_firstboot.roots import system_image
+from secex_firstboot.roots.kinds import Root
 
 # The SHA-256 of certificates that were seen to be revoked, a line each: they stay so, though the host keeps
 # later revocation lists away, or turns the clock.
@@ -53,7 +54,7 @@ class Judged:
     why: str = ""
 
 
-def settle(context: Context, root: Path, *, moving: bool = False) -> None:
+def settle(context: Context, root: Root, *, moving: bool = False) -> None:
     """Prove what is new in /etc/se-hostkeys, and let what is gone be gone.
 
     A document that was proven stays so when it expires, but not when it is known to be revoked. Raises
@@ -76,7 +77,7 @@ def settle(context: Context, root: Path, *, moving: bool = False) -> None:
         _check_revoked(root, each)
 
 
-def add(context: Context, root: Path, files: Iterable[Path], proofs: Iterable[Path]) -> list[str]:
+def add(context: Context, root: Root, files: Iterable[Path], proofs: Iterable[Path]) -> list[str]:
     """Put documents into /etc/se-hostkeys, and certificates and CRLs beside them; the documents' names.
 
     Raises Refusal for a document that cannot be proven; nothing is written then but what should prove it.
@@ -84,15 +85,15 @@ def add(context: Context, root: Path, files: Iterable[Path], proofs: Iterable[Pa
     for path in proofs:
         content = _read(path, certificates.FILE_LIMIT)
         certificates.parse(path.name, content)
-        _write(paths.below(root, paths.SYSTEM_CERTIFICATES) / path.name, content)
+        _write(root.place(paths.SYSTEM_CERTIFICATES) / path.name, content)
     found = [document.parse(_name(path.name), _read(path, DOCUMENT_LIMIT)) for path in files]
     _prove(context, root, found)
     for each in found:
-        _write(paths.below(root, paths.SYSTEM_HOST_KEYS) / each.name, each.pem)
+        _write(root.place(paths.SYSTEM_HOST_KEYS) / each.name, each.pem)
     return [each.name for each in found]
 
 
-def remove(root: Path, names: Iterable[str], *, moving: bool = False) -> list[str]:
+def remove(root: Root, names: Iterable[str], *, moving: bool = False) -> list[str]:
     """Remove documents from /etc/se-hostkeys; the names.
 
     One that is gone already, but still in the boot image, counts as removed here. Raises Refusal for one that
@@ -106,14 +107,14 @@ def remove(root: Path, names: Iterable[str], *, moving: bool = False) -> list[st
             raise Refusal("SX-SYSTEM-07", f"there is no host-key document {name}", _CURE)
     left = [document.parse(name, content) for name, content in given.items() if name not in gone]
     _check(root, left, moving=moving)
-    directory = paths.below(root, paths.SYSTEM_HOST_KEYS)
+    directory = root.place(paths.SYSTEM_HOST_KEYS)
     for name in gone:
         (directory / name).unlink(missing_ok=True)
     sync(directory)
     return gone
 
 
-def judge(context: Context, root: Path, now: datetime, *, ask: bool) -> list[Judged]:
+def judge(context: Context, root: Root, now: datetime, *, ask: bool) -> list[Judged]:
     """How each document stands; ``ask``: with the newest CRLs that can be had, for which servers are asked.
 
     One that is revoked is noted: there is no update for its host, whatever is seen later.
@@ -134,14 +135,14 @@ def judge(context: Context, root: Path, now: datetime, *, ask: bool) -> list[Jud
     return found
 
 
-def given(root: Path) -> list[Document]:
+def given(root: Root) -> list[Document]:
     """The documents in /etc/se-hostkeys, whether they are genuine or not. Raises Refusal."""
     return [document.parse(name, content) for name, content in _given(root).items()]
 
 
-def proof(context: Context, root: Path, image_certificates: Path, *, ask: bool = True) -> Proof:
+def proof(context: Context, root: Root, image_certificates: Path, *, ask: bool = True) -> Proof:
     """By the root certificates in that directory, and what lies beside the documents on ``root``."""
-    scratch = paths.below(root, paths.RUNTIME)
+    scratch = root.place(paths.RUNTIME)
     scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
     return _Proof(
         config=Config.model_validate({"ignition": {"version": "3.3.0"}}),
@@ -154,9 +155,9 @@ def proof(context: Context, root: Path, image_certificates: Path, *, ask: bool =
     )
 
 
-def this_machine(root: Path) -> set[bytes]:
+def this_machine(root: Root) -> set[bytes]:
     """The hashes of its host keys; empty if its kernel does not tell."""
-    return document.this_host_key_hashes(paths.below(root, paths.THIS_HOSTS_KEYS))
+    return document.this_host_key_hashes(root.place(paths.THIS_HOSTS_KEYS))
 
 
 def _judge(proof: Proof, each: Document, now: datetime) -> tuple[Verdict, str]:
@@ -172,21 +173,21 @@ def _judge(proof: Proof, each: Document, now: datetime) -> tuple[Verdict, str]:
     return Verdict.VALID, ""
 
 
-def _check(root: Path, left: Sequence[Document], *, moving: bool = False) -> None:
+def _check(root: Root, left: Sequence[Document], *, moving: bool = False) -> None:
     if not left:
         raise Refusal("SX-SYSTEM-08", "no host could start the guest", "add another document first")
     if not moving:
         document.check_this_host(left, this_machine(root))
 
 
-def _given(root: Path) -> dict[str, bytes]:
-    directory = paths.below(root, paths.SYSTEM_HOST_KEYS)
+def _given(root: Root) -> dict[str, bytes]:
+    directory = root.place(paths.SYSTEM_HOST_KEYS)
     names = (path for path in sorted(directory.iterdir()) if path.name.startswith(paths.HOST_KEY_PREFIX))
     # What files.write_private is about to put in place is no document yet.
     return {path.name: _read(path, DOCUMENT_LIMIT) for path in names if path.suffix != ".new"}
 
 
-def _prove(context: Context, root: Path, found: Iterable[Document]) -> None:
+def _prove(context: Context, root: Root, found: Iterable[Document]) -> None:
     """Raises Refusal for one that cannot be proven."""
     proof = _proof(context, root)
     for each in found:
@@ -198,7 +199,7 @@ def _prove(context: Context, root: Path, found: Iterable[Document]) -> None:
             raise
 
 
-def _check_revoked(root: Path, each: Document) -> None:
+def _check_revoked(root: Root, each: Document) -> None:
     if _fingerprint(each) in _revoked(root):
         raise Refusal(
             "SX-SYSTEM-06",
@@ -207,15 +208,15 @@ def _check_revoked(root: Path, each: Document) -> None:
         )
 
 
-def _note_revoked(root: Path, each: Document) -> None:
+def _note_revoked(root: Root, each: Document) -> None:
     known = _revoked(root)
     if (fingerprint := _fingerprint(each)) not in known:
         lines = (f"{line}\n" for line in sorted(known | {fingerprint}))
-        write_private(paths.below(root, _REVOKED), "".join(lines).encode())
+        write_private(root.state(_REVOKED), "".join(lines).encode())
 
 
-def _revoked(root: Path) -> set[str]:
-    path = paths.below(root, _REVOKED)
+def _revoked(root: Root) -> set[str]:
+    path = root.state(_REVOKED)
     return set(_read(path, DOCUMENT_LIMIT).decode(errors="replace").split()) if exists(path) else set()
 
 
@@ -246,8 +247,8 @@ def _write(path: Path, content: bytes) -> None:
     path.chmod(0o644)
 
 
-def _proof(context: Context, root: Path, *, ask: bool = True) -> Proof:
-    directory = paths.below(root, paths.IMAGE_STATE) / system_image.CERTIFICATES
+def _proof(context: Context, root: Root, *, ask: bool = True) -> Proof:
+    directory = root.state(paths.IMAGE_STATE) / system_image.CERTIFICATES
     return proof(context, root, directory, ask=ask)
 
 
@@ -255,11 +256,11 @@ def _proof(context: Context, root: Path, *, ask: bool = True) -> Proof:
 class _Proof(Proof):
     """By the certificates on ``root``, where the config had them written."""
 
-    root: Path = Path("/")
+    root: Root = field(kw_only=True)
     ask: bool = True
 
     def _certificates(self) -> Iterable[tuple[str, bytes]]:
-        directory = paths.below(self.root, paths.SYSTEM_CERTIFICATES)
+        directory = self.root.place(paths.SYSTEM_CERTIFICATES)
         for path in sorted(directory.glob("*.cr[lt]")):
             yield path.name, _read(path, certificates.FILE_LIMIT)
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
 from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.basic.files import exists
 from secex_firstboot.contract import paths, settings
+from secex_firstboot.roots.kinds import Root
 
 # Linux: arch/s390/kernel/ipl.c; the type is a directory beside it.
 _REIPL = PurePath("/sys/firmware/reipl")
 
 
-def ask_for(root: Path, entry: int) -> None:
+def ask_for(root: Root, entry: int) -> None:
     """Let the machine start this entry of the boot map.
 
     What a guest has asked for stays until it asks for another: Linux takes what it was started with for what
@@ -23,14 +24,14 @@ def ask_for(root: Path, entry: int) -> None:
     _ask_for(root, str(entry))
 
 
-def take_back(root: Path) -> None:
+def take_back(root: Root) -> None:
     """Let the machine start what it does if nobody chooses; one that lets no guest choose does so anyway."""
     with suppress(FirstbootError):
         _ask_for(root, "")
 
 
-def _ask_for(root: Path, loadparm: str) -> None:
-    where = paths.below(root, _REIPL)
+def _ask_for(root: Root, loadparm: str) -> None:
+    where = root.place(_REIPL)
     try:
         kind = where / (where / "reipl_type").read_text().strip()
         (kind / "loadparm").write_text(f"{loadparm}\n")

@@ -25,12 +25,15 @@ from secex_firstboot.contract.partitions import VOLUMES
 from secex_firstboot.contract.report import Report
 from secex_firstboot.contract.settings import Fallback
 from secex_firstboot.hostkeys import document
+from secex_firstboot.roots import growing
+from secex_firstboot.roots.kinds import Plain, Root
 from secex_firstboot.running import system
-from secex_firstboot.storage import cryptsetup, devicemapper, growing
+from secex_firstboot.storage import cryptsetup, devicemapper
 from secex_firstboot.storage.mounted import Mounted
 
 T = TypeVar("T")
 
+_TOP = PurePath("/")
 _KERNELS = PurePath("/usr/lib/modules")  # a directory each
 _DRACUT = PurePath("/usr/lib/dracut/dracut-version.sh")
 _DRACUT_VERSION = re.compile(r"^DRACUT_VERSION=[\"']?([\w.+~:-]+)", re.MULTILINE)
@@ -143,20 +146,20 @@ class Status:
     untold: tuple[str, ...]
 
 
-def gather(root: Path, context: Context | None) -> Status:
+def gather(root: Root, context: Context | None) -> Status:
     """``context`` is that of the running system; None: ``root`` is one that is only mounted.
 
     Raises Refusal if first boot did not set up the system on ``root``.
     """
     system.check_provisioned(root, "it has no status to show")
-    look = _Look(root)
+    look, top = _Look(root), root.place(_TOP)
     if not context:
-        look.untold.append(f"mappings, growth: {root} is not the running system")
-    keys = document.this_host_key_hashes(paths.below(root, paths.THIS_HOSTS_KEYS))
+        look.untold.append(f"mappings, growth: {top} is not the running system")
+    keys = document.this_host_key_hashes(root.place(paths.THIS_HOSTS_KEYS))
     return Status(
-        root=str(root),
+        root=str(top),
         running=context is not None,
-        sealed=look.tell(str(paths.SEALED), lambda: exists(paths.below(root, paths.SEALED))),
+        sealed=look.tell(str(paths.SEALED), lambda: exists(root.state(paths.SEALED))),
         this_machine=tuple(sorted(key.hex() for key in keys)),
         hosts=_hosts(look, keys),
         volumes=(volumes := _volumes(look, live=context is not None)),
@@ -171,8 +174,8 @@ def gather(root: Path, context: Context | None) -> Status:
 class _Look:
     """Reads below ``root``, and gathers what cannot be told."""
 
-    def __init__(self, root: Path) -> None:
-        self.root, self._real = root, root.resolve()
+    def __init__(self, root: Root) -> None:
+        self.root = root
         self.untold: list[str] = []
 
     def tell(self, what: str, look: Callable[[], T]) -> T | None:
@@ -185,12 +188,16 @@ class _Look:
             self.untold.append(f"{what}: {error}")
         return None
 
-    def read(self, path: PurePath, limit: int) -> bytes | None:
-        """A regular file of at most ``limit`` bytes; None if there is none. Raises OSError, ValueError."""
+    def read(self, path: PurePath, limit: int, *, state: bool = False) -> bytes | None:
+        """A regular file of at most ``limit`` bytes; None if there is none. Raises OSError, ValueError.
+
+        ``state``: of the volume, see Root.state.
+        """
         # Whatever it is now, opening it neither waits nor does anything.
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            descriptor = os.open(self._inside(path), flags)
+            top = Plain(self.root.volume, None) if state else self.root
+            descriptor = os.open(_inside(top, path), flags)
         except FileNotFoundError:
             return None
         with os.fdopen(descriptor, "rb") as stream:
@@ -208,7 +215,7 @@ class _Look:
     def names(self, directory: PurePath) -> list[str]:
         """What is in it, sorted; nothing if there is none."""
         try:
-            with os.scandir(self._inside(directory)) as entries:
+            with os.scandir(_inside(self.root, directory)) as entries:
                 found = [entry.name for entry in islice(entries, _NAMES_LIMIT + 1)]
         except FileNotFoundError:
             return []
@@ -216,12 +223,13 @@ class _Look:
             raise ValueError(f"holds more than {_NAMES_LIMIT} names")
         return sorted(found)
 
-    def _inside(self, path: PurePath) -> Path:
-        """Where it is, at the end of all links: those of a root that is only mounted may lead out of it."""
-        found = paths.below(self.root, path).resolve()
-        if not found.is_relative_to(self._real):
-            raise ValueError("leads out of the root")
-        return found
+
+def _inside(root: Root, path: PurePath) -> Path:
+    """Where it is, at the end of all links: those of a root that is only mounted may lead out of it."""
+    found = root.place(path).resolve()
+    if not found.is_relative_to(root.place(_TOP).resolve()):
+        raise ValueError("leads out of the root")
+    return found
 
 
 def _few(look: _Look, what: PurePath, names: list[str]) -> list[str]:
@@ -292,7 +300,7 @@ def _is_as_recorded(look: _Look, name: str) -> bool:
 
 
 def _growth(look: _Look, context: Context | None, volume: Mapping | None) -> Growth:
-    grown = look.tell(str(paths.GROWN), lambda: exists(paths.below(look.root, paths.GROWN)))
+    grown = look.tell(str(paths.GROWN), lambda: exists(look.root.place(paths.GROWN)))
     if not context:
         return Growth(None, grown, None, None)
     return Growth(
@@ -300,14 +308,14 @@ def _growth(look: _Look, context: Context | None, volume: Mapping | None) -> Gro
         grown=grown,
         file_system_size=look.tell(
             "the size of the root file system",
-            lambda: Mounted.find(look.root, devicemapper.MAPPER / "root").size(),
+            lambda: Mounted.find(look.root.volume, devicemapper.MAPPER / "root").size(),
         ),
         volume_size=volume.size if volume else None,
     )
 
 
 def _boot_images(look: _Look, context: Context | None) -> BootImages | None:
-    content = look.read(paths.BOOT_IMAGES, _REPORT_LIMIT)
+    content = look.read(paths.BOOT_IMAGES, _REPORT_LIMIT, state=True)
     if content is None:
         raise ValueError("there is no record of them")
     try:
@@ -337,8 +345,9 @@ def _dracut(look: _Look) -> str | None:
 
 def _systemd(look: _Look) -> str | None:
     for pattern in _SYSTEMD:
-        for directory in sorted(look.root.glob(pattern)):
-            for name in look.names("/" / directory.relative_to(look.root)):
+        top = look.root.place(_TOP)
+        for directory in sorted(top.glob(pattern)):
+            for name in look.names(_TOP / directory.relative_to(top)):
                 if found := _SYSTEMD_VERSION.fullmatch(name):
                     return found[1]
     return None

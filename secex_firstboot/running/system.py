@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from secex_firstboot.basic.context import Context
+from secex_firstboot.basic.context import Context, kernel_command_line
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.basic.files import exists
 from secex_firstboot.contract import parameters, paths
+from secex_firstboot.roots import kinds
+from secex_firstboot.roots.kinds import Root
 
 
-def check_provisioned(root: Path, nothing: str) -> None:
+def root() -> Root:
+    """Of the system that runs. Raises FirstbootError if its kernel command line makes no sense."""
+    return kinds.of(Path("/"), kernel_command_line())
+
+
+def check_provisioned(root: Root, nothing: str) -> None:
     """Raise Refusal if first boot did not set up the system on ``root``; ``nothing`` says what follows."""
-    if not exists(paths.below(root, paths.LUKS_KEYS / "root")):
+    if not exists(root.state(paths.LUKS_KEYS / "root")):
         raise Refusal("SX-SYSTEM-01", "this system was not set up by secex-firstboot", nothing)
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from secex_firstboot.basic.context import Context
 from secex_firstboot.roots import remains
+from secex_firstboot.roots.kinds import Root
 from secex_firstboot.running import system, update
 from secex_firstboot.storage import disk
 
 
-def in_system(context: Context, root: Path) -> None:
+def in_system(context: Context, root: Root) -> None:
     """Raises Refusal if first boot did not set up the system on ``root``."""
     system.check_provisioned(root, "there is nothing to tidy here")
     with update.alone(root), update.se(root, disk.find_disk()) as se:

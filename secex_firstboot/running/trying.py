@@ -11,7 +11,7 @@ asked for.
 from __future__ import annotations
 
 from contextlib import nullcontext, suppress
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError, Refusal
@@ -19,6 +19,7 @@ from secex_firstboot.basic.process import run
 from secex_firstboot.contract import paths, settings
 from secex_firstboot.contract.boot_image import Images, State
 from secex_firstboot.roots import system_image
+from secex_firstboot.roots.kinds import Root
 from secex_firstboot.running import restart, system, update
 from secex_firstboot.sdboot import boot_record
 
@@ -26,7 +27,7 @@ _NO_IMAGES = "it has no boot images"
 _MOTD = PurePath("/run/motd.d/50-secex-firstboot")  # pam_motd(8)
 
 
-def at_boot(context: Context, root: Path) -> None:
+def at_boot(context: Context, root: Root) -> None:
     """Early in a start, if its image has not come up yet: until it has, a restart goes back to the image that
     was before it, also one that a panic brings.
 
@@ -44,7 +45,7 @@ def at_boot(context: Context, root: Path) -> None:
             restart.ask_for(root, boot_record.FALLBACK_ENTRY)
 
 
-def at_start(context: Context, root: Path) -> None:
+def at_start(context: Context, root: Root) -> None:
     """Once the system is up: its image is good; or, if it is not the newest, the newest is not.
 
     Raises Refusal if first boot did not set up the system on ``root``.
@@ -64,7 +65,7 @@ def at_start(context: Context, root: Path) -> None:
     if cut_short:
         context.say("an update was cut short: the boot image is made anew")
         _, after = update.in_system(context, root)
-    motd = paths.below(root, _MOTD)
+    motd = root.place(_MOTD)
     motd.unlink(missing_ok=True)
     if failure := failure_of(after):
         context.say(failure)
@@ -72,7 +73,7 @@ def at_start(context: Context, root: Path) -> None:
         motd.write_text(f"secex-firstboot: {failure}\n")
 
 
-def _judged(context: Context, root: Path, images: Images) -> Images:
+def _judged(context: Context, root: Root, images: Images) -> Images:
     """What is known of the images now that this system is up."""
     running = system.generation(context)
     after = images
@@ -85,7 +86,7 @@ def _judged(context: Context, root: Path, images: Images) -> Images:
             up = images.fallback.model_copy(update={"state": State.UP})
             after = after.model_copy(update={"fallback": up})
     try:
-        return update.set_to(after, settings.value(root, settings.FALLBACK))
+        return update.set_to(after, settings.value(root.place(paths.SETTINGS), settings.FALLBACK))
     except Refusal as refusal:
         context.say(f"the setting stays as it was: {refusal}")
         return after
@@ -100,7 +101,7 @@ def failure_of(images: Images) -> str:
     return f"{what} was tried and did not come up; the one before it runs: secex status says what to do"
 
 
-def at_stop(context: Context, root: Path) -> None:
+def at_stop(context: Context, root: Root) -> None:
     """When the system ends: an update, if one is due; and if it restarts, ask for what is to be tried."""
     system.check_provisioned(root, _NO_IMAGES)
     try:
@@ -113,7 +114,7 @@ def at_stop(context: Context, root: Path) -> None:
             _try(context, root, images)
 
 
-def _try(context: Context, root: Path, images: Images) -> None:
+def _try(context: Context, root: Root, images: Images) -> None:
     """Ask for the newest, if it is new; whatever starts it next, that is a try."""
     newest = images.newest
     if _is_tried(context, images):

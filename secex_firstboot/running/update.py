@@ -11,12 +11,13 @@ from pathlib import Path
 from secex_firstboot.basic import signals
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import Refusal
-from secex_firstboot.basic.files import exists
+from secex_firstboot.basic.files import exists, write_private
 from secex_firstboot.basic.process import run
 from secex_firstboot.contract import paths, settings
 from secex_firstboot.contract.boot_image import Image, Images, State
 from secex_firstboot.contract.settings import Fallback
 from secex_firstboot.roots import system_image
+from secex_firstboot.roots.kinds import Root
 from secex_firstboot.roots.system_image import SystemImage
 from secex_firstboot.running import apt, hosts, restart, system
 from secex_firstboot.sdboot import boot_record, contents
@@ -25,11 +26,12 @@ from secex_firstboot.storage import disk
 from secex_firstboot.storage.disk import Disk
 
 _SCRATCH = paths.IMAGE_STATE / "scratch"  # on the encrypted root, as what it gets for a moment is secret
+_SWITCHED = paths.IMAGE_STATE / "boot-record"
 _NEW = "there is no record of the image before it"
 
 
 def in_system(
-    context: Context, root: Path, *, again: bool = False, moving: bool = False
+    context: Context, root: Root, *, again: bool = False, moving: bool = False
 ) -> tuple[tuple[str, ...], Images]:
     """What has changed since the newest image was made, and is in it now (nothing, if it is up to date), and
     the images that there are.
@@ -42,8 +44,8 @@ def in_system(
     system.check_provisioned(root, "it has no boot image to update")
     with alone(root):
         hosts.settle(context, root, moving=moving)
-        image = system_image.find(root, root / "boot")
-        setting = settings.value(root, settings.FALLBACK)
+        image = system_image.find(root, root.place(paths.BOOT))
+        setting = settings.value(root.place(paths.SETTINGS), settings.FALLBACK)
         images = system_image.images(root)
         recorded = images.newest.inputs if images and not was_cut_short(root, images) else None
         changed = _changed(recorded, image.inputs)
@@ -58,7 +60,7 @@ def in_system(
 
 
 def _make(
-    context: Context, root: Path, image: SystemImage, images: Images | None, setting: Fallback
+    context: Context, root: Root, image: SystemImage, images: Images | None, setting: Fallback
 ) -> Images:
     _check_initramfs(image.entry)
     running, system_disk = system.generation(context), disk.find_disk()
@@ -71,6 +73,7 @@ def _make(
                 raise
             # The other one goes first; only the last good one starts until the new one is there.
             boot_record.leave(where, system_disk, scratch, name)
+            _note_switch(root, system_disk)
             record(root, Images(newest=good, setting=setting))
             name = boot_record.IMAGE
             contents.check_room(where, image.entry)
@@ -80,6 +83,7 @@ def _make(
         after = Images(newest=made, fallback=good, setting=setting)
         system_image.allow_new(root, made.generation)
         boot_record.install(where, system_disk, scratch, fallback=name, default=_default(after))
+        _note_switch(root, system_disk)
     record(root, after)
     return after
 
@@ -122,12 +126,12 @@ def _changed(before: Mapping[str, str] | None, now: Mapping[str, str]) -> tuple[
 # --- also for what tries them ---
 
 
-def was_cut_short(root: Path, images: Images) -> bool:
+def was_cut_short(root: Root, images: Images) -> bool:
     """Whether an update was, so that another image may start than those on record."""
     return system_image.allowed(root) != images.generations
 
 
-def record(root: Path, images: Images) -> None:
+def record(root: Root, images: Images) -> None:
     """Of these, and of no other, are the images that may start; apt leaves their kernels alone."""
     if not images.fallback:
         restart.take_back(root)
@@ -145,19 +149,32 @@ def set_to(images: Images, setting: Fallback) -> Images:
     return images.model_copy(update={"setting": setting} | ({"fallback": None} if drop else {}))
 
 
-def arrange(root: Path, before: Images, after: Images) -> None:
+def arrange(root: Root, before: Images, after: Images) -> None:
     """Let the boot map and the record be as ``after`` says, which has the same newest image."""
-    if before == after and not (after.are_up and exists(paths.below(root, paths.NOT_UP))):
+    system_disk = disk.find_disk()
+    ours = _is_as_switched(root, system_disk)
+    if before == after and ours and not (after.are_up and exists(root.state(paths.NOT_UP))):
         return
     system_image.mark(root)
-    if (before.starts_newest, before.fallback) != (after.starts_newest, after.fallback):
-        system_disk = disk.find_disk()
+    if not ours or (before.starts_newest, before.fallback) != (after.starts_newest, after.fallback):
         with _scratch(root) as scratch, se(root, system_disk) as where:
             if after.fallback:
                 boot_record.choose(where, system_disk, scratch, _default(after))
             else:
                 boot_record.leave(where, system_disk, scratch, boot_record.IMAGE)
+            _note_switch(root, system_disk)
     record(root, after)
+
+
+def _note_switch(root: Root, system_disk: Disk) -> None:
+    write_private(root.state(_SWITCHED), boot_record.current(system_disk))
+
+
+def _is_as_switched(root: Root, system_disk: Disk) -> bool:
+    """Whether the firmware begins with what was written here: libostree, and whoever calls zipl, let it begin
+    with one image alone."""
+    path = root.state(_SWITCHED)
+    return not exists(path) or path.read_bytes() == boot_record.current(system_disk)
 
 
 def _default(images: Images) -> int:
@@ -165,9 +182,9 @@ def _default(images: Images) -> int:
 
 
 @contextmanager
-def alone(root: Path) -> Iterator[None]:
+def alone(root: Root) -> Iterator[None]:
     """One at a time changes partition se and the record of the images. Told to end, it leaves in order."""
-    lock = paths.below(root, paths.RUNTIME / "update.lock")
+    lock = root.place(paths.RUNTIME / "update.lock")
     lock.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with lock.open("w") as stream, signals.unwinding():
         fcntl.flock(stream, fcntl.LOCK_EX)
@@ -175,17 +192,17 @@ def alone(root: Path) -> Iterator[None]:
 
 
 @contextmanager
-def se(root: Path, found: Disk) -> Iterator[Path]:
+def se(root: Root, found: Disk) -> Iterator[Path]:
     """Partition se of this disk, mounted, with nothing left of a switch that was cut short. Only for who is
     alone."""
-    with boot_record.mounted(found, paths.below(root, paths.RUNTIME / "se")) as where:
+    with boot_record.mounted(found, root.place(paths.RUNTIME / "se")) as where:
         boot_record.settle(where, found)
         yield where
 
 
 @contextmanager
-def _scratch(root: Path) -> Iterator[Path]:
-    where = paths.below(root, _SCRATCH)
+def _scratch(root: Root) -> Iterator[Path]:
+    where = root.state(_SCRATCH)
     shutil.rmtree(where, ignore_errors=True)  # of one that was killed
     where.mkdir(mode=0o700, parents=True)
     try:

@@ -40,8 +40,9 @@ class BootEntry:
 
     @property
     def release(self) -> str:
-        """Of its kernel, as the entry has it, or else the name of the file: vmlinuz-RELEASE."""
-        return self.version or self.linux.name.partition("-")[2]
+        """Of its kernel, as the name of the file has it, vmlinuz-RELEASE, or else the entry. libostree's have
+        a number for a version."""
+        return self.linux.name.partition("-")[2] or self.version
 
 
 def find(boot: Path) -> BootEntry:

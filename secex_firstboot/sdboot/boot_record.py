@@ -27,6 +27,7 @@ from secex_firstboot.storage.disk import Disk
 IMAGE = "sdboot"
 FALLBACK = "sdboot.old"
 NEW_IMAGE = "sdboot.new"
+KEPT = "sdboot.kept"  # the newest as well: libostree removes its name before it has another one
 BOOT_MAP = "bootmap"
 PROGRAM = 440  # bytes of the first block; behind them lies a partition table, which grows with the disk
 
@@ -69,8 +70,15 @@ def identity(image: Path) -> str:
     return hashlib.sha256(_read(image, _START_SIZE)).hexdigest()
 
 
+def current(disk: Disk) -> bytes:
+    """What the firmware begins with; another boot map has another one."""
+    return _read(disk.device, PROGRAM)
+
+
 def settle(se: Path, disk: Disk) -> None:
     """Finish or take back a switch that was cut short, and remove an image that never became bootable."""
+    if not exists(se / IMAGE):
+        _link(se / KEPT, se / IMAGE)
     previous = se / _PREVIOUS
     if exists(previous) and _read(previous / _RECORD, PROGRAM) == _read(disk.device, PROGRAM):
         for name in (IMAGE, BOOT_MAP):
@@ -90,6 +98,7 @@ def tidy(se: Path) -> None:
     for pattern in (f"{NEW_IMAGE}*", f"{BOOT_MAP}_temp.*"):  # zipl's own, zipl/include/bootmap.h
         for leftover in se.glob(pattern):
             leftover.unlink()
+    _link(se / IMAGE, se / KEPT)
     sync(se)
 
 
@@ -131,6 +140,7 @@ def _switch(se: Path, disk: Disk, scratch: Path, default: int) -> None:
     sync(se)
     _write_record(disk, record)
     _remove(se / _PREVIOUS)
+    _link(se / IMAGE, se / KEPT)
     sync(se)
 
 

@@ -28,7 +28,7 @@ NETWORK = Family(
 
 def check(command_line: str) -> None:
     """Raise Refusal if it lets the host in: that of the image's sdboot, and that of the personalised one."""
-    parameters.check(command_line, (*parameters.NEEDED, *parameters.OURS))
+    parameters.check(command_line, (*parameters.NEEDED, *parameters.OURS, parameters.OSTREE))
     for word in loosely(command_line):
         if name(word) in ROOT_FROM_NETWORK:
             raise Refusal(

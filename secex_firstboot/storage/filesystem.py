@@ -84,13 +84,17 @@ def mounted(device: Path, where: Path, *, type: str, read_only: bool = False) ->
     try:
         yield where
     finally:
-        run(["umount", where])
+        unmount(where)
 
 
 def mount(device: Path, where: Path, *, type: str, options: str = "") -> None:
     where.mkdir(parents=True, exist_ok=True)
     safe = ",".join(filter(None, ["nosuid,nodev", options]))
     run(["mount", "-t", type, "-o", safe, device, where])
+
+
+def unmount(where: Path) -> None:
+    run(["umount", where])
 
 
 def mount_sources(where: Path) -> list[str]:

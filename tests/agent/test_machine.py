@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from support import plain
 
-from secex_firstboot.agent import machine, places
+from secex_firstboot.agent import machine, places, volumes
 from secex_firstboot.agent.report import Report
 from secex_firstboot.agent.step import Context, Stage, Status, Step, done, ready, waiting
 from secex_firstboot.basic.errors import FirstbootError, Refusal
@@ -221,7 +223,8 @@ def test_a_sealed_system_keeps_the_report_and_says_its_summary(
     monkeypatch: pytest.MonkeyPatch, context: Context, runtime: Path, said: list[str]
 ) -> None:
     with_steps(monkeypatch, Fake("a"), Fake("b", Stage.SEAL))
-    kept = runtime.parent / "sysroot" / paths.SYSTEM_REPORT.relative_to("/")
+    kept = runtime.parent / "root" / paths.SYSTEM_REPORT.relative_to("/")
+    monkeypatch.setattr(volumes, "root_mounted", lambda context: nullcontext(plain(runtime.parent / "root")))
     machine.run(Stage.PROVISION, context)
     assert not kept.exists()
     assert not any("complete" in line for line in said)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from harness.site import Host
-from support import needs, se_tree
+from support import needs, plain, se_tree
 from support.builds import (
     CONTEXT,
     MIB,
@@ -97,7 +97,7 @@ def test_a_link_out_of_the_tree_is_replaced(
         with tarfile.open(source, "w") as archive:
             archive.add(own, ".")
     tree.unpack(CONTEXT, source, tmp_path / "made")
-    sealing.keep_loaders(tmp_path / "made", tmp_path / "made/boot")
+    sealing.keep_loaders(plain(tmp_path / "made"), tmp_path / "made/boot")
     assert untouched(outside)
     assert (tmp_path / "made/boot" / sealing.LOADERS / "stage3.bin").read_bytes().startswith(b"stage3")
 
@@ -153,7 +153,7 @@ def test_the_agent_of_another_tree_does_not_count(own: Path, tmp_path: Path) -> 
     packages.rename(tmp_path / "packages")
     packages.symlink_to(tmp_path / "packages")
     with pytest.raises(Refusal, match="secex-firstboot is not installed in the tree"):
-        rules.agent_version(own)
+        rules.agent_version(plain(own))
 
 
 @pytest.mark.parametrize(("line", "locked"), [("root:x:0", True), ("root::0", False), ("root:xy:0", False)])
@@ -245,7 +245,7 @@ def file_system(content: Path, image: Path) -> Path:
 
 def boot_of(own: Path) -> Path:
     check(own)
-    sealing.keep_loaders(own, own / "boot")
+    sealing.keep_loaders(plain(own), own / "boot")
     return own / "boot"
 
 

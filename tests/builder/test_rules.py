@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from support import se_tree
+from support import plain, se_tree
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import Refusal
@@ -245,7 +245,7 @@ def test_a_kernel_whose_configuration_is_missing_is_taken_with_a_warning(tree: P
 
 
 def test_without_the_agent_in_the_tree_it_is_refused(tree: Path) -> None:
-    assert rules.agent_version(tree) == "0.1.0"
+    assert rules.agent_version(plain(tree)) == "0.1.0"
     (tree / "usr/lib/python3/dist-packages/secex_firstboot/__init__.py").unlink()
     with pytest.raises(Refusal, match="secex-firstboot is not installed in the tree"):
-        rules.agent_version(tree)
+        rules.agent_version(plain(tree))

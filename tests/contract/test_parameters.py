@@ -23,6 +23,12 @@ ROWS: list[tuple[Parameter[Any], str, Any, list[str]]] = [
     (BOOT, f"={HASH}", HASH, ["", "=", f"={HASH[:-1]}", f"={HASH}0", f"={HASH.upper()}", f"=0x{HASH[2:]}"]),
     (ROOT_HASH, f"={HASH}", HASH, ["", "=", f"={'g' * 64}"]),
     (
+        parameters.OSTREE,
+        f"=/ostree/boot.1/debian/{HASH}/0",
+        f"/ostree/boot.1/debian/{HASH}/0",
+        ["", "=", "=/etc", f"=/ostree/boot.1/debian/{HASH}", f"=/ostree/boot.1/../../{HASH}/0"],
+    ),
+    (
         parameters.ROOT,
         "=/dev/mapper/root",
         "/dev/mapper/root",
@@ -70,8 +76,8 @@ def test_what_is_not_there_has_its_default_or_is_refused(row: Parameter[Any]) ->
     others = f"x{row.name}=1 {row.name}x=1 x={row.name}=1"
     if row.default is not None:
         assert value(others, row) == row.default
-        written = "1" if row.values[0] in ("MiB", "NUMBER") else row.values[0]
-        assert type(row.default) is type(row.read(written))
+        (right,) = (written.removeprefix("=") for each, written, *_ in ROWS if each is row)
+        assert type(row.default) is type(row.read(right))
     else:
         with pytest.raises(Refusal, match=re.escape(f"the kernel command line has no {row}")):
             value(others, row)

@@ -125,6 +125,8 @@ REFUSED = {
     "secex.*": ["secex.headroom=1"],
     "ignition.*": ["ignition.firstboot", "ignition.platform.id=metal"],
     "bootfs.*": ["bootfs.roothash=00"],
+    "ostree*": ["ostree=/ostree/boot.0/a/b/0", "ostree.prepare-root.composefs=0", "ostree-x"],
+    "composefs*": ["composefs=abc"],
     "kgdb*": ["kgdboc=ttyS0", "kgdboc.kgdboc=ttyS0", "kgdbwait"],
     "kdb*": ["kdb.cmd_enable=1"],
     "ekgdboc": ["ekgdboc=kbd"],

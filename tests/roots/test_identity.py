@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from support import plain
 
 from secex_firstboot.agent.step import Context
 from secex_firstboot.basic.errors import Refusal
@@ -59,7 +60,7 @@ def test_what_identifies_one_machine_is_refused_by_name(name: str, tmp_path: Pat
     with pytest.raises(
         Refusal, match=f"what identifies one machine: /{name}: build it without, or with {REPLACE}"
     ):
-        identity.check(Context(""), root)
+        identity.check(Context(""), plain(root))
 
 
 @pytest.mark.parametrize("words", ["", REPLACE])
@@ -71,24 +72,24 @@ def test_a_private_key_is_refused_also_where_the_rest_is_replaced(
     with pytest.raises(
         Refusal, match=f"private keys that all its guests would share: /{name}: build it without"
     ):
-        identity.check(Context(words), root)
+        identity.check(Context(words), plain(root))
 
 
 def test_what_is_public_passes_also_in_a_root_that_is_nearly_empty(tmp_path: Path) -> None:
-    identity.check(Context(""), make(tmp_path, PUBLIC))
+    identity.check(Context(""), plain(make(tmp_path, PUBLIC)))
     (tmp_path / "empty/etc").mkdir(parents=True)
-    identity.check(Context(""), tmp_path / "empty")
+    identity.check(Context(""), plain(tmp_path / "empty"))
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"uninitialized\n", b"uninitialized"])
 def test_a_machine_id_that_is_none_passes(content: bytes, tmp_path: Path) -> None:
-    identity.check(Context(""), make(tmp_path, {"etc/machine-id": content}))
+    identity.check(Context(""), plain(make(tmp_path, {"etc/machine-id": content})))
 
 
 def test_a_machine_id_that_is_a_link_is_judged_where_it_leads(tmp_path: Path) -> None:
     root = make(tmp_path, {"etc/machine-id": b"", "var/lib/dbus/other": b""})
     (root / "var/lib/dbus/machine-id").symlink_to("/etc/machine-id")
-    identity.check(Context(""), root)
+    identity.check(Context(""), plain(root))
 
 
 def test_no_link_is_followed_out_of_the_image(tmp_path: Path) -> None:
@@ -96,25 +97,25 @@ def test_no_link_is_followed_out_of_the_image(tmp_path: Path) -> None:
     root = make(tmp_path / "root", PUBLIC)
     (root / "etc/link").symlink_to(outside)
     (root / "etc/key").symlink_to(outside / "key")
-    identity.check(Context(""), root)
+    identity.check(Context(""), plain(root))
 
 
 def test_a_long_list_is_cut_and_strange_names_do_no_harm_to_the_console(tmp_path: Path) -> None:
     root = make(tmp_path, {f"etc/{name}": SSH_KEY for name in ("a\n\x1b[2J", "b", "c", "d", "e")})
     with pytest.raises(Refusal, match=r": /etc/a\\n\\x1b\[2J, /etc/b, /etc/c and 2 more: ") as refused:
-        identity.check(Context(""), root)
+        identity.check(Context(""), plain(root))
     assert "\n" not in str(refused.value)
 
 
 def test_an_image_that_asks_for_it_has_it_removed_and_nothing_else(tmp_path: Path) -> None:
     root, said = make(tmp_path, PUBLIC | MADE_ANEW), list[str]()
-    identity.check(Context(REPLACE, say=said.append), root)
+    identity.check(Context(REPLACE, say=said.append), plain(root))
     assert ["/etc/ssh/ssh_host_ed25519_key, " in line for line in said] == [True]
-    identity.remove(root)
+    identity.remove(plain(root))
     assert holds(root) == set(PUBLIC)
     assert (root / "etc/machine-id").read_bytes() == b"uninitialized\n"
-    identity.check(Context(""), root)
-    identity.remove(root)
+    identity.check(Context(""), plain(root))
+    identity.remove(plain(root))
     assert holds(root) == set(PUBLIC)
 
 
@@ -132,9 +133,9 @@ def test_a_machine_id_is_replaced_as_a_whole_or_not_at_all(
         with monkeypatch.context() as patch:
             patch.setattr(owner, step, fail)
             with pytest.raises(OSError, match="Input/output"):
-                identity.remove(root)
+                identity.remove(plain(root))
         assert (root / "etc/machine-id").read_bytes() == MADE_ANEW["etc/machine-id"]
-    identity.remove(root)
+    identity.remove(plain(root))
     assert (root / "etc/machine-id").read_bytes() == b"uninitialized\n"
     assert (root / "etc/machine-id").stat().st_mode & 0o777 == 0o644
     assert holds(root) == set(PUBLIC)
@@ -147,7 +148,7 @@ def test_a_machine_id_that_is_missing_is_written_and_an_empty_one_stays(
     root = make(
         tmp_path, {"etc/hostname": b"guest\n"} | ({} if content is None else {"etc/machine-id": content})
     )
-    identity.remove(root)
+    identity.remove(plain(root))
     assert (root / "etc/machine-id").read_bytes() == left
     assert content is not None or (root / "etc/machine-id").stat().st_mode & 0o777 == 0o444
 
@@ -161,7 +162,7 @@ def test_an_unreadable_directory_is_no_answer(tmp_path: Path, monkeypatch: pytes
     root = make(tmp_path, PUBLIC)
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(OSError, match="Input/output"):
-        identity.check(Context(""), root)
+        identity.check(Context(""), plain(root))
 
 
 def test_more_files_than_can_be_looked_through_are_refused(
@@ -169,7 +170,7 @@ def test_more_files_than_can_be_looked_through_are_refused(
 ) -> None:
     root = make(tmp_path, {f"etc/{number}": b"" for number in range(5)})
     monkeypatch.setattr(identity, "_FILES_LIMIT", 5)
-    identity.check(Context(""), root)
+    identity.check(Context(""), plain(root))
     make(root, {"etc/one-more": b""})
     with pytest.raises(Refusal, match="more than 5 files below /etc"):
-        identity.check(Context(""), root)
+        identity.check(Context(""), plain(root))

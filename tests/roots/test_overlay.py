@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import REPOSITORY, needs
+from support import deployments, needs, plain
 
-from secex_firstboot.roots import overlay
+from secex_firstboot.basic.errors import FirstbootError
+from secex_firstboot.roots import kinds, overlay
+from secex_firstboot.roots.kinds import Root
 from secex_firstboot.storage import filesystem
 
 pytestmark = needs.mounting("mkfs.ext4")
@@ -45,12 +47,8 @@ def root(tmp_path: Path) -> Iterator[Path]:
 
 
 def begin(root: Path) -> None:
-    """As secex-firstboot-overlay.service does it."""
-    unit = REPOSITORY / "systemd/secex-firstboot-overlay.service"
-    for line in unit.read_text().splitlines():
-        if line.startswith("ExecStart="):
-            command = line.removeprefix("ExecStart=").replace("/sysroot", str(root)).split()
-            subprocess.run(command, check=True)
+    overlay.mount(plain(root), root)
+    assert overlay.is_mounted(plain(root), root)
 
 
 def change(root: Path) -> None:
@@ -92,7 +90,7 @@ def test_what_was_seen_through_the_overlay_is_there_without_it(root: Path, tmp_p
     begin(root)
     change(root)
     seen = tree(root)
-    overlay.take_over(root, tmp_path)
+    overlay.take_over(plain(root), root, tmp_path)
     assert filesystem.mount_sources(root) != ["overlay"]
     assert tree(root) == seen
     overlay.remove(root)
@@ -103,10 +101,18 @@ def test_what_is_mounted_below_stays_mounted(root: Path, tmp_path: Path) -> None
     begin(root)
     subprocess.run(["mount", "-t", "tmpfs", "boot", root / "boot"], check=True)
     (root / "boot/kernel").write_text("k")
-    overlay.take_over(root, tmp_path)
+    overlay.take_over(plain(root), root, tmp_path)
     assert filesystem.mount_sources(root / "boot") == ["boot"]
     assert (root / "boot/kernel").read_text() == "k"
     assert not list(tmp_path.glob("mount-*"))
+
+
+def test_what_lies_over_the_overlay_is_no_part_of_it(root: Path, tmp_path: Path) -> None:
+    begin(root)
+    subprocess.run(["mount", "-t", "tmpfs", "other", root], check=True)
+    with pytest.raises(FirstbootError, match="something is mounted over what Ignition wrote to"):
+        overlay.take_over(plain(root), root, tmp_path)
+    subprocess.run(["umount", root], check=True)
 
 
 def test_what_a_stage_left_that_did_not_end_is_dropped(root: Path) -> None:
@@ -114,14 +120,14 @@ def test_what_a_stage_left_that_did_not_end_is_dropped(root: Path) -> None:
     begin(root)
     change(root)
     subprocess.run(["umount", root], check=True)
-    assert not overlay.settle(root)
+    assert not overlay.settle(plain(root))
     assert tree(root) == before
     assert not (root / overlay.TOP).exists()
 
 
 def test_nothing_to_settle_is_nothing_done(root: Path) -> None:
     before = tree(root)
-    assert not overlay.settle(root)
+    assert not overlay.settle(plain(root))
     assert tree(root) == before
 
 
@@ -132,14 +138,14 @@ def test_after_a_cut_at_any_moment_of_taking_over_it_ends_as_it_was_seen(
     change(root)
     seen = tree(root)
     with monkeypatch.context() as patched:
-        patched.setattr(overlay, "_merge", lambda upper, lower: None)
-        overlay.take_over(root, tmp_path)
+        patched.setattr(overlay, "_merge", lambda root: None)
+        overlay.take_over(plain(root), root, tmp_path)
     cuts = 0
     while True:
         with monkeypatch.context() as patched:
             cut_after(patched, 2)
             try:
-                assert overlay.settle(root)
+                assert overlay.settle(plain(root))
                 break
             except PowerCut:
                 cuts += 1
@@ -163,3 +169,37 @@ def cut_after(monkeypatch: pytest.MonkeyPatch, operations: int) -> None:
 
     for owner, name in ((Path, "replace"), (Path, "unlink"), (os, "removexattr")):
         monkeypatch.setattr(owner, name, guarded(getattr(owner, name)))
+
+
+@pytest.fixture
+def deployed(root: Path) -> Root:
+    """A deployment on that file system, which ostree-prepare-root(1) shows elsewhere."""
+    (deployments.make(root) / "etc/motd").write_text("old")
+    return kinds.on(root, deployments.ARGUMENT)
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_of_a_deployment_etc_and_the_shared_var_are_taken_over_together_or_not_at_all(
+    deployed: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: bool
+) -> None:
+    system = tmp_path / "system"
+    system.mkdir()
+    subprocess.run(["mount", "--bind", deployed.place(Path("/")), system], check=True)
+    try:
+        overlay.mount(deployed, system)
+        (system / "etc/motd").write_text("new")
+        (system / "var/home/core").mkdir(parents=True)
+        if ended:  # the power fails as soon as that is on the disk
+            monkeypatch.setattr(overlay, "_merge", lambda root: None)
+            overlay.take_over(deployed, system, tmp_path)
+            monkeypatch.undo()
+        else:
+            for name in ("etc", "var"):
+                subprocess.run(["umount", system / name], check=True)
+    finally:
+        subprocess.run(["umount", "--recursive", system], check=True)
+    assert overlay.settle(deployed) is ended
+    assert deployed.place(Path("/etc/motd")).read_text() == ("new" if ended else "old")
+    assert deployed.place(Path("/var/home/core")).is_dir() is ended
+    overlay.remove(deployed.volume)
+    assert not (deployed.volume / overlay.TOP).exists()

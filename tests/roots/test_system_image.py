@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support import plain
 from support.machine import put
 
 from secex_firstboot.basic.errors import FirstbootError
@@ -41,16 +42,16 @@ def root(tmp_path: Path) -> Path:
     put(tmp_path / "boot/initrd", b"initramfs")
     entry = "linux /vmlinuz\ninitrd /initrd\noptions root=LABEL=root rd.neednet=1 secex.grow=off\n"
     put(tmp_path / "boot/loader/entries/a.conf", entry.encode())
-    system_image.remember(tmp_path, ARGUMENTS, UNITS, DOCUMENTS, {"root.crt": b"root"})
+    system_image.remember(plain(tmp_path), ARGUMENTS, UNITS, DOCUMENTS, {"root.crt": b"root"})
     return tmp_path
 
 
 def made(root: Path) -> dict[str, str]:
-    return system_image.find(root, root / "boot").inputs
+    return system_image.find(plain(root), root / "boot").inputs
 
 
 def test_the_initramfs_gets_what_opens_both_volumes_and_keeps_logins_off(root: Path) -> None:
-    files = system_image.find(root, root / "boot").files
+    files = system_image.find(plain(root), root / "boot").files
     keys = {f"/etc/luks/{name}{kind}" for name in VOLUMES for kind in ("", ".header", ".mode")}
     no_login = {f"/etc/secex-no-login/{name}" for name in UNITS}
     assert files.keys() == keys | no_login | {"/etc/crypttab"}
@@ -60,7 +61,7 @@ def test_the_initramfs_gets_what_opens_both_volumes_and_keeps_logins_off(root: P
 
 
 def test_its_command_line_is_the_entrys_as_the_config_wanted_it(root: Path) -> None:
-    words = system_image.find(root, root / "boot").command_line.split()
+    words = system_image.find(plain(root), root / "boot").command_line.split()
     assert {"root=/dev/mapper/root", "secex.grow=off", "audit=0", *ARGUMENTS.switches, *ARGUMENTS.masks} <= {
         *words
     }
@@ -69,7 +70,7 @@ def test_its_command_line_is_the_entrys_as_the_config_wanted_it(root: Path) -> N
 
 def test_it_is_for_the_proven_hosts(root: Path) -> None:
     put(root / "etc/se-hostkeys/ibm-z-hostkey-b", b"of somebody else")
-    assert system_image.find(root, root / "boot").documents == DOCUMENTS
+    assert system_image.find(plain(root), root / "boot").documents == DOCUMENTS
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ def test_what_is_missing_is_named(root: Path, path: str) -> None:
 
 
 def test_what_is_remembered_is_private_and_replaced_as_a_whole(root: Path) -> None:
-    system_image.remember(root, Arguments(), {}, {"ibm-z-hostkey-b": b"other"}, {})
+    system_image.remember(plain(root), Arguments(), {}, {"ibm-z-hostkey-b": b"other"}, {})
     state = root / "etc/luks/boot-image"
     assert sorted(path.name for path in state.rglob("*")) == [
         "arguments.json",
@@ -137,24 +138,24 @@ def image(generation: int, state: State = State.UP) -> Image:
 
 
 def test_the_record_of_the_images_is_found_again_and_none_but_they_may_start(root: Path) -> None:
-    assert system_image.images(root) is None
-    assert system_image.allowed(root) == set()
-    system_image.allow(root, {6, 7, 8})
+    assert system_image.images(plain(root)) is None
+    assert system_image.allowed(plain(root)) == set()
+    system_image.allow(plain(root), {6, 7, 8})
     images = Images(newest=image(8, State.NEW), fallback=image(6))
-    system_image.record(root, images)
-    assert system_image.images(root) == images
-    assert system_image.allowed(root) == {6, 8}
+    system_image.record(plain(root), images)
+    assert system_image.images(plain(root)) == images
+    assert system_image.allowed(plain(root)) == {6, 8}
     assert (root / "etc/luks/generations").read_text() == "8\n6\n"
 
 
 def test_a_record_that_cannot_be_read_is_none(root: Path) -> None:
-    system_image.record(root, Images(newest=image(1)))
+    system_image.record(plain(root), Images(newest=image(1)))
     put(root / "etc/luks/boot-image/images.json", b"{")
-    assert system_image.images(root) is None
+    assert system_image.images(plain(root)) is None
 
 
 @pytest.mark.parametrize("content", [b"1\nx\n", b"-1", b"1" * 10, b"\xff"])
 def test_numbers_that_are_none_stop_it(root: Path, content: bytes) -> None:
     put(root / "etc/luks/generations", content)
     with pytest.raises(FirstbootError, match="has something else than numbers"):
-        system_image.allowed(root)
+        system_image.allowed(plain(root))

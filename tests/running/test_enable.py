@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import needs
+from support import needs, plain
 from support.host_keys import CHAIN, certify, forged
 from support.machine import put
 
@@ -64,7 +64,7 @@ def test_the_kernel_that_runs_is_what_starts_next_with_its_arguments(
     root: Path, made: list[dict[str, Any]]
 ) -> None:
     context = Context("root=LABEL=x BOOT_IMAGE=0 quiet")
-    assert enable.make(context, root, None).disk == Path("/dev/vda")
+    assert enable.make(context, plain(root), None).disk == Path("/dev/vda")
     (image,) = made
     assert (image["command_line"], image["overlay"], image["hosts"]) == ("root=LABEL=x quiet", {}, [A])
     assert image["entry"].linux == root / "boot/vmlinuz-6.12"
@@ -72,14 +72,14 @@ def test_the_kernel_that_runs_is_what_starts_next_with_its_arguments(
 
 def test_a_boot_entry_counts_more(root: Path, made: list[dict[str, Any]]) -> None:
     put(root / "boot/loader/entries/a.conf", b"linux /vmlinuz-6.12\noptions of the entry\n")
-    enable.make(CONTEXT, root, None)
+    enable.make(CONTEXT, plain(root), None)
     assert made[0]["command_line"] == "of the entry"
 
 
 def test_what_is_missing_is_refused_before_anything_is_made(root: Path, made: list[dict[str, Any]]) -> None:
     def says(words: str) -> None:
         with pytest.raises(Refusal, match=words):
-            enable.make(CONTEXT, root, None)
+            enable.make(CONTEXT, plain(root), None)
 
     put(root / "etc/se-hostkeys" / A, forged("a"))
     says("is not signed by")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support import elsewhere
+from support import elsewhere, plain
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import Refusal
@@ -20,11 +20,11 @@ def test_only_a_system_that_first_boot_has_made_grows(tmp_path: Path, provisione
     if provisioned:
         (tmp_path / "etc/luks").mkdir(parents=True)
         (tmp_path / "etc/luks/root").touch()
-        grow.in_background(context, tmp_path)
+        grow.in_background(context, plain(tmp_path))
         assert lines == ["the root file system keeps its size: growing is off"]
     else:
         with pytest.raises(Refusal, match="was not set up by secex-firstboot"):
-            grow.in_background(context, tmp_path)
+            grow.in_background(context, plain(tmp_path))
 
 
 def test_the_command_line_says_why_it_refuses(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from support import needs
+from support import needs, plain
 from support.host_keys import CHAIN, NOW, certify, forged
 from support.machine import put
 
@@ -35,7 +35,7 @@ def root(tmp_path: Path) -> Path:
         put(tmp_path / "etc/se-hostkeys/certs" / name, content)
     put(tmp_path / "etc/se-hostkeys" / A, certify("a"))
     put(tmp_path / "etc/luks/root", b"key")
-    system_image.remember(tmp_path, Arguments(), {}, {A: certify("a")}, trusted)
+    system_image.remember(plain(tmp_path), Arguments(), {}, {A: certify("a")}, trusted)
     return tmp_path
 
 
@@ -51,8 +51,8 @@ def given(tmp_path: Path, name: str, content: bytes) -> list[Path]:
 
 
 def kept(root: Path) -> list[str]:
-    hosts.settle(CONTEXT, root)
-    return sorted(system_image.hosts(root))
+    hosts.settle(CONTEXT, plain(root))
+    return sorted(system_image.hosts(plain(root)))
 
 
 def test_with_nothing_new_nothing_is_proven_again(root: Path) -> None:
@@ -61,9 +61,9 @@ def test_with_nothing_new_nothing_is_proven_again(root: Path) -> None:
 
 
 def test_a_document_that_is_added_counts_once_it_was_proven(root: Path) -> None:
-    assert hosts.add(CONTEXT, root, given(root, "b.crt", certify("b")), []) == [B]
+    assert hosts.add(CONTEXT, plain(root), given(root, "b.crt", certify("b")), []) == [B]
     assert kept(root) == [A, B]
-    assert system_image.hosts(root)[B] == certify("b")
+    assert system_image.hosts(plain(root))[B] == certify("b")
 
 
 def test_one_that_somebody_put_there_counts_as_well_once_it_was_proven(root: Path) -> None:
@@ -76,10 +76,10 @@ def test_one_that_is_not_genuine_is_refused_and_never_counts(root: Path, *, by_h
     with pytest.raises(Refusal):
         if by_hand:
             put(root / "etc/se-hostkeys" / B, forged())
-            hosts.settle(CONTEXT, root)
+            hosts.settle(CONTEXT, plain(root))
         else:
-            hosts.add(CONTEXT, root, given(root, B, forged()), [])
-    assert list(system_image.hosts(root)) == [A]
+            hosts.add(CONTEXT, plain(root), given(root, B, forged()), [])
+    assert list(system_image.hosts(plain(root))) == [A]
     assert (root / "etc/se-hostkeys" / B).exists() is by_hand
 
 
@@ -89,7 +89,7 @@ def test_a_root_that_lies_beside_the_documents_proves_nothing(root: Path) -> Non
     trusted.rename(root / "etc/se-hostkeys/certs/root.crt")
     put(root / "etc/se-hostkeys" / B, certify("b"))
     with pytest.raises(Refusal, match="the image has no root certificate to trust"):
-        hosts.settle(CONTEXT, root)
+        hosts.settle(CONTEXT, plain(root))
 
 
 def test_what_proves_it_comes_along(root: Path) -> None:
@@ -97,8 +97,8 @@ def test_what_proves_it_comes_along(root: Path) -> None:
     moved = [path.rename(root / path.name) for path in sorted(certificates.iterdir())]
     file = given(root, "b.crt", certify("b"))
     with pytest.raises(Refusal):
-        hosts.add(CONTEXT, root, file, [])
-    assert hosts.add(CONTEXT, root, file, moved) == [B]
+        hosts.add(CONTEXT, plain(root), file, [])
+    assert hosts.add(CONTEXT, plain(root), file, moved) == [B]
     assert kept(root) == [A, B]
 
 
@@ -113,17 +113,17 @@ def test_one_in_another_form_is_the_same_and_nothing_is_written(root: Path) -> N
 def test_a_document_that_is_replaced_is_proven_anew(root: Path) -> None:
     put(root / "etc/se-hostkeys" / A, forged("a"))
     with pytest.raises(Refusal):
-        hosts.settle(CONTEXT, root)
+        hosts.settle(CONTEXT, plain(root))
     newer = certify("a", end=300)
     put(root / "etc/se-hostkeys" / A, newer)
-    hosts.settle(CONTEXT, root)
-    assert system_image.hosts(root) == {A: newer}
+    hosts.settle(CONTEXT, plain(root))
+    assert system_image.hosts(plain(root)) == {A: newer}
 
 
 def test_one_that_is_removed_counts_no_more(root: Path) -> None:
-    hosts.add(CONTEXT, root, given(root, "b", certify("b")), [])
+    hosts.add(CONTEXT, plain(root), given(root, "b", certify("b")), [])
     assert kept(root) == [A, B]
-    assert hosts.remove(root, ["a"]) == [A]
+    assert hosts.remove(plain(root), ["a"]) == [A]
     assert kept(root) == [B]
 
 
@@ -136,35 +136,35 @@ def test_one_that_is_removed_counts_no_more(root: Path) -> None:
     ],
 )
 def test_what_would_leave_nobody_is_refused(root: Path, names: Sequence[str], says: str) -> None:
-    hosts.add(CONTEXT, root, given(root, "b", certify("b")), [])
+    hosts.add(CONTEXT, plain(root), given(root, "b", certify("b")), [])
     runs_on(root, "a")
     with pytest.raises(Refusal, match=says):
-        hosts.remove(root, names)
+        hosts.remove(plain(root), names)
     assert kept(root) == [A, B]
 
 
 def test_a_guest_that_moves_may_leave_its_machine(root: Path) -> None:
-    hosts.add(CONTEXT, root, given(root, "b", certify("b")), [])
+    hosts.add(CONTEXT, plain(root), given(root, "b", certify("b")), [])
     runs_on(root, "a")
-    hosts.remove(root, [A], moving=True)
+    hosts.remove(plain(root), [A], moving=True)
     with pytest.raises(Refusal, match="no host-key document is for this machine"):
-        hosts.settle(CONTEXT, root)
-    hosts.settle(CONTEXT, root, moving=True)
-    assert list(system_image.hosts(root)) == [B]
+        hosts.settle(CONTEXT, plain(root))
+    hosts.settle(CONTEXT, plain(root), moving=True)
+    assert list(system_image.hosts(plain(root))) == [B]
 
 
 def test_documents_that_are_gone_by_themselves_stop_it(root: Path) -> None:
     (root / "etc/se-hostkeys" / A).unlink()
     with pytest.raises(Refusal, match="no host could start the guest"):
-        hosts.settle(CONTEXT, root)
-    assert list(system_image.hosts(root)) == [A]
+        hosts.settle(CONTEXT, plain(root))
+    assert list(system_image.hosts(plain(root))) == [A]
 
 
 # --- how they stand ---
 
 
 def judged(root: Path, later: timedelta = timedelta()) -> dict[str, Verdict]:
-    return {each.name: each.verdict for each in hosts.judge(CONTEXT, root, NOW + later, ask=False)}
+    return {each.name: each.verdict for each in hosts.judge(CONTEXT, plain(root), NOW + later, ask=False)}
 
 
 def ends(root: Path) -> timedelta:
@@ -184,20 +184,20 @@ def test_they_are_valid_until_they_end(root: Path) -> None:
 def test_one_that_was_proven_and_has_expired_stops_no_update(root: Path) -> None:
     expired = certify("a", start=-20, end=-10)
     put(root / "etc/se-hostkeys" / A, expired)
-    system_image.keep_hosts(root, {A: expired})
+    system_image.keep_hosts(plain(root), {A: expired})
     assert judged(root) == {A: Verdict.EXPIRED}
-    hosts.settle(CONTEXT, root)
+    hosts.settle(CONTEXT, plain(root))
 
 
 def test_one_that_is_revoked_stops_every_update_until_it_is_removed(root: Path) -> None:
-    hosts.add(CONTEXT, root, given(root, "b", certify("b")), [])
+    hosts.add(CONTEXT, plain(root), given(root, "b", certify("b")), [])
     assert kept(root) == [A, B]
     revoked = x509.load_pem_x509_certificate(certify("a"))
     put(root / "etc/se-hostkeys/certs/newer.crl", CHAIN.signing_key.crl(revoked=[revoked]))
     assert judged(root) == {A: Verdict.REVOKED, B: Verdict.VALID}
     with pytest.raises(Refusal, match=f"the host-key document {A} is revoked: secex hosts remove {A}"):
-        hosts.settle(CONTEXT, root)
-    hosts.remove(root, [A])
+        hosts.settle(CONTEXT, plain(root))
+    hosts.remove(plain(root), [A])
     assert kept(root) == [B]
 
 
@@ -213,9 +213,9 @@ def test_what_was_seen_to_be_revoked_stays_so_whatever_the_host_withholds(
     newer.unlink()
     assert judged(root, later) == {A: Verdict.REVOKED}
     with pytest.raises(Refusal, match="is revoked"):
-        hosts.settle(CONTEXT, root)
+        hosts.settle(CONTEXT, plain(root))
     put(root / "etc/se-hostkeys" / A, certify("a", end=300))  # of the same name, but another document
-    hosts.settle(CONTEXT, root)
+    hosts.settle(CONTEXT, plain(root))
     assert judged(root) == {A: Verdict.VALID}
 
 
@@ -227,26 +227,26 @@ def test_a_revocation_that_an_update_sees_is_kept_in_mind(root: Path, *, by_hand
         with pytest.raises(Refusal, match="revoked"):
             if by_hand:
                 put(root / "etc/se-hostkeys" / B, certify("b"))
-                hosts.settle(CONTEXT, root)
+                hosts.settle(CONTEXT, plain(root))
             else:
-                hosts.add(CONTEXT, root, given(root, B, certify("b")), [])
+                hosts.add(CONTEXT, plain(root), given(root, B, certify("b")), [])
         newer.unlink(missing_ok=True)  # the host keeps it away
     (root / "etc/se-hostkeys" / B).unlink(missing_ok=True)
     assert judged(root) == {A: Verdict.VALID}
     with pytest.raises(Refusal, match="revoked"):
-        hosts.add(CONTEXT, root, given(root, B, certify("b")), [])
+        hosts.add(CONTEXT, plain(root), given(root, B, certify("b")), [])
 
 
 def test_a_removal_that_was_cut_short_goes_on(root: Path) -> None:
     """Behind the document's end, and before the boot image without it."""
-    hosts.add(CONTEXT, root, given(root, "b", certify("b")), [])
+    hosts.add(CONTEXT, plain(root), given(root, "b", certify("b")), [])
     assert kept(root) == [A, B]
     runs_on(root, "a")
     for _ in range(2):
-        assert hosts.remove(root, [A], moving=True) == [A]
-    hosts.settle(CONTEXT, root, moving=True)
+        assert hosts.remove(plain(root), [A], moving=True) == [A]
+    hosts.settle(CONTEXT, plain(root), moving=True)
     with pytest.raises(Refusal, match="there is no host-key document"):
-        hosts.remove(root, [A], moving=True)
+        hosts.remove(plain(root), [A], moving=True)
 
 
 def test_a_document_that_is_just_being_written_is_none_yet(root: Path) -> None:
@@ -261,8 +261,8 @@ def test_one_that_nothing_proves_any_more_is_said(root: Path) -> None:
 
 
 def test_whether_one_is_for_this_machine_is_told_if_the_kernel_does(root: Path) -> None:
-    assert [each.this_machine for each in hosts.judge(CONTEXT, root, NOW, ask=False)] == [None]
+    assert [each.this_machine for each in hosts.judge(CONTEXT, plain(root), NOW, ask=False)] == [None]
     runs_on(root, "a")
-    assert [each.this_machine for each in hosts.judge(CONTEXT, root, NOW, ask=False)] == [True]
+    assert [each.this_machine for each in hosts.judge(CONTEXT, plain(root), NOW, ask=False)] == [True]
     runs_on(root, "b")
-    assert [each.this_machine for each in hosts.judge(CONTEXT, root, NOW, ask=False)] == [False]
+    assert [each.this_machine for each in hosts.judge(CONTEXT, plain(root), NOW, ask=False)] == [False]

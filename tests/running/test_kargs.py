@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support import plain
 from support.machine import put
 
 from secex_firstboot.basic.errors import Refusal
@@ -25,13 +26,13 @@ def entry(root: Path) -> str:
 
 
 def test_they_are_shown_and_nothing_is_written(root: Path) -> None:
-    assert kargs.change(root, [], []) == ["root=/dev/mapper/root", "quiet", "a=1"]
+    assert kargs.change(plain(root), [], []) == ["root=/dev/mapper/root", "quiet", "a=1"]
     assert entry(root) == ENTRY
 
 
 def test_one_is_added_and_another_removed_and_the_rest_of_the_entry_stays(root: Path) -> None:
     expected = ["root=/dev/mapper/root", "a=1", "audit=1"]
-    assert kargs.change(root, ["audit=1", "a=1"], ["quiet"]) == expected
+    assert kargs.change(plain(root), ["audit=1", "a=1"], ["quiet"]) == expected
     assert entry(root) == f"title A\nlinux /vmlinuz\n# a comment\noptions {' '.join(expected)}\n"
 
 
@@ -48,5 +49,5 @@ def test_one_is_added_and_another_removed_and_the_rest_of_the_entry_stays(root: 
 )
 def test_what_first_boot_keeps_is_refused(root: Path, add: list[str], remove: list[str], says: str) -> None:
     with pytest.raises(Refusal, match=says):
-        kargs.change(root, add, remove)
+        kargs.change(plain(root), add, remove)
     assert entry(root) == ENTRY

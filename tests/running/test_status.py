@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support import TEST_VECTORS, guest_root, needs
+from support import TEST_VECTORS, guest_root, needs, plain
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError, Refusal
@@ -60,11 +60,11 @@ def show_keys(root: Path, *hashes: str) -> None:
 
 def test_a_system_that_first_boot_has_not_made_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="was not set up by secex-firstboot"):
-        status.gather(tmp_path, None)
+        status.gather(plain(tmp_path), None)
 
 
 def test_hosts_are_those_of_the_documents_by_the_hash_of_their_key(root: Path) -> None:
-    found = status.gather(root, None)
+    found = status.gather(plain(root), None)
     assert [(host.name, host.sha256) for host in found.hosts] == [
         (f"ibm-z-hostkey-{name}", key_hash(name)) for name in "ab"
     ]
@@ -75,20 +75,20 @@ def test_hosts_are_those_of_the_documents_by_the_hash_of_their_key(root: Path) -
 
 def test_this_machine_is_named_if_the_kernel_tells_its_keys(root: Path) -> None:
     show_keys(root, key_hash("b"))
-    found = status.gather(root, None)
+    found = status.gather(plain(root), None)
     assert [host.this_machine for host in found.hosts] == [False, True]
     assert found.this_machine == (key_hash("b"),)
 
 
 def test_a_file_that_is_no_document_is_shown_as_one_and_said(root: Path) -> None:
     (root / "etc/se-hostkeys/ibm-z-hostkey-c").write_text("no certificate")
-    found = status.gather(root, None)
+    found = status.gather(plain(root), None)
     assert [host.sha256 is None for host in found.hosts] == [False, False, True]
     assert any("ibm-z-hostkey-c is no X.509 certificate" in line for line in found.untold)
 
 
 def test_the_boot_images_are_those_of_the_record_and_which_starts(root: Path) -> None:
-    found = status.gather(root, None).boot_images
+    found = status.gather(plain(root), None).boot_images
     assert found
     assert (found.newest, found.fallback) == (guest_root.IMAGES.newest, guest_root.IMAGES.fallback)
     assert (found.running, found.starts) == (None, 2)
@@ -100,7 +100,7 @@ def test_without_a_record_of_the_boot_images_that_is_said(root: Path, content: s
     path.unlink()
     if content is not None:
         path.write_text(content)
-    found = status.gather(root, None)
+    found = status.gather(plain(root), None)
     assert found.boot_images is None
     assert any(line.startswith("the boot images: ") and says in line for line in found.untold)
 
@@ -110,7 +110,7 @@ def test_a_volume_is_described_by_its_header(root: Path) -> None:
     guest_root.make_headers(root)
     shutil.copy(root / "etc/luks/root.header", root / "etc/luks/my-data.header")
     before = {path: path.read_bytes() for path in (root / "etc/luks").glob("*.header")}
-    found = status.gather(root, None)
+    found = status.gather(plain(root), None)
     assert [(volume.name, volume.file) for volume in found.volumes] == [
         (name, f"/etc/luks/{name}.header") for name in ("boot", "root", "my-data")
     ]
@@ -129,13 +129,13 @@ def test_a_header_that_is_half_spoiled_is_not_mended(root: Path) -> None:
     with header.open("r+b") as stream:
         stream.write(bytes(512))
     before = header.read_bytes()
-    found = status.gather(root, None)
+    found = status.gather(plain(root), None)
     assert header.read_bytes() == before
     assert found.volumes[1].header  # by the other copy
 
 
 def test_a_volume_without_a_header_is_said(root: Path) -> None:
-    found = status.gather(root, None)
+    found = status.gather(plain(root), None)
     assert [volume.header for volume in found.volumes] == [None, None]
     assert "/etc/luks/root.header: is not there" in found.untold
 
@@ -144,14 +144,14 @@ def test_of_a_root_that_is_only_mounted_nothing_of_this_machine_is_told(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(devicemapper, "find", lambda name: pytest.fail("asked"))
-    found = status.gather(root, None)
+    found = status.gather(plain(root), None)
     assert not found.running
     assert found.growth == Growth(None, True, None, None)
     assert any("is not the running system" in line for line in found.untold)
 
 
 def test_in_the_running_system_mappings_and_growth_are_told(running: Path) -> None:
-    found = status.gather(running, Context("secex.grow=firstboot"))
+    found = status.gather(plain(running), Context("secex.grow=firstboot"))
     assert found.running and found.sealed
     assert [volume.mapping for volume in found.volumes] == [
         Mapping(f"/dev/mapper/{name}", 64 * MIB, True) for name in ("boot", "root")
@@ -159,19 +159,19 @@ def test_in_the_running_system_mappings_and_growth_are_told(running: Path) -> No
     assert found.growth == Growth("firstboot", True, 60 * MIB, 64 * MIB)
     (running / "var/lib/secex-firstboot/grown").unlink()
     (running / "etc/luks/sealed").unlink()
-    found = status.gather(running, Context(""))
+    found = status.gather(plain(running), Context(""))
     assert (found.sealed, found.growth.grown, found.growth.setting) == (False, False, "background")
 
 
 def test_a_volume_that_is_another_than_first_boot_made_is_said(running: Path) -> None:
     (running / "etc/luks/root.mode").write_text("CRYPT-LUKS2-1-root cipher_null\n")
-    found = status.gather(running, Context(""))
+    found = status.gather(plain(running), Context(""))
     assert [volume.mapping and volume.mapping.as_recorded for volume in found.volumes] == [True, False]
 
 
 def test_a_volume_that_is_not_open_has_no_mapping(running: Path) -> None:
     (running / "etc/luks/my-data.header").touch()
-    found = status.gather(running, Context(""))
+    found = status.gather(plain(running), Context(""))
     assert [volume.mapping is None for volume in found.volumes] == [False, False, True]
 
 
@@ -181,7 +181,7 @@ def test_what_fails_is_said_and_the_rest_is_told(running: Path, monkeypatch: pyt
 
     monkeypatch.setattr(devicemapper, "crypt_mode", fail)
     monkeypatch.setattr(Mounted, "find", fail)
-    found = status.gather(running, Context("secex.grow=never"))
+    found = status.gather(plain(running), Context("secex.grow=never"))
     assert [volume.mapping for volume in found.volumes] == [
         Mapping(f"/dev/mapper/{name}", 64 * MIB, None) for name in ("boot", "root")
     ]
@@ -192,7 +192,7 @@ def test_what_fails_is_said_and_the_rest_is_told(running: Path, monkeypatch: pyt
 
 
 def test_versions_are_those_of_the_files_that_are_installed(root: Path) -> None:
-    found = status.gather(root, None).versions
+    found = status.gather(plain(root), None).versions
     assert (found.kernel, found.kernels) == ("6.12.1-s390x", ("6.12.1-s390x",))
     assert (found.dracut, found.systemd) == ("106-6", "257")
 
@@ -210,19 +210,19 @@ def test_systemd_is_found_where_other_distributions_have_it(
     shutil.rmtree(root / "usr/lib/s390x-linux-gnu")
     (root / directory).mkdir(parents=True)
     (root / directory / name).touch()
-    assert status.gather(root, None).versions.systemd == version
+    assert status.gather(plain(root), None).versions.systemd == version
 
 
 def test_what_is_not_installed_has_no_version(root: Path) -> None:
     shutil.rmtree(root / "usr")
-    found = status.gather(root, None).versions
+    found = status.gather(plain(root), None).versions
     assert (found.kernels, found.dracut, found.systemd) == ((), None, None)
 
 
 def test_the_report_of_first_boot_is_read(root: Path) -> None:
-    assert status.gather(root, None).first_boot == guest_root.REPORT
+    assert status.gather(plain(root), None).first_boot == guest_root.REPORT
     (root / "var/lib/secex-firstboot/report.json").unlink()
-    found = status.gather(root, None)
+    found = status.gather(plain(root), None)
     assert found.first_boot is None
     assert not any("report.json" in line for line in found.untold)
 
@@ -232,7 +232,7 @@ def test_the_report_of_first_boot_is_read(root: Path) -> None:
 )
 def test_a_report_that_is_none_is_said_and_not_quoted(root: Path, content: str) -> None:
     (root / "var/lib/secex-firstboot/report.json").write_text(content)
-    found = status.gather(root, None)
+    found = status.gather(plain(root), None)
     assert found.first_boot is None
     assert "/var/lib/secex-firstboot/report.json: is no report of a first boot" in found.untold
 
@@ -252,21 +252,21 @@ def test_a_file_of_any_size_or_kind_is_read_up_to_a_limit(root: Path, name: str)
     path.unlink(missing_ok=True)
     with path.open("wb") as stream:
         stream.truncate(1 << 40)  # sparse
-    assert any(line.startswith(f"{shown}is larger than") for line in status.gather(root, None).untold)
+    assert any(line.startswith(f"{shown}is larger than") for line in status.gather(plain(root), None).untold)
     path.unlink()
     os.mkfifo(path)  # whoever opens one waits for a writer
-    assert f"{shown}is no regular file" in status.gather(root, None).untold
+    assert f"{shown}is no regular file" in status.gather(plain(root), None).untold
     path.unlink()
     path.symlink_to("/etc/hostname")
-    assert f"{shown}leads out of the root" in status.gather(root, None).untold
+    assert f"{shown}leads out of the root" in status.gather(plain(root), None).untold
 
 
 def test_of_many_documents_some_are_shown(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status, "_ENTRIES_LIMIT", 1)
-    found = status.gather(root, None)
+    found = status.gather(plain(root), None)
     assert len(found.hosts) == 1
     assert "/etc/se-hostkeys: only 1 of 2 are shown" in found.untold
     monkeypatch.setattr(status, "_NAMES_LIMIT", 1)
-    found = status.gather(root, None)
+    found = status.gather(plain(root), None)
     assert found.hosts == ()
     assert "/etc/se-hostkeys: holds more than 1 names" in found.untold

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from support import plain
 from support.machine import put
 
 from secex_firstboot.basic.context import Context
@@ -59,7 +60,7 @@ class Machine:
 
     @property
     def images(self) -> Images:
-        found = system_image.images(self.root)
+        found = system_image.images(plain(self.root))
         assert found
         return found
 
@@ -76,7 +77,7 @@ class Machine:
         put(self.root / "boot/vmlinuz", content.encode())
 
     def update(self, *, again: bool = False) -> tuple[str, ...]:
-        return update.in_system(self.context, self.root, again=again)[0]
+        return update.in_system(self.context, plain(self.root), again=again)[0]
 
     def starts(self) -> int:
         """The number of the image that starts after power off and on; its system comes up."""
@@ -85,16 +86,16 @@ class Machine:
 
     def boot(self, generation: int) -> None:
         """A start of this image, as the initramfs lets it, whose system does not come up."""
-        assert generation in system_image.allowed(self.root)
+        assert generation in system_image.allowed(plain(self.root))
         self.running = generation
         if paths.below(self.root, paths.NOT_UP).exists():
-            trying.at_boot(self.context, self.root)
+            trying.at_boot(self.context, plain(self.root))
 
     def start(self, generation: int) -> None:
         """A start of this image, until the system is up."""
         self.boot(generation)
         if paths.below(self.root, paths.NOT_UP).exists():
-            trying.at_start(self.context, self.root)
+            trying.at_start(self.context, plain(self.root))
 
     def power_on(self) -> None:
         """Whatever starts then."""
@@ -109,11 +110,11 @@ class Machine:
 
     def stop(self, jobs: str = RESTART) -> None:
         self.jobs = jobs
-        trying.at_stop(self.context, self.root)
+        trying.at_stop(self.context, plain(self.root))
 
     def images_are_of(self, release: str) -> None:
         newest = self.images.newest.model_copy(update={"kernel": release})
-        system_image.record(self.root, Images(newest=newest))
+        system_image.record(plain(self.root), Images(newest=newest))
 
     def setting(self, word: str) -> None:
         put(self.root / "etc/secex-firstboot.conf", f"fallback={word}\n".encode())
@@ -132,7 +133,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     put(tmp_path / "sys/firmware/reipl/ccw/loadparm", b"")
     put(tmp_path / "sys/firmware/reipl/ccw/clear", b"0\n")
     put(tmp_path / "etc/se-hostkeys/ibm-z-hostkey-a", b"document")
-    system_image.remember(tmp_path, Arguments(), {}, {"ibm-z-hostkey-a": b"document"}, {})
+    system_image.remember(plain(tmp_path), Arguments(), {}, {"ibm-z-hostkey-a": b"document"}, {})
     made = Machine(tmp_path)
     made.se.mkdir()
 
@@ -185,6 +186,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
         assert default in made.boot_map[0]
 
     monkeypatch.setattr(disk, "find_disk", lambda: None)
+    monkeypatch.setattr(boot_record, "current", lambda found: repr(made.boot_map).encode())
     monkeypatch.setattr(boot_record, "mounted", mounted)
     monkeypatch.setattr(boot_record, "settle", lambda se, found: None)
     monkeypatch.setattr(boot_record, "install", install)
@@ -260,7 +262,7 @@ def test_killed_behind_the_switch_whatever_starts_may_start_again(
         else:
             up.boot(up.starts())
     up.update()
-    assert up.starts() in system_image.allowed(up.root) == up.images.generations
+    assert up.starts() in system_image.allowed(plain(up.root)) == up.images.generations
 
 
 def test_the_number_of_an_image_that_was_only_begun_is_that_of_no_other(up: Machine) -> None:
@@ -272,7 +274,7 @@ def test_the_number_of_an_image_that_was_only_begun_is_that_of_no_other(up: Mach
     up.change("mended")
     up.update()
     assert [line.rpartition("=")[2] for line in up.built] == ["2", "3"]
-    assert system_image.allowed(up.root) == {1, 3}
+    assert system_image.allowed(plain(up.root)) == {1, 3}
 
 
 def test_killed_between_two_files_of_the_record_the_next_start_puts_it_right(
@@ -301,7 +303,7 @@ def test_killed_between_two_files_of_the_record_the_next_start_puts_it_right(
             except Killed:
                 pass
         up.power_on()
-        assert system_image.allowed(up.root) == up.images.generations
+        assert system_image.allowed(plain(up.root)) == up.images.generations
         assert number == 1 or 1 not in up.images.generations  # the first one says that a start has to look
         assert not paths.below(up.root, paths.NOT_UP).exists() or not up.images.are_up
     assert number > 2
@@ -327,7 +329,7 @@ def test_what_is_undone_after_a_kill_behind_the_switch_is_undone_in_the_image(up
 
 def test_two_at_once_wait_for_each_other(up: Machine) -> None:
     with (
-        update.alone(up.root),
+        update.alone(plain(up.root)),
         (up.root / "run/secex-firstboot/update.lock").open("w") as other,
         pytest.raises(BlockingIOError),
     ):
@@ -430,7 +432,7 @@ def test_an_initramfs_without_the_agent_is_refused_before_anything_is_written(
 
 def test_a_system_that_first_boot_did_not_make_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="was not set up by secex-firstboot: it has no boot image to update"):
-        update.in_system(Context(""), tmp_path)
+        update.in_system(Context(""), plain(tmp_path))
 
 
 # --- trying ---
@@ -457,7 +459,7 @@ def test_first_boots_image_stays_for_the_operator_until_another_has_come_up(mach
     for number in (2, 3):
         machine.change(f"newer {number}")
         machine.update()
-        assert (machine.starts(), system_image.allowed(machine.root)) == (number, {1, number})
+        assert (machine.starts(), system_image.allowed(plain(machine.root))) == (number, {1, number})
     machine.stop(POWER_OFF)
     machine.start(1)  # with loadparm=2
     assert (machine.starts(), machine.images.newest.state) == (1, State.FAILED)
@@ -483,7 +485,7 @@ def test_an_image_that_never_came_up_is_no_fallback(up: Machine) -> None:
     for number in (2, 3):
         up.change(f"newer {number}")
         up.update()
-        assert (up.starts(), system_image.allowed(up.root)) == (1, {1, number})
+        assert (up.starts(), system_image.allowed(plain(up.root))) == (1, {1, number})
 
 
 def test_the_image_that_the_operator_went_back_to_stays(up: Machine) -> None:
@@ -497,7 +499,7 @@ def test_the_image_that_the_operator_went_back_to_stays(up: Machine) -> None:
 def test_a_new_image_is_tried_at_the_restart_and_starts_once_it_has_come_up(up: Machine) -> None:
     up.change("newer")
     up.update()
-    assert (up.starts(), system_image.allowed(up.root)) == (1, {1, 2})
+    assert (up.starts(), system_image.allowed(plain(up.root))) == (1, {1, 2})
     up.stop()
     assert up.loadparm.read_text() == "1\n"
     assert up.loadparm.with_name("clear").read_text() == "1\n"
@@ -518,7 +520,7 @@ def test_the_next_one_has_the_one_before_it_to_fall_back_to_and_older_ones_may_n
     confirm(up, "second")
     up.change("third")
     up.update()
-    assert (up.starts(), up.images.generations, system_image.allowed(up.root)) == (2, {2, 3}, {2, 3})
+    assert (up.starts(), up.images.generations, system_image.allowed(plain(up.root))) == (2, {2, 3}, {2, 3})
 
 
 def test_one_that_does_not_come_up_is_said_and_not_tried_again(up: Machine) -> None:
@@ -691,7 +693,7 @@ def test_without_a_fallback_the_older_image_may_not_start_any_more(up: Machine) 
     up.change("newer")
     up.update()
     assert up.boot_map[0].keys() == {1}
-    assert system_image.allowed(up.root) == {2}
+    assert system_image.allowed(plain(up.root)) == {2}
 
 
 def test_a_fallback_that_is_not_wanted_any_more_goes_once_the_newest_is_up(up: Machine) -> None:
@@ -702,7 +704,7 @@ def test_a_fallback_that_is_not_wanted_any_more_goes_once_the_newest_is_up(up: M
     assert up.images.generations == {1, 2}
     up.stop()
     up.start(2)
-    assert (set(up.boot_map[0]), system_image.allowed(up.root)) == ({1}, {2})
+    assert (set(up.boot_map[0]), system_image.allowed(plain(up.root))) == ({1}, {2})
 
 
 def test_a_setting_that_makes_no_sense_is_refused_by_an_update_and_hinders_no_start(up: Machine) -> None:
@@ -734,7 +736,7 @@ def entries(machine: Machine) -> list[str]:
 def test_a_kernel_gets_an_entry_and_an_image_and_loses_both_with_its_package(up: Machine) -> None:
     for release in ("6.12.9-s390x", "7.2.1-s390x"):
         install_kernel(up, release)
-        kernels.added(up.context, up.root, release)
+        kernels.added(up.context, plain(up.root), release)
     assert entries(up) == ["a-6.12.9-s390x.conf", "a-7.2.1-s390x.conf", "a.conf"]
     entry = (up.root / "boot/loader/entries/a-7.2.1-s390x.conf").read_text()
     assert entry == (
@@ -742,7 +744,7 @@ def test_a_kernel_gets_an_entry_and_an_image_and_loses_both_with_its_package(up:
         "options quiet\n"
     )
     assert up.images.newest.kernel == "7.2.1-s390x"
-    kernels.gone(up.context, up.root, "7.2.1-s390x")
+    kernels.gone(up.context, plain(up.root), "7.2.1-s390x")
     assert entries(up) == ["a-6.12.9-s390x.conf", "a.conf"]
     assert up.images.newest.kernel == "6.12.9-s390x"
 
@@ -750,7 +752,7 @@ def test_a_kernel_gets_an_entry_and_an_image_and_loses_both_with_its_package(up:
 def test_an_entry_that_names_the_kernel_is_enough(up: Machine) -> None:
     install_kernel(up, "7.2")
     put(up.root / "boot/loader/entries/mine.conf", b"linux /boot/vmlinuz-7.2\ninitrd /initrd\noptions mine\n")
-    kernels.added(up.context, up.root, "7.2")
+    kernels.added(up.context, plain(up.root), "7.2")
     assert entries(up) == ["a.conf", "mine.conf"]
     assert "mine" in up.boot_map[0][1]
 
@@ -758,7 +760,7 @@ def test_an_entry_that_names_the_kernel_is_enough(up: Machine) -> None:
 def test_a_kernel_without_an_initramfs_is_refused(up: Machine) -> None:
     put(up.root / "boot/vmlinuz-7.2", b"")
     with pytest.raises(Refusal, match=r"boot/initrd.img-7.2 is not there: make it"):
-        kernels.added(up.context, up.root, "7.2")
+        kernels.added(up.context, plain(up.root), "7.2")
     assert entries(up) == ["a.conf"]
 
 
@@ -768,17 +770,17 @@ def test_the_last_boot_entry_stays_and_with_it_its_options(up: Machine) -> None:
     install_kernel(up, "6.12")
     up.images_are_of("6.11")
     with pytest.raises(Refusal, match=r"no boot entry has another kernel than 6\.12"):
-        kernels.check_may_go(up.context, up.root, "6.12")
+        kernels.check_may_go(up.context, plain(up.root), "6.12")
     (up.root / "boot/vmlinuz-6.12").unlink()  # all the same
     with pytest.raises(Refusal):
-        kernels.gone(up.context, up.root, "6.12")
+        kernels.gone(up.context, plain(up.root), "6.12")
     assert entries(up) == ["a.conf"]
 
 
 def test_apt_removes_no_kernel_by_itself_that_a_boot_image_has(up: Machine) -> None:
     (up.root / "etc/apt/apt.conf.d").mkdir(parents=True)
     install_kernel(up, "7.2.1+x")
-    kernels.added(up.context, up.root, "7.2.1+x")
+    kernels.added(up.context, plain(up.root), "7.2.1+x")
     said = (up.root / "etc/apt/apt.conf.d/95secex-firstboot").read_text()
     patterns = re.findall(r'^  "(.*)";$', said, re.MULTILINE)
     for package, stays in (
@@ -792,11 +794,11 @@ def test_apt_removes_no_kernel_by_itself_that_a_boot_image_has(up: Machine) -> N
 
 def test_the_kernel_of_the_fallback_has_to_stay(up: Machine) -> None:
     install_kernel(up, "7.2")
-    kernels.added(up.context, up.root, "7.2")
+    kernels.added(up.context, plain(up.root), "7.2")
 
     def may_go(release: str) -> bool:
         try:
-            kernels.check_may_go(up.context, up.root, release)
+            kernels.check_may_go(up.context, plain(up.root), release)
         except Refusal as refusal:
             assert f"kernel {release} is that of the boot image that runs, or to fall back to" in str(refusal)
             return False
@@ -812,16 +814,16 @@ def test_the_kernel_of_the_fallback_has_to_stay(up: Machine) -> None:
 
 def test_the_kernel_of_first_boot_has_to_stay_while_its_session_lasts(machine: Machine) -> None:
     with pytest.raises(Refusal, match="that runs, or to fall back to"):
-        kernels.check_may_go(machine.context, machine.root, "6.12")
+        kernels.check_may_go(machine.context, plain(machine.root), "6.12")
 
 
 @pytest.mark.parametrize("release", ["", "../x", "a/b", "-7", "7\n", "7 2"])
 @pytest.mark.parametrize(
     "hook",
     [
-        lambda up, release: kernels.added(up.context, up.root, release),
-        lambda up, release: kernels.check_may_go(up.context, up.root, release),
-        lambda up, release: kernels.gone(up.context, up.root, release),
+        lambda up, release: kernels.added(up.context, plain(up.root), release),
+        lambda up, release: kernels.check_may_go(up.context, plain(up.root), release),
+        lambda up, release: kernels.gone(up.context, plain(up.root), release),
     ],
 )
 def test_what_is_no_release_is_refused(

@@ -101,7 +101,7 @@ def test_the_new_image_boots_and_is_the_only_one(se: Path, disk: Disk, tmp_path:
     (se / "sdboot.new").write_bytes(b"new")
     boot_record.install(se, disk, tmp_path)
     assert boots(se, disk) == b"new"
-    assert sorted(path.name for path in se.iterdir()) == ["bootmap", "sdboot"]
+    assert sorted(path.name for path in se.iterdir()) == ["bootmap", "sdboot", "sdboot.kept"]
 
 
 def test_all_else_on_the_disk_stays(se: Path, disk: Disk, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_after_a_cut_at_any_moment_one_of_the_two_boots_and_the_next_try_ends_we
         outcomes.append(boots(se, disk))
         boot_record.settle(se, disk)
         assert boots(se, disk) == outcomes[-1] == (se / "sdboot").read_bytes()
-        assert sorted(path.name for path in se.iterdir()) == ["bootmap", "sdboot"]
+        assert sorted(path.name for path in se.iterdir()) == ["bootmap", "sdboot", "sdboot.kept"]
         (se / "sdboot.new").write_bytes(b"old")
         boot_record.install(se, disk, tmp_path)
         assert boots(se, disk) == b"old"
@@ -196,7 +196,7 @@ def test_a_partition_table_that_has_grown_does_not_hide_which_image_boots(
 def test_what_a_killed_zipl_leaves_is_removed(se: Path, disk: Disk) -> None:
     (se / "bootmap_temp.AbCdEf").write_bytes(b"half")
     boot_record.settle(se, disk)
-    assert sorted(path.name for path in se.iterdir()) == ["bootmap", "sdboot"]
+    assert sorted(path.name for path in se.iterdir()) == ["bootmap", "sdboot", "sdboot.kept"]
 
 
 # --- two images ---
@@ -205,7 +205,12 @@ Names = dict[str, bytes]
 
 
 def names(se: Path) -> Names:
-    return {path.name: path.read_bytes() for path in se.iterdir() if path.name != "bootmap"}
+    assert (se / boot_record.KEPT).samefile(se / boot_record.IMAGE)
+    return {
+        path.name: path.read_bytes()
+        for path in se.iterdir()
+        if path.name not in (boot_record.BOOT_MAP, boot_record.KEPT)
+    }
 
 
 def try_new(se: Path, disk: Disk, scratch: Path, content: bytes, good: str = boot_record.IMAGE) -> None:
@@ -357,3 +362,10 @@ def test_a_partition_that_somebody_has_mounted_is_refused(
             boot_record.mounted(dataclasses.replace(disk, partitions={"se": part}), tmp_path / "mnt"),
         ):
             pass
+
+
+def test_an_image_whose_name_was_removed_has_it_again(se: Path, disk: Disk) -> None:
+    """As libostree before 2026.2 removes it, before there is another one."""
+    (se / boot_record.IMAGE).unlink()
+    boot_record.settle(se, disk)
+    assert boots(se, disk) == b"old"

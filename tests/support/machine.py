@@ -38,7 +38,6 @@ class Machine:
     disks: list[Disk]
     serials: dict[str, Path] = field(default_factory=dict)
     mounts: dict[Path, str] = field(default_factory=dict)
-    overlay: bool = False  # on /sysroot
     tables: dict[str, list[Target]] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=lambda: dict(SOURCES))
     table_is_sound: bool = True
@@ -162,11 +161,10 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     def mounted_on(where: Path) -> list[str]:
         return [found.mounts[where]] if where in found.mounts else []
 
-    def sources(where: Path) -> list[str]:
-        return [*mounted_on(where), *(["overlay"] if found.overlay and where == places.SYSROOT else [])]
-
     monkeypatch.setattr(filesystem, "mounted_numbers", mounted_on)
-    monkeypatch.setattr(filesystem, "mount_sources", sources)
+    monkeypatch.setattr(filesystem, "mount_sources", mounted_on)
+    monkeypatch.setattr(filesystem, "mount", lambda *_, **__: None)
+    monkeypatch.setattr(filesystem, "unmount", lambda where: None)
     monkeypatch.setattr(ownership, "device_numbers", lambda disk: frozenset())
     monkeypatch.setattr(filesystem, "identify", lambda device, name: FileSystem("xfs", SOURCES[name], 4096))
     return found

@@ -25,7 +25,9 @@ from typing import Any
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import DeviceMissing
-from secex_firstboot.storage import cryptsetup, devicemapper, disk, encrypted, filesystem, growing
+from secex_firstboot.roots import growing
+from secex_firstboot.roots.kinds import Plain
+from secex_firstboot.storage import cryptsetup, devicemapper, disk, encrypted, filesystem
 from secex_firstboot.storage.backward_copy import copy_backwards
 from secex_firstboot.storage.devicemapper import Piece
 from secex_firstboot.storage.encrypted import Secrets
@@ -50,6 +52,7 @@ FITRIM = 0xC0185879
 XFS_IOC_GOINGDOWN, NO_LOG_FLUSH = 0x8004587D, struct.pack("=I", 2)
 
 WHERE, SCRATCH, LOCK = Path("/run/root"), Path("/run/scratch"), Path("/run/secex-test/grow.lock")
+ROOT = Plain(WHERE, WHERE)
 STARTED = time.monotonic()
 RESULT: dict[str, Any] = {}
 
@@ -121,7 +124,7 @@ def grow_and_kill(device: Path, chance: random.Random) -> int:
             def tell(label: str, done: int, total: int) -> None:
                 os.write(sending, b".")
 
-            growing.grow_all(Context("", progress=tell), WHERE, device, LOCK, step=STEP)
+            growing.grow_all(Context("", progress=tell), ROOT, device, LOCK, step=STEP)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -148,7 +151,7 @@ def crash(device: Path, kind: str) -> None:
 def grow_to_the_end(device: Path) -> int:
     """The most memory that waited to be written meanwhile, in KiB."""
     waiting: list[int] = []
-    growing.grow_all(Context("", progress=lambda *_: waiting.append(dirty())), WHERE, device, LOCK, step=STEP)
+    growing.grow_all(Context("", progress=lambda *_: waiting.append(dirty())), ROOT, device, LOCK, step=STEP)
     return max(waiting)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +23,7 @@ from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.basic.files import exists, size_of, sync
 from secex_firstboot.contract import paths
 from secex_firstboot.contract.partitions import NEW, OLD, TARGET, TREE, VERITY
-from secex_firstboot.roots import identity, overlay
+from secex_firstboot.roots import identity, kinds, overlay
 from secex_firstboot.storage import (
     cryptsetup,
     devicemapper,
@@ -170,14 +170,14 @@ class Encryption:
         device = self._opened()
         grown = self._grown_size(size_of(device))
         if self.volume_plan.file_system_size < grown:
-            with filesystem.mounted(device, places.ROOT_MOUNT, type=self.volume_plan.file_system) as where:
+            with self._mounted(device) as where:
                 mounted = Mounted.find(where, device)
                 if mounted.size() < grown:
                     mounted.grow(grown)
         if self.volume == "root" and self.plan.replace_identity:
             # Before Ignition writes there: a config may bring a machine's own.
-            with filesystem.mounted(device, places.ROOT_MOUNT, type=self.volume_plan.file_system) as root:
-                identity.remove(root)
+            with self._mounted(device) as where:
+                identity.remove(kinds.on(where, self.context.command_line))
         sync(device)
         self._note(Progress.FINISHED)
 
@@ -196,16 +196,16 @@ class Encryption:
         )
         return [*around, *saved]
 
-    def _settle_files(self, root: Path) -> None:
+    def _settle_files(self, device: Path) -> None:
         """Ignition may have been at work on the encrypted root when the power failed.
 
         Or the host has put back a record from before: then nothing that is left to do by that must be done to
         a root that has grown, or that Ignition has written to.
         """
-        with filesystem.mounted(root, places.ROOT_MOUNT, type=self.volume_plan.file_system) as where:
+        with self._mounted(device) as where:
             refuse_sealed(where)
-            self._refuse_older_record(where, Mounted.find(where, root).size())
-            if overlay.settle(where):
+            self._refuse_older_record(where, Mounted.find(where, device).size())
+            if overlay.settle(kinds.on(where, self.context.command_line)):
                 places.FILES_FINISHED.touch()
 
     def _refuse_older_record(self, where: Path, size: int) -> None:
@@ -224,6 +224,9 @@ class Encryption:
                 "the progress record on partition se is older than what is on root",
                 "the disk was changed from outside; start again from the image",
             )
+
+    def _mounted(self, device: Path) -> AbstractContextManager[Path]:
+        return filesystem.mounted(device, places.ROOT_MOUNT, type=self.volume_plan.file_system)
 
     def _progress(self, label: str) -> Callable[[int, int], None]:
         return lambda done, total: self.context.progress(label, done, total)
@@ -288,9 +291,9 @@ class Encryption:
         progress_record.save(self.se, self.key, self.progress_record)
 
 
-def refuse_sealed(root: Path) -> None:
+def refuse_sealed(volume: Path) -> None:
     """Raise FirstbootError if first boot ended on this root: then the host has put back an older sdboot."""
-    if exists(paths.below(root, paths.SEALED)):
+    if exists(paths.below(volume, paths.SEALED)):
         raise FirstbootError(
             "SX-STEP-07",
             "this system was set up before, and an older boot image was put back",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from secex_firstboot.agent import luks_volumes, places
+from secex_firstboot.agent import luks_volumes, places, volumes
 from secex_firstboot.agent.step import Context, Phase, Stage, Status, Step, done, ready, waiting
 from secex_firstboot.basic.files import exists
 from secex_firstboot.roots import overlay
@@ -19,11 +19,12 @@ class Files(Step):
             return done("the system has what Ignition wrote")
         if context.phase is not Phase.COMMITTED:
             return waiting("the commit point comes first")
-        if filesystem.mount_sources(places.SYSROOT)[-1:] != ["overlay"]:
-            return waiting("Ignition writes first")
+        if not filesystem.mount_sources(places.SYSROOT / "boot"):
+            return waiting("the encrypted volumes are mounted first")
         return ready("take over what Ignition wrote")
 
     def perform(self, context: Context) -> None:
         luks_volumes.add_to_system(places.SYSROOT)
-        overlay.take_over(places.SYSROOT, places.RUNTIME)
+        with volumes.root_mounted(context) as root:
+            overlay.take_over(root, places.SYSROOT, places.RUNTIME)
         places.FILES_FINISHED.touch()

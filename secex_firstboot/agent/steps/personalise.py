@@ -20,11 +20,12 @@ from secex_firstboot.basic.files import exists, is_directory, write_private
 from secex_firstboot.contract import parameters, paths
 from secex_firstboot.contract.partitions import VOLUMES
 from secex_firstboot.ignition import config
-from secex_firstboot.roots import identity
+from secex_firstboot.roots import growing, identity, kinds
+from secex_firstboot.roots.kinds import Plain
 from secex_firstboot.sdboot import boot_entry, boot_record, contents, image, options
 from secex_firstboot.sdboot.boot_entry import BootEntry
 from secex_firstboot.sdboot.initramfs import Directory, Entry, File
-from secex_firstboot.storage import disk, encrypted, filesystem, growing, loop, progress_record, verity
+from secex_firstboot.storage import disk, encrypted, filesystem, loop, progress_record, verity
 from secex_firstboot.storage.plan import MIB, Plan, Source, VolumePlan, lay_out
 
 
@@ -46,8 +47,8 @@ class Personalise(Step):
         shutil.rmtree(places.STATE / "volumes", ignore_errors=True)
         plan = _plan(context, record_key=secrets.token_hex(32))
         system_disk = disk.find_disk()
-        with _mounted(plan.root, places.ROOT_MOUNT) as root:
-            identity.check(context, root)
+        with _mounted(plan.root, places.ROOT_MOUNT) as volume:
+            identity.check(context, kinds.on(volume, context.command_line))
         with _mounted(plan.boot, places.BOOT_MOUNT) as boot:
             entry = boot_entry.find(boot)
             _check_options(context, entry.options)
@@ -96,7 +97,7 @@ def _mounted(source: VolumePlan, where: Path) -> Iterator[Path]:
 
 
 def _plan(context: Context, record_key: str) -> Plan:
-    growing.setting(context, Path("/"))  # what makes no sense is refused now
+    growing.setting(context, Plain(Path("/"), None))  # what makes no sense is refused now
     system_disk = disk.find_disk()
     boot, root = (_source(context, name) for name in VOLUMES)
     headroom = parameters.value(context.command_line, parameters.HEADROOM) * MIB
@@ -118,13 +119,17 @@ def _source(context: Context, name: str) -> Source:
     return Source(root_hash=verified.root_hash(context, name), size=size, file_system=file_system)
 
 
+def _told_apart(command_line: str) -> tuple[object, ...]:
+    return parameters.of_ours(command_line), parameters.value(command_line, parameters.OSTREE)
+
+
 def _check_options(context: Context, of_entry: str) -> None:
     """What this boot's command line was judged by must be true of the one that first boot goes on with."""
     options.check(options.first_boot_command_line(of_entry))
-    if parameters.of_ours(of_entry) != parameters.of_ours(context.command_line):
+    if _told_apart(of_entry) != _told_apart(context.command_line):
         raise Refusal(
             "SX-STEP-11",
-            "the boot entry of the image has other secex arguments than its boot image",
+            "the boot entry of the image has another ostree= or other secex arguments than its boot image",
             "build the image with the same ones in both",
         )
 

@@ -15,9 +15,10 @@ from secex_firstboot.contract import paths
 from secex_firstboot.contract.boot_image import Arguments, Images
 from secex_firstboot.contract.partitions import VOLUMES
 from secex_firstboot.ignition import config, local_login
-from secex_firstboot.roots import crypttab, remains, system_image
+from secex_firstboot.roots import crypttab, growing, remains, system_image
+from secex_firstboot.roots.kinds import Root
 from secex_firstboot.sdboot import boot_record
-from secex_firstboot.storage import devicemapper, disk, filesystem, growing
+from secex_firstboot.storage import devicemapper, disk, filesystem
 
 # Of the running system. Packages enable them, and a preset does in an image that was made without.
 _OUR_UNITS = tuple(
@@ -89,29 +90,33 @@ class Seal(Step):
         return ready("write keys and crypttab to the system, build the final sdboot, make it bootable")
 
     def perform(self, context: Context) -> None:
-        files = key_files()
-        _add_to_crypttab(paths.below(places.SYSROOT, paths.CRYPTTAB), crypttab_lines())
         _enable_units(context)
-        _remember()
-        # Last: check-root, at later boots, knows by them that root has all that was to be written there.
-        for path, content in files.items():
-            write_private(places.SYSROOT / path.relative_to("/"), content)
-        growing.at_first_boot(
-            context, places.SYSROOT, devicemapper.MAPPER / "root", places.RUNTIME / "grow.lock"
-        )
-        system_disk = disk.find_disk()
-        image = system_image.find(places.SYSROOT, places.SYSROOT / "boot")
-        with boot_image.se_mounted(system_disk) as se:
-            boot_record.settle(se, system_disk)
-            first = image.build(context, se, places.STATE, generation=1)
-            system_image.record(places.SYSROOT, Images(newest=first))
-            boot_record.install(se, system_disk, places.RUNTIME)
-            remains.remove(se, places.SYSROOT)
+        with volumes.root_mounted(context) as root:
+            _seal(context, root)
         shutil.rmtree(places.STATE)
         places.IGNITION_USER_CONFIG.unlink(missing_ok=True)
 
 
-def _remember() -> None:
+def _seal(context: Context, root: Root) -> None:
+    files = key_files()
+    _add_to_crypttab(root.place(paths.CRYPTTAB), crypttab_lines())
+    _remember(root)
+    # Last: check-root, at later boots, knows by them that root has all that was to be written there.
+    for path, content in files.items():
+        for place in {root.place(path): None, root.state(path): None}:
+            write_private(place, content)
+    growing.at_first_boot(context, root, devicemapper.MAPPER / "root", places.RUNTIME / "grow.lock")
+    system_disk = disk.find_disk()
+    image = system_image.find(root, places.SYSROOT / "boot")
+    with boot_image.se_mounted(system_disk) as se:
+        boot_record.settle(se, system_disk)
+        first = image.build(context, se, places.STATE, generation=1)
+        system_image.record(root, Images(newest=first))
+        boot_record.install(se, system_disk, places.RUNTIME)
+        remains.remove(se, root)
+
+
+def _remember(root: Root) -> None:
     """Of the config and its proof, what later boot images are made of; logins are off in this boot, too."""
     units = boot_image.login_units()
     switches, masks = local_login.arguments(units)
@@ -120,7 +125,7 @@ def _remember() -> None:
     for name, content in files.items():
         write_private(paths.NO_LOGIN_UNITS / name, content)
     system_image.remember(
-        places.SYSROOT,
+        root,
         Arguments(
             should_exist=tuple(of_config.should_exist),
             should_not_exist=tuple(of_config.should_not_exist),

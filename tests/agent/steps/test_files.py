@@ -13,12 +13,11 @@ from secex_firstboot.roots import overlay
 
 
 def test_files_wait_for_the_commit_point_and_for_ignition(machine: Machine) -> None:
-    machine.overlay = True
     assert observe(machine, Files()).detail == "the commit point comes first"
     machine.commit()
+    assert observe(machine, Files()).detail == "the encrypted volumes are mounted first"
+    machine.mounts[machine.where("boot")] = machine.open_encrypted("boot")
     assert observe(machine, Files()).state is State.READY
-    machine.overlay = False
-    assert observe(machine, Files()).detail == "Ignition writes first"
 
 
 @pytest.mark.parametrize("cut", ["volumes", "overlay", ""])
@@ -34,9 +33,9 @@ def test_files_are_done_only_when_volumes_and_overlay_are(
         done.append(name)
 
     monkeypatch.setattr(luks_volumes, "add_to_system", lambda root: part("volumes"))
-    monkeypatch.setattr(overlay, "take_over", lambda root, runtime: part("overlay"))
+    monkeypatch.setattr(overlay, "take_over", lambda root, system, scratch: part("overlay"))
     machine.commit()
-    machine.overlay = True
+    machine.mounts[machine.where("boot")] = machine.open_encrypted("boot")
     put(places.RUNTIME / "here")
     if cut:
         with pytest.raises(OSError, match=cut):
@@ -45,5 +44,4 @@ def test_files_are_done_only_when_volumes_and_overlay_are(
     else:
         Files().perform(Context(""))
         assert done == ["volumes", "overlay"]
-        machine.overlay = False
         assert observe(machine, Files()).done

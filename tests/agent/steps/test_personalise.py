@@ -82,7 +82,9 @@ def test_personalise_asks_the_boot_entry_for_what_was_asked_of_the_image(machine
     with pytest.raises(Refusal, match="no init_on_free=1"):
         personalise._check_options(context, entry.replace("init_on_free=1", ""))
     for other in ("", "secex.login=allowed", "secex.identity=replace secex.headroom=64"):
-        with pytest.raises(Refusal, match="has other secex arguments than its boot image: build the image"):
+        with pytest.raises(
+            Refusal, match="has another ostree= or other secex arguments than its boot image: build the image"
+        ):
             personalise._check_options(context, entry.replace("secex.identity=replace", other))
 
 

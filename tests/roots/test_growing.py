@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import needs
+from support import needs, plain
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.contract.parameters import Grow
-from secex_firstboot.storage import growing
+from secex_firstboot.roots import growing
 from secex_firstboot.storage.mounted import Mounted
 
 MIB = 1 << 20
@@ -74,7 +74,7 @@ class Volume:
         return self.where / "var/lib/secex-firstboot/grown"
 
     def grow(self, progress: Callable[[str, int, int], None] = lambda label, done, total: None) -> None:
-        growing.grow_all(Context("", progress=progress), self.where, self.device, self.lock, step=STEP)
+        growing.grow_all(Context("", progress=progress), plain(self.where), self.device, self.lock, step=STEP)
 
     def never_written(self, start: int, end: int) -> set[bool]:
         """Whether the blocks from ``start`` to ``end`` still hold the pattern; {True, False} if only some."""
@@ -249,7 +249,7 @@ def test_another_device_than_the_mounted_one_is_refused(
 ) -> None:
     root = volume("xfs, 4 KiB sectors")
     with pytest.raises(FirstbootError, match="is not mounted on"):
-        growing.grow_all(Context(""), tmp_path, root.device, root.lock, step=STEP)
+        growing.grow_all(Context(""), plain(tmp_path), root.device, root.lock, step=STEP)
     assert root.never_written(root.first_size, root.full_size) == {True}
 
 
@@ -272,18 +272,18 @@ def settings(root: Path, content: bytes) -> Path:
 
 
 def test_without_a_setting_it_grows_in_the_background(tmp_path: Path) -> None:
-    assert growing.setting(Context("quiet root=/dev/mapper/root"), tmp_path) is Grow.BACKGROUND
+    assert growing.setting(Context("quiet root=/dev/mapper/root"), plain(tmp_path)) is Grow.BACKGROUND
 
 
 @pytest.mark.parametrize("chosen", Grow)
 def test_the_file_has_the_setting(tmp_path: Path, chosen: Grow) -> None:
     root = settings(tmp_path, f"# The user's choice\n\n  grow={chosen}\n".encode())
-    assert growing.setting(Context("quiet"), root) is chosen
+    assert growing.setting(Context("quiet"), plain(root)) is chosen
 
 
 def test_the_command_line_wins(tmp_path: Path) -> None:
     root = settings(tmp_path, b"grow=firstboot\n")
-    assert growing.setting(Context("quiet secex.grow=off"), root) is Grow.OFF
+    assert growing.setting(Context("quiet secex.grow=off"), plain(root)) is Grow.OFF
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_a_file_that_makes_no_sense_is_refused_in_one_line_without_its_content(
     tmp_path: Path, content: bytes, message: str
 ) -> None:
     with pytest.raises(Refusal) as refusal:
-        growing.setting(Context(""), settings(tmp_path, content))
+        growing.setting(Context(""), plain(settings(tmp_path, content)))
     assert message in str(refusal.value)
     assert "secret" not in str(refusal.value)
     assert "\n" not in str(refusal.value)
@@ -309,13 +309,13 @@ def test_a_file_that_makes_no_sense_is_refused_in_one_line_without_its_content(
 
 def test_a_file_of_the_largest_size_is_read(tmp_path: Path) -> None:
     root = settings(tmp_path, b"grow=off\n".ljust(4096, b"#"))
-    assert growing.setting(Context(""), root) is Grow.OFF
+    assert growing.setting(Context(""), plain(root)) is Grow.OFF
 
 
 @pytest.mark.parametrize("word", ["", "yes", "OFF"])
 def test_an_unknown_word_on_the_command_line_is_refused(tmp_path: Path, word: str) -> None:
     with pytest.raises(Refusal, match=r"is not secex\.grow=background, secex\.grow=firstboot or"):
-        growing.setting(Context(f"secex.grow={word}"), tmp_path)
+        growing.setting(Context(f"secex.grow={word}"), plain(tmp_path))
 
 
 # --- where and when ---
@@ -328,7 +328,7 @@ def test_at_first_boot_it_grows_only_if_told_so(
 ) -> None:
     root = volume("xfs, 4 KiB sectors")
     settings(root.where, f"grow={word}".encode())
-    growing.at_first_boot(Context(""), root.where, root.device, root.lock)
+    growing.at_first_boot(Context(""), plain(root.where), root.device, root.lock)
     assert root.mounted.size() == (root.full_size if grows else root.first_size)
     assert root.stamp.exists() is grows
 
@@ -336,6 +336,6 @@ def test_at_first_boot_it_grows_only_if_told_so(
 def test_at_first_boot_a_wrong_setting_is_said_and_does_not_stop_the_system(tmp_path: Path) -> None:
     lines: list[str] = []
     root = settings(tmp_path, b"grow=never")
-    growing.at_first_boot(Context("", say=lines.append), root, Path("/dev/null"), tmp_path / "lock")
+    growing.at_first_boot(Context("", say=lines.append), plain(root), Path("/dev/null"), tmp_path / "lock")
     assert len(lines) == 1
     assert "line 1: grow has an unknown value" in lines[0]
