@@ -11,7 +11,7 @@ from typing import Literal
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.files import sha256
-from secex_firstboot.builder import layout, outputs, rules, sealing, tree, volumes
+from secex_firstboot.builder import layout, ostree, outputs, rules, sealing, tree, volumes
 from secex_firstboot.builder.layout import MIB
 from secex_firstboot.builder.metadata import BootEntry, Metadata, Partition, Volume
 from secex_firstboot.builder.outputs import Outputs, Pieces
@@ -55,7 +55,10 @@ class Build:
 
         Raises Refusal.
         """
-        tree.unpack(self.context, self.recipe.source, root)
+        if self.recipe.ref:
+            ostree.deploy(self.context, self.recipe.source, self.recipe.ref, self.recipe.stateroot, root)
+        else:
+            tree.unpack(self.context, self.recipe.source, root)
         rules.check(
             self.context,
             root,
@@ -63,10 +66,11 @@ class Build:
             strict_options=self.recipe.strict_options,
             file_system=self.recipe.file_system,
         )
-        sealing.keep_loaders(root, root / "boot")
+        kind = rules.kind_of(root)
+        sealing.keep_loaders(kind, root / "boot")
         if self.recipe.sizes.se is not None:
             sealing.check_room(boot_entry.find(root / "boot"), self.recipe.sizes.se * MIB)
-        return rules.agent_version(root)
+        return rules.agent_version(kind)
 
     def unsealed(self) -> Unsealed:
         root, boot = self.work / "root", self.work / "boot"

@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.builder.validation import first_error
@@ -24,6 +24,9 @@ def _path(value: Any) -> Any:
 
 
 File = Annotated[Path, BeforeValidator(_path)]
+# libostree: src/libostree/ostree-core.c, OSTREE_REF_REGEXP, with room for no option
+Ref = Annotated[str, StringConstraints(pattern=r"^([\w][\w.+-]*(/[\w][\w.+-]*)*)?$", max_length=200)]
+Name = Annotated[str, StringConstraints(pattern=r"^([\w][\w.+-]{0,63})?$")]
 MiB = Annotated[int, Field(strict=True, ge=0, le=_MOST_MIB)]
 
 
@@ -63,13 +66,16 @@ class Trust(Model):
 
 
 class Recipe(Model):
-    """``source`` is a root file system with its /boot: a directory, a tar, or a disk image.
+    """``source`` is a root file system with its /boot: a directory, a tar, or a disk image; with ``ref``, an
+    ostree repository that has it, and ``stateroot`` is the name of what shares a /var.
 
     ``options`` are added to the boot entry's. ``config_key``: an OpenPGP private key; None: a fresh one.
     ``keep_header`` and ``keep_cck``: see sealing.Sealing.
     """
 
     source: File
+    ref: Ref = ""
+    stateroot: Name = ""
     host_keys: tuple[File, ...] = ()
     trust: Trust = Trust()
     config_key: File | None = None

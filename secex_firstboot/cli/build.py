@@ -15,6 +15,8 @@ EXAMPLES = """\
       my-linux.qcow2, my-linux.pub.asc for who encrypts a config to it, and my-linux.json
   secex build --recipe my-linux.toml --output my-linux
       the same, with everything in a file
+  secex build repo/ --ref debian/s390x --output my-linux --hostkey first-host.crt --no-verify
+      of a commit in an ostree repository
   secex build tree/ --output my-linux --unsealed
       all but what is encrypted, which secex seal adds on another machine
 """
@@ -26,7 +28,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         type=Path,
         metavar="SOURCE",
-        help="a root file system of s390x with its /boot: a directory, a tar, or a disk image",
+        help="a root file system of s390x with its /boot: a directory, a tar, or a disk image;"
+        " with --ref an ostree repository",
+    )
+    parser.add_argument("--ref", metavar="REF", help="the branch or commit of an ostree repository to deploy")
+    parser.add_argument(
+        "--stateroot", metavar="NAME", help="what shares a /var (default: the first part of the branch)"
     )
     parser.add_argument(
         "--output", type=Path, required=True, metavar="NAME", help="NAME.qcow2, NAME.pub.asc, NAME.json"
@@ -66,6 +73,8 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
     sizes = {"se": options.se, "boot-free": options.boot_free, "root-free": options.root_free}
     found = {
         "source": options.source and options.source.absolute(),
+        "ref": options.ref,
+        "stateroot": options.stateroot,
         "options": options.options,
         "strict-options": options.strict_options or None,
         "file-system": options.file_system,

@@ -22,6 +22,7 @@ from secex_firstboot.builder.outputs import Outputs
 from secex_firstboot.builder.recipe import Trust
 from secex_firstboot.builder.sealing import Sealing
 from secex_firstboot.builder.volumes import Content, Same
+from secex_firstboot.roots.kinds import Plain
 
 MIB = 1 << 20
 SECTOR = 512
@@ -51,6 +52,7 @@ class Recipe:
     root_added: tuple[tuple[str, bytes], ...] = ()  # path and content of files that are not in the tree
     root_at_least: int = 0  # the root file system
     boot_free: int = 8  # in the boot file system
+    ref: str = ""  # of an ostree repository, instead of a tree
 
     @property
     def boot_options(self) -> str:
@@ -121,6 +123,8 @@ def _recipe(recipe: Recipe, tree: Path, document: Path, root: Path) -> builder.R
         "the tests",
         {
             "source": tree,
+            "ref": recipe.ref,
+            "options": recipe.boot_options if recipe.ref else "",
             "file_system": kind,
             "sizes": sizes,
             "host_keys": (document,),
@@ -136,6 +140,8 @@ class _Build(Build):
     wanted: Recipe
 
     def prepare(self, root: Path) -> str:
+        if self.wanted.ref:
+            return super().prepare(root)
         tree = self.recipe.source
         root.mkdir()
         parts = [*(self.wanted.root_content or ["."]), "./boot"]
@@ -151,8 +157,9 @@ class _Build(Build):
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             (root / path).write_bytes(content)
         self._write_boot_entry(root / "boot")
-        sealing.keep_loaders(tree, root / "boot")
-        return rules.agent_version(tree)
+        whole = Plain(tree, None)
+        sealing.keep_loaders(whole, root / "boot")
+        return rules.agent_version(whole)
 
     def _write_boot_entry(self, boot: Path) -> None:
         version = debian.kernel_version(self.recipe.source)

@@ -51,7 +51,7 @@ function _shtab_secex_using
 end
 
 set -g _shtab_secex_commands build seal adopt inspect status update hosts 'hosts list' 'hosts add' 'hosts remove' 'hosts check' enable kargs
-set -g _shtab_secex_opts_with_value --append --boot-free --cert --config-key --crl --delete --file-system --hostkey --metadata --options --output --partition --proof --recipe --root --root-free --se
+set -g _shtab_secex_opts_with_value --append --boot-free --cert --config-key --crl --delete --file-system --hostkey --metadata --options --output --partition --proof --recipe --ref --root --root-free --se --stateroot
 
 complete -c secex -e
 complete -c secex -f
@@ -61,6 +61,8 @@ complete -c secex -n _shtab_secex_using -l debug -d 'log every program that is r
 complete -c secex -n _shtab_secex_using -l version -d 'show program'"'"'s version number and exit'
 complete -c secex -n '_shtab_secex_using; and test $_shtab_secex_npos -eq 0' -a build -d 'Make an SE-ready image of a root file system.'
 complete -c secex -n '_shtab_secex_using build' -s h -l help -d 'show this help message and exit'
+complete -c secex -n '_shtab_secex_using build' -l ref -x -d 'the branch or commit of an ostree repository to deploy'
+complete -c secex -n '_shtab_secex_using build' -l stateroot -x -d 'what shares a /var (default: the first part of the branch)'
 complete -c secex -n '_shtab_secex_using build' -l output -xka "(__fish_complete_path (commandline -ct))" -d 'NAME.qcow2, NAME.pub.asc, NAME.json'
 complete -c secex -n '_shtab_secex_using build' -l recipe -xka "(__fish_complete_path (commandline -ct))" -d 'TOML: what is not on the command line'
 complete -c secex -n '_shtab_secex_using build' -l hostkey -xka "(__fish_complete_path (commandline -ct))" -d 'host-key document of a machine that first boots run on; may be repeated'
@@ -80,7 +82,7 @@ complete -c secex -n '_shtab_secex_using build' -l file-system -xka "ext4 xfs" -
 complete -c secex -n '_shtab_secex_using build' -l se -x -d 'MiB of partition se (default: three boot images)'
 complete -c secex -n '_shtab_secex_using build' -l boot-free -x -d 'MiB free on boot (default: two more kernels)'
 complete -c secex -n '_shtab_secex_using build' -l root-free -x -d 'MiB free on root, which grows at first boot (default: 64)'
-complete -c secex -n '_shtab_secex_using build; and test $_shtab_secex_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a root file system of s390x with its /boot: a directory, a tar, or a disk image'
+complete -c secex -n '_shtab_secex_using build; and test $_shtab_secex_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a root file system of s390x with its /boot: a directory, a tar, or a disk image; with --ref an ostree repository'
 complete -c secex -n '_shtab_secex_using; and test $_shtab_secex_npos -eq 0' -a seal -d 'Make what is encrypted of an image that was built unsealed.'
 complete -c secex -n '_shtab_secex_using seal' -s h -l help -d 'show this help message and exit'
 complete -c secex -n '_shtab_secex_using seal' -l metadata -xka "(__fish_complete_path (commandline -ct))" -d 'the build'"'"'s NAME.json (default: beside the image)'
