@@ -16,6 +16,9 @@ FISHDIR    ?= $(PREFIX)/share/fish/vendor_completions.d
 # The units outside of the initramfs.
 SYSTEM_UNITS := $(addprefix secex-firstboot-,grow.service hosts.service hosts.timer image.service restart.service tidy.service update.path update.service)
 
+# They spawn pvimg or genprotimg: libostree, and rdcore of CoreOS.
+CALLERS := ostree-finalize-staged.service rpm-ostreed.service coreos-ignition-firstboot-complete.service
+
 VENV   := build/venv
 PYTHON := $(VENV)/bin/python
 FUZZ_SECONDS ?= 60
@@ -97,14 +100,16 @@ bench: setup ## Measure: builds, and in guests first boots, later boots, updates
 
 # Both packages are made of what this installs; which has what: packaging/deb/*.install, %files of the spec.
 install: ## Install package, dracut module and units below DESTDIR
-	python3 packaging/install.py "$(DESTDIR)$(PYTHONDIR)" "$(DESTDIR)$(PREFIX)/bin"
+	python3 packaging/install.py "$(DESTDIR)$(PYTHONDIR)" "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(PREFIX)/lib/secex-firstboot/bin"
 	install -D -m 755 -t "$(DESTDIR)$(DRACUTDIR)/50secex-firstboot" dracut/*.sh
 	install -D -m 644 dracut/secex-firstboot.conf "$(DESTDIR)$(PREFIX)/lib/dracut/dracut.conf.d/50-secex-firstboot.conf"
 	install -D -m 755 dracut/check-volume.sh "$(DESTDIR)$(PREFIX)/lib/secex-firstboot/check-volume"
 	install -D -m 644 -t "$(DESTDIR)$(DRACUTDIR)/50secex-firstboot" dracut/trace-imports.py dracut/no-local-login.ign
 	install -D -m 644 -t "$(DESTDIR)$(DRACUTDIR)/50secex-firstboot" \
-	    $(filter-out %.preset $(SYSTEM_UNITS:%=systemd/%),$(wildcard systemd/*))
+	    $(filter-out %.preset %/our-path.conf $(SYSTEM_UNITS:%=systemd/%),$(wildcard systemd/*))
 	install -D -m 644 -t "$(DESTDIR)$(UNITDIR)" $(SYSTEM_UNITS:%=systemd/%)
+	for unit in $(CALLERS); do \
+	    install -D -m 644 systemd/our-path.conf "$(DESTDIR)$(UNITDIR)/$$unit.d/50-secex-firstboot.conf" || exit 1; done
 	install -D -m 755 packaging/kernel-install "$(DESTDIR)$(KERNELDIR)/95-secex-firstboot.install"
 	install -D -m 644 systemd/secex-firstboot.preset "$(DESTDIR)$(PRESETDIR)/80-secex-firstboot.preset"
 	install -D -m 644 systemd/secex-firstboot.sysctl "$(DESTDIR)$(SYSCTLDIR)/90-secex-firstboot.conf"

@@ -1,7 +1,7 @@
 """Install the Python package as pip would, without pip: modules, metadata, commands. For make install.
 
-``python3 packaging/install.py MODULES PROGRAMS``: where the target's Python looks for packages, and where its
-commands are, both below DESTDIR.
+``python3 packaging/install.py MODULES PROGRAMS INSTEAD``: where the target's Python looks for packages, where
+its commands are, and where those are that stand before IBM's of the same names; all below DESTDIR.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 SOURCE = Path(__file__).resolve().parents[1]
+INSTEAD = ("pvimg", "genprotimg")
 COMMAND = """\
 #!/usr/bin/python3 -I
 from {module} import {function}
@@ -19,7 +20,7 @@ raise SystemExit({function}())
 """
 
 
-def main(modules: Path, programs: Path) -> None:
+def main(modules: Path, programs: Path, instead: Path) -> None:
     project = tomllib.loads((SOURCE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     package = project["name"].replace("-", "_")
     for path in sorted((SOURCE / package).rglob("*.py")):
@@ -28,9 +29,14 @@ def main(modules: Path, programs: Path) -> None:
     _write(information / "METADATA", metadata(project))
     _write(information / "INSTALLER", "make\n")
     for name, entry in project["scripts"].items():
-        module, function = entry.split(":")
-        _write(programs / name, COMMAND.format(module=module, function=function))
-        (programs / name).chmod(0o755)
+        _write_command(programs / name, *entry.split(":"))
+    for name in INSTEAD:
+        _write_command(instead / name, f"{package}.cli.instead", "main")
+
+
+def _write_command(path: Path, module: str, function: str) -> None:
+    _write(path, COMMAND.format(module=module, function=function))
+    path.chmod(0o755)
 
 
 def metadata(project: dict[str, Any]) -> str:

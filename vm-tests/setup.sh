@@ -7,7 +7,7 @@
 set -eu
 
 packages="qemu-system-s390x qemu-utils qemu-user-static mmdebstrap arch-test debian-archive-keyring
-    cryptsetup-bin libcryptsetup12 e2fsprogs xfsprogs fdisk cpio zstd gpg gpg-agent openssh-client
+    cryptsetup-bin libcryptsetup12 ostree e2fsprogs xfsprogs fdisk cpio zstd gpg gpg-agent openssh-client
     nbdkit nbdkit-plugin-python shellcheck python3-venv systemd
     dpkg-dev debhelper dh-python lintian rpm rpmlint"
 

@@ -6,16 +6,13 @@ One provisioned guest goes through all of it, and each test is about what happen
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import demo
 import pytest
-from harness import console, firstboot, repository, site
-from harness.firstboot import Site
-from harness.guest import SERVICES_ADDRESS, Disk, Guest, Network
+from harness import firstboot, repository, site
+from harness.guest import SERVICES_ADDRESS, Guest, Network
+from harness.life import LONG, Life
 from harness.se_ready import Recipe
 
 from secex_firstboot.sdboot.initramfs import File, write_archive
@@ -23,51 +20,9 @@ from secex_firstboot.sdboot.initramfs import File, write_archive
 # Room for a second kernel.
 RECIPE = Recipe(boot_free=128, headroom=384, se_size=384)
 DISK_SIZE = 2560  # MiB
-LONG = 3600.0  # seconds; bounds a guest that hangs, measures nothing
 HANGS = "rdinit=/usr/bin/cat"  # the first program reads the console for ever
 
 pytestmark = pytest.mark.long
-
-
-@dataclass
-class Life:
-    """``seen``: what was found, by the name of the stage."""
-
-    where: Site
-    network: Network
-    seen: dict[str, Any] = field(default_factory=dict)
-    number: int = 0
-
-    @contextmanager
-    def start(self, host: str = "customer-1") -> Iterator[Guest]:
-        """Power on; at the end power off."""
-        self.number += 1
-        keys = [site.Host(host, self.where.directory / "hostkeys").key]
-        log = self.where.directory / f"life-{self.number}.log"
-        system = Disk(self.where.disk, "system")
-        with Guest(disks=[system], host_keys=keys, network=self.network, console_log=log) as guest:
-            yield guest
-
-    def shell(self, guest: Guest, command: str) -> str:
-        done = guest.ssh(command, self.where.identity, timeout=LONG)
-        if done.returncode:
-            raise AssertionError(f"{command!r} in the guest: {done.stdout[-2000:]}{done.stderr[-2000:]}")
-        return done.stdout.strip()
-
-    def up(self, guest: Guest) -> dict[str, Any]:
-        """Wait until the system is up and says so; its boot images, and its kernel."""
-        firstboot.wait_for_system(guest, firstboot.BOOT_TIMEOUT)
-        self.shell(guest, "systemctl start secex-firstboot-image.service")
-        images: dict[str, Any] = json.loads(self.shell(guest, "secex status --json"))["boot_images"]
-        return images | {"kernel": self.shell(guest, "uname -r")}
-
-    def restart(self, guest: Guest) -> dict[str, Any]:
-        guest.ssh("systemctl --no-block reboot", self.where.identity)
-        guest.wait_for(console.LINUX, LONG)
-        return self.up(guest)
-
-    def power_off(self, guest: Guest) -> None:
-        assert demo.power_off(guest, self.where) == "guest-shutdown"
 
 
 @pytest.fixture(scope="module")

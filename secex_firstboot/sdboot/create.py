@@ -17,7 +17,7 @@ from secex_firstboot.basic import process
 from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.basic.files import is_regular, open_private, sync
 from secex_firstboot.hostkeys.key import key_hash
-from secex_firstboot.sdboot import image, initramfs
+from secex_firstboot.sdboot import ibms, image, initramfs
 
 BUILT_IN = "built-in"
 _TOOLS = (("pvimg", "create"), ("genprotimg",))
@@ -67,7 +67,7 @@ def create(
                     boot_loaders=boot_loaders,
                     progress=progress,
                 )
-        builder = tool[0] if tool else BUILT_IN
+        builder = Path(tool[0]).name if tool else BUILT_IN
         _check_key_slots(unfinished, keys, builder)
         unfinished.chmod(0o600)
         sync(unfinished)
@@ -94,7 +94,7 @@ def _rehearse(
     with tempfile.TemporaryDirectory(dir=scratch, prefix="rehearsal-") as private:
         made = Path(private, "image")
         _run(tool, made, kernel, (), _REHEARSAL, host_keys, scratch)
-        _check_key_slots(made, host_keys.values(), tool[0])
+        _check_key_slots(made, host_keys.values(), Path(tool[0]).name)
 
 
 def _check_key_slots(made: Path, keys: Iterable[ec.EllipticCurvePublicKey], builder: str) -> None:
@@ -124,7 +124,7 @@ def find_boot_loaders() -> image.BootLoaders:
 
 
 def _installed_tool() -> tuple[str, ...] | None:
-    return next((tool for tool in _TOOLS if shutil.which(tool[0])), None)
+    return next(((str(found), *words) for name, *words in _TOOLS if (found := ibms.find(name))), None)
 
 
 def _run(

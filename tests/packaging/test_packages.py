@@ -92,6 +92,9 @@ def test_the_units_of_the_running_system_are_those_that_the_preset_enables(insta
         *ENABLED,
         "secex-firstboot-hosts.service",
         "secex-firstboot-update.service",
+        "ostree-finalize-staged.service.d",
+        "rpm-ostreed.service.d",
+        "coreos-ignition-firstboot-complete.service.d",
     }
     preset = (installed / "usr/lib/systemd/system-preset/80-secex-firstboot.preset").read_text()
     assert set(re.findall(r"^enable (.+)$", preset, re.MULTILINE)) == ENABLED

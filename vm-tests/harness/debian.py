@@ -22,6 +22,8 @@ from pathlib import Path
 import requests
 
 from secex_firstboot.roots import identity
+from secex_firstboot.roots.kinds import Plain
+from secex_firstboot.sdboot.initramfs import File, write_archive
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("SECEX_CACHE", Path.home() / ".cache" / "secex-firstboot"))
@@ -35,12 +37,15 @@ PACKAGES = [
     *("linux-image-s390x", "systemd-sysv", "udev", "dbus", "kmod", "iproute2", "openssh-server", "zstd"),
     *("dracut", "dracut-network", "curl", "ca-certificates", "ignition", "policycoreutils"),
     *("cryptsetup-bin", "systemd-cryptsetup", "s390-tools", "gnupg", "e2fsprogs", "xfsprogs", "fdisk"),
+    *("ostree", "ostree-boot"),
     *(f"python3-{name}" for name in ("pydantic", "pyudev", "gnupg", "requests", "systemd", "cryptography")),
 ]
 # What no test needs; a smaller root is copied sooner.
 EXCLUDED = [f"/usr/share/{name}/*" for name in ("doc", "info", "locale", "man", "lintian", "bash-completion")]
 EXCLUDED += ["/usr/share/perl/*", "/usr/lib/s390x-linux-gnu/perl/*", "/usr/lib/s390x-linux-gnu/gconv/*"]
 EXCLUDED += ["/usr/lib/udev/hwdb.d/*", "/usr/share/zoneinfo/*"]
+# It would put ostree into the initramfs of systems that are not made by it.
+EXCLUDED += ["/etc/dracut.conf.d/ostree.conf"]
 EXCLUDED += [
     f"/usr/lib/modules/*/kernel/{name}/*"
     for name in (
@@ -65,6 +70,24 @@ omit_dracutmodules+=" systemd-creds systemd-hostnamed systemd-pcrphase systemd-p
 omit_dracutmodules+=" systemd-pstore systemd-repart systemd-sysext systemd-timedated systemd-timesyncd "
 omit_dracutmodules+=" virtfs virtiofs watchdog watchdog-modules zipl "
 """
+REF = "debian/s390x"  # the branch of the ostree repository
+_LINKS = {  # of a system made by ostree: what is kept lies below /var
+    "home": "var/home",
+    "root": "var/roothome",
+    "opt": "var/opt",
+    "srv": "var/srv",
+    "mnt": "var/mnt",
+    "usr/local": "../var/usrlocal",
+    "ostree": "sysroot/ostree",
+}
+_TMPFILES = "".join(  # tmpfiles.d(5)
+    f"d /var/{name} {mode} root root -\n"
+    for name, mode in {
+        **dict.fromkeys(("home", "opt", "srv", "mnt", "usrlocal", "lib", "log", "cache", "spool"), "0755"),
+        "roothome": "0700",
+        "tmp": "1777",
+    }.items()
+)
 _FILES = {
     "etc/apt/sources.list": "",
     "etc/fstab": "/dev/mapper/root / auto defaults 0 0\n/dev/mapper/boot /boot ext4 defaults 0 2\n",
@@ -89,6 +112,70 @@ _FILES = {
 def build() -> Path:
     """The root tree of the complete system (its /boot included), from the cache if it was built before."""
     return _cached("agent", _distribution_key() + _agent_key(), _build_agent)
+
+
+def repository() -> Path:
+    """An ostree repository that has the same system as a commit."""
+    return _cached("ostree", _distribution_key() + _agent_key(), _build_repository)
+
+
+def newer_repository() -> Path:
+    """The same, and its branch has gone on."""
+    return _cached("newer-ostree", _distribution_key() + _agent_key(), _build_newer)
+
+
+def _build_newer(newer: Path) -> None:
+    """Another file, and at the end of the initramfs one more."""
+    subprocess.run(["cp", "-a", "--reflink=auto", repository(), newer], check=True)
+    repo = f"--repo={newer}"
+    with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
+        changes, archive = Path(scratch, "changes"), Path(scratch, "archive")
+        modules = changes / "usr/lib/modules" / kernel_version(build())
+        modules.mkdir(parents=True)
+        (changes / "usr/lib/release").write_text("2\n")
+        of_initramfs = f"/{modules.relative_to(changes)}/initramfs.img"
+        before = subprocess.run(
+            ["ostree", repo, "cat", REF, of_initramfs], check=True, capture_output=True
+        ).stdout
+        write_archive(archive, {"/usr/lib/release": File(b"2\n")})
+        (modules / "initramfs.img").write_bytes(before + bytes(-len(before) % 4) + archive.read_bytes())
+        trees = (f"--tree=ref={REF}", f"--tree=dir={changes}")
+        subprocess.run(["ostree", repo, "commit", f"--branch={REF}", *trees], check=True)
+
+
+def _build_repository(repository: Path) -> None:
+    agent = build()
+    say("committing the system to an ostree repository (about 3 minutes)")
+    register_binfmt()
+    with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
+        tree = Path(scratch, "tree")
+        subprocess.run(["cp", "-a", "--reflink=auto", agent, tree], check=True)
+        make_initramfs(tree, f"{_MODULES} secex-test ostree")
+        make_deployable(tree)
+        repo = f"--repo={repository}"
+        subprocess.run(["ostree", repo, "init", "--mode=bare"], check=True)
+        subprocess.run(["ostree", repo, "commit", f"--branch={REF}", f"--tree=dir={tree}"], check=True)
+
+
+def make_deployable(tree: Path) -> None:
+    """Lay a system out as libostree wants it: https://ostreedev.github.io/ostree/adapting-existing/"""
+    modules = tree / "usr/lib/modules" / kernel_version(tree)
+    kernel(tree).rename(modules / "vmlinuz")
+    initramfs(tree).rename(modules / "initramfs.img")
+    (tree / "var/lib/dpkg").rename(tree / "usr/share/dpkg-db")
+    for name in ("boot", "dev", "proc", "run", "sys", "tmp", "var", *_LINKS):
+        if (tree / name).is_symlink():
+            (tree / name).unlink()
+        elif (tree / name).exists():
+            shutil.rmtree(tree / name)
+    for name in ("boot", "dev", "proc", "run", "sys", "sysroot", "tmp", "var"):
+        (tree / name).mkdir()
+    for name, target in _LINKS.items():
+        (tree / name).symlink_to(target)
+    (tree / "usr/lib/tmpfiles.d/50-ostree.conf").write_text(_TMPFILES)
+    (tree / "etc/fstab").write_text("/dev/mapper/boot /boot ext4 defaults 0 0\n")
+    complete(tree)
+    (tree / "etc").rename(tree / "usr/etc")
 
 
 def _distribution() -> Path:
@@ -226,7 +313,7 @@ def install(tree: Path) -> None:
     shutil.copytree(
         REPOSITORY / "vm-tests/dracut", tree / "usr/lib/dracut/modules.d/99secex-test", dirs_exist_ok=True
     )
-    identity.remove(tree)
+    identity.remove(Plain(tree, None))
     complete(tree)
 
 

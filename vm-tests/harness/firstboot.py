@@ -105,7 +105,7 @@ def make_site(
     hosts = {
         name: site.make_host(name, directory / "hostkeys", chain, **(document or {})) for name in site.HOSTS
     }
-    tree = debian.build()
+    tree = debian.repository() if recipe.ref else debian.build()
     image = directory / "se-ready.qcow2"
     identity = site.make_ssh_identity(directory)
     debian.say("making the SE-ready image")
