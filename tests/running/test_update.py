@@ -831,3 +831,16 @@ def test_what_is_no_release_is_refused(
 ) -> None:
     with pytest.raises(Refusal, match="that is no release of a kernel"):
         hook(up, release)
+
+
+def test_a_boot_map_with_one_image_is_made_anew_with_both_when_the_system_ends(up: Machine) -> None:
+    """libostree's zipl has made it, of the image that was to be tried."""
+    up.change("newer")
+    up.update()
+    ours = up.boot_map
+    up.boot_map = {1: ours[0][1]}, 1
+    assert up.update() == ()
+    assert up.boot_map == ours
+    up.boot_map = {1: ours[0][1]}, 1
+    up.stop()
+    assert (up.boot_map, up.restarts_into()) == (ours, 2)
