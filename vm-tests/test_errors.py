@@ -298,7 +298,10 @@ CASES = [  # in their order: one disk meets them all
     case
     for trouble in TROUBLES
     for case in (
-        sample.kind("let fail", [trouble])
+        # Alone it would be personalise's trouble: se has to be full behind the commit point.
+        [pytest.param(trouble, id=str(trouble), marks=pytest.mark.long)]
+        if trouble.surroundings is with_se_full
+        else sample.kind("let fail", [trouble])
         if trouble.note.startswith("fail-")
         else sample.kind("befalls it", [trouble])
     )
