@@ -20,7 +20,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import demo
 from harness import console, debian, firstboot, inside, pki, raw_disk, site, ultravisor
 from harness.firstboot import Site
 from harness.guest import Direct, Disk, Guest, Network
@@ -430,7 +429,7 @@ def measure_later(where: Site) -> Later:
                     seconds.append(took)
                 if number == ROUNDS and seconds is later.encrypted:
                     measure_updates(later, guest, where)
-                demo.power_off(guest, where)
+                firstboot.power_off(guest, where.identity)
     return later
 
 

@@ -116,7 +116,7 @@ def provision(where: Site, network: Network, *, closely: bool, at_length: bool) 
             wipe_headers(guest, where)
             spoil(guest, where)
             leave_traces(guest, where)
-        report["first power-off"] = power_off(guest, where)
+        report["first power-off"] = firstboot.power_off(guest, where.identity)
     return report
 
 
@@ -242,7 +242,7 @@ def restart(where: Site, network: Network, disk: Disk, recording: Recording | No
             guest.ssh("systemctl --no-block reboot", where.identity)
             report["broken update"]["ends in"] = guest.wait(firstboot.BOOT_TIMEOUT)
         else:
-            report["second power-off"] = power_off(guest, where)
+            report["second power-off"] = firstboot.power_off(guest, where.identity)
     return report
 
 
@@ -367,12 +367,6 @@ def integrity_errors(guest: Guest, where: Site) -> list[str]:
     kernel_log = guest.ssh("journalctl --dmesg --boot --output=cat", where.identity).stdout
     assert "Linux version" in kernel_log
     return firstboot.integrity_errors(f"{kernel_log}\n{guest.console}")
-
-
-def power_off(guest: Guest, where: Site) -> str:
-    """In order; how the guest ended."""
-    guest.ssh("systemctl --no-block poweroff", where.identity)
-    return guest.wait(firstboot.BOOT_TIMEOUT)
 
 
 def prove(where: Site, disk: Path, report: dict[str, Any]) -> dict[str, bool]:

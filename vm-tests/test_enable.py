@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import demo
 import pytest
 from harness import console, debian, firstboot, site
 from harness.firstboot import Site
@@ -41,7 +40,7 @@ def enabled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Site, str]:
             guest.send(content, path, where.identity)
         done = guest.ssh("secex enable 2>&1", where.identity, timeout=firstboot.BOOT_TIMEOUT)
         assert done.returncode == 0, done.stdout
-        demo.power_off(guest, where)
+        firstboot.power_off(guest, where.identity)
     return where, done.stdout
 
 

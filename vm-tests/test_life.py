@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import demo
 import pytest
 from harness import firstboot, repository, site
 from harness.guest import SERVICES_ADDRESS, Guest, Network
@@ -37,7 +36,7 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Life:
             log=where.directory / "first.log",
         ) as guest:
             firstboot.wait_for_system(guest, firstboot.FIRST_BOOT_TIMEOUT)
-            demo.power_off(guest, where)
+            firstboot.power_off(guest, where.identity)
         with site.web_server(packages) as port:
             life = Life(where, Network({80: port}), {"release": release})
             live(life)

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import Refusal
-from secex_firstboot.basic.files import exists, is_regular
+from secex_firstboot.basic.files import is_regular
 from secex_firstboot.contract import paths
 from secex_firstboot.contract.command_line import name, parameters
 from secex_firstboot.hostkeys import document
 from secex_firstboot.roots.kinds import Root
-from secex_firstboot.running import hosts, update
+from secex_firstboot.running import hosts, system, update
 from secex_firstboot.sdboot import boot_entry, boot_record, contents
 from secex_firstboot.sdboot.boot_entry import BootEntry
 from secex_firstboot.storage import disk
@@ -42,7 +42,7 @@ def make(context: Context, root: Root, partition: Path | None) -> Enabled:
     Raises Refusal for documents that cannot be proven, and without a partition, a kernel or an initramfs;
     nothing is written then.
     """
-    if exists(root.state(paths.LUKS_KEYS / "root")):
+    if system.is_provisioned(root):
         raise Refusal("SX-SYSTEM-13", "this system was set up by secex-firstboot", "secex update is for it")
     entry = _boot_entry(context, root)
     found = hosts.given(root)

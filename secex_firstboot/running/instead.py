@@ -12,11 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from secex_firstboot.basic.context import Context
-from secex_firstboot.basic.files import exists
 from secex_firstboot.basic.process import run
-from secex_firstboot.contract import paths
 from secex_firstboot.roots.kinds import Root
-from secex_firstboot.running import update
+from secex_firstboot.running import system, update
 from secex_firstboot.sdboot import boot_record
 from secex_firstboot.storage import devicemapper, disk, filesystem
 
@@ -25,7 +23,7 @@ _OUTPUT = ("-o", "--output")
 
 def is_the_systems(root: Root, words: Sequence[str]) -> bool:
     """Whether a tool that is called with these words makes the boot image of this system."""
-    if not exists(root.state(paths.LUKS_KEYS / "root")):
+    if not system.is_provisioned(root):
         return False
     output = _output(words)
     if output.name != boot_record.IMAGE:

@@ -17,9 +17,14 @@ def root() -> Root:
     return kinds.of(Path("/"), kernel_command_line())
 
 
+def is_provisioned(root: Root) -> bool:
+    """Whether first boot set up the system on ``root``."""
+    return exists(root.state(paths.LUKS_KEYS / "root"))
+
+
 def check_provisioned(root: Root, nothing: str) -> None:
     """Raise Refusal if first boot did not set up the system on ``root``; ``nothing`` says what follows."""
-    if not exists(root.state(paths.LUKS_KEYS / "root")):
+    if not is_provisioned(root):
         raise Refusal("SX-SYSTEM-01", "this system was not set up by secex-firstboot", nothing)
 
 

@@ -23,7 +23,7 @@ import requests
 
 from secex_firstboot.roots import identity
 from secex_firstboot.roots.kinds import Plain
-from secex_firstboot.sdboot.initramfs import File, write_archive
+from secex_firstboot.sdboot.initramfs import File, joined, write_archive
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("SECEX_CACHE", Path.home() / ".cache" / "secex-firstboot"))
@@ -134,11 +134,12 @@ def _build_newer(newer: Path) -> None:
         modules.mkdir(parents=True)
         (changes / "usr/lib/release").write_text("2\n")
         of_initramfs = f"/{modules.relative_to(changes)}/initramfs.img"
-        before = subprocess.run(
-            ["ostree", repo, "cat", REF, of_initramfs], check=True, capture_output=True
-        ).stdout
+        before = Path(scratch, "before")
+        with before.open("wb") as stream:
+            subprocess.run(["ostree", repo, "cat", REF, of_initramfs], check=True, stdout=stream)
         write_archive(archive, {"/usr/lib/release": File(b"2\n")})
-        (modules / "initramfs.img").write_bytes(before + bytes(-len(before) % 4) + archive.read_bytes())
+        with (modules / "initramfs.img").open("wb") as stream:
+            stream.writelines(joined([before, archive]))
         trees = (f"--tree=ref={REF}", f"--tree=dir={changes}")
         subprocess.run(["ostree", repo, "commit", f"--branch={REF}", *trees], check=True)
 

@@ -201,6 +201,12 @@ def wait_for_system(guest: Guest, timeout: float) -> None:
         raise guest.error("gave up")
 
 
+def power_off(guest: Guest, identity: Path) -> str:
+    """In order; how the guest ended."""
+    guest.ssh("systemctl --no-block poweroff", identity)
+    return guest.wait(BOOT_TIMEOUT)
+
+
 @dataclass(frozen=True)
 class System:
     """What the running guest shows of itself."""

@@ -53,5 +53,4 @@ class Life:
         return self.up(guest)
 
     def power_off(self, guest: Guest) -> None:
-        guest.ssh("systemctl --no-block poweroff", self.where.identity)
-        assert guest.wait(firstboot.BOOT_TIMEOUT) == "guest-shutdown"
+        assert firstboot.power_off(guest, self.where.identity) == "guest-shutdown"
