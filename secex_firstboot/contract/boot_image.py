@@ -34,6 +34,7 @@ class State(StrEnum):
 class Image(_Kept):
     """A boot image. ``generation`` is the number on its command line, see parameters.GENERATION; ``identity``
     tells its file from others, see boot_record.identity. ``inputs``: of what it was made, the SHA-256 each.
+    ``deployment``: of a system made by ostree, what it starts, as a path on the volume; empty for any other.
     """
 
     generation: int
@@ -41,6 +42,7 @@ class Image(_Kept):
     kernel: str
     state: State = State.NEW
     inputs: dict[str, str]
+    deployment: str = ""
 
 
 class Images(_Kept):

@@ -55,6 +55,14 @@ class Root(ABC):
     def for_initramfs(self, options: str) -> dict[str, bytes]:
         """Path and content of what a boot image with these options has to have of this kind."""
 
+    @abstractmethod
+    def deployment_of(self, options: str) -> str:
+        """What a boot image with these options starts, see boot_image.Image."""
+
+    def has(self, deployment: str) -> bool:
+        """Whether it is still there."""
+        return is_directory(self.volume / deployment)
+
     in_fstab: ClassVar[tuple[str, ...]]
     """What is mounted by /etc/fstab, of / and /boot."""
     has_packages: ClassVar[bool]
@@ -82,6 +90,9 @@ class Plain(Root):
 
     def for_initramfs(self, options: str) -> dict[str, bytes]:
         return {}
+
+    def deployment_of(self, options: str) -> str:
+        return ""
 
 
 @dataclass(frozen=True)
@@ -129,10 +140,16 @@ class Ostree(Root):
 
     def for_initramfs(self, options: str) -> dict[str, bytes]:
         """The link, and what it leads to: see dracut/keep-deployment.sh."""
-        wanted = Ostree(self.volume, None, parameters.value(options, parameters.OSTREE))
+        wanted = self._with(options)
         link = paths.below(self.volume, PurePath(wanted.link))
         target = os.path.relpath(wanted.deployment, link.parent)
         return {str(paths.DEPLOYMENT): f"{wanted.link} {target}\n".encode()}
+
+    def deployment_of(self, options: str) -> str:
+        return str(self._with(options).deployment.relative_to(self.volume))
+
+    def _with(self, options: str) -> Ostree:
+        return Ostree(self.volume, None, parameters.value(options, parameters.OSTREE))
 
     @property
     def _stateroot(self) -> Path:

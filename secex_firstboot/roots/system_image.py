@@ -41,12 +41,13 @@ _CURE = "look at the disk's health; secex-firstboot(8), FILES, says what belongs
 @dataclass(frozen=True)
 class SystemImage:
     """``files`` are what the initramfs gets beside what is in it: path -> content. ``documents`` are host-key
-    documents, which were proven."""
+    documents, which were proven. ``deployment``: see boot_image.Image."""
 
     entry: BootEntry
     command_line: str
     files: Mapping[str, bytes]
     documents: Mapping[str, bytes]
+    deployment: str
 
     @cached_property
     def inputs(self) -> dict[str, str]:
@@ -82,6 +83,7 @@ class SystemImage:
             identity=boot_record.identity(se / boot_record.NEW_IMAGE),
             kernel=self.entry.release,
             inputs=inputs,
+            deployment=self.deployment,
         )
 
 
@@ -148,6 +150,7 @@ def find(root: Root, boot: Path) -> SystemImage:
         ),
         files=files,
         documents=hosts(root),
+        deployment=root.deployment_of(entry.options),
     )
 
 

@@ -86,7 +86,7 @@ def _judged(context: Context, root: Root, images: Images) -> Images:
             up = images.fallback.model_copy(update={"state": State.UP})
             after = after.model_copy(update={"fallback": up})
     try:
-        return update.set_to(after, settings.value(root.place(paths.SETTINGS), settings.FALLBACK))
+        return update.set_to(root, after, settings.value(root.place(paths.SETTINGS), settings.FALLBACK))
     except Refusal as refusal:
         context.say(f"the setting stays as it was: {refusal}")
         return after

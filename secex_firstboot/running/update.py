@@ -50,7 +50,7 @@ def in_system(
         recorded = images.newest.inputs if images and not was_cut_short(root, images) else None
         changed = _changed(recorded, image.inputs)
         if images and not changed:
-            after = set_to(images, setting)
+            after = set_to(root, images, setting)
             if again and images.newest.state is State.FAILED:
                 after = with_newest(after, State.NEW)
             arrange(root, images, after)
@@ -65,7 +65,7 @@ def _make(
     _check_initramfs(image.entry)
     running, system_disk = system.generation(context), disk.find_disk()
     with _scratch(root) as scratch, se(root, system_disk) as where:
-        name, good = _last_good(where, images, running)
+        name, good = _last_good(root, where, images, running)
         try:
             contents.check_room(where, image.entry)
         except Refusal:
@@ -100,13 +100,13 @@ def _check_initramfs(entry: BootEntry) -> None:
     )
 
 
-def _last_good(se: Path, images: Images | None, running: int) -> tuple[str | None, Image | None]:
+def _last_good(root: Root, se: Path, images: Images | None, running: int) -> tuple[str | None, Image | None]:
     """Which file on ``se`` is the image to fall back to; it is known by its content.
 
     Of those that have come up the one that runs, as whoever started it may have fled from the newest, or else
     the newest. If none has, the one that runs, or else the oldest: it has the kernel of first boot.
     """
-    found = images.there if images else []
+    found = [each for each in (images.there if images else []) if root.has(each.deployment)]
     good = [each for each in found if each.state is State.UP] or found[::-1]
     for each in sorted(good, key=lambda each: each.generation != running):
         for name in (boot_record.IMAGE, boot_record.FALLBACK):
@@ -143,9 +143,10 @@ def with_newest(images: Images, state: State) -> Images:
     return images.model_copy(update={"newest": images.newest.model_copy(update={"state": state})})
 
 
-def set_to(images: Images, setting: Fallback) -> Images:
-    """As the user wants it; but the last that came up stays until the newest has."""
-    drop = setting is Fallback.OFF and images.newest.state is State.UP
+def set_to(root: Root, images: Images, setting: Fallback) -> Images:
+    """As the user wants it; but the last that came up stays until the newest has, if it can start at all."""
+    unwanted = setting is Fallback.OFF and images.newest.state is State.UP
+    drop = unwanted or (images.fallback and not root.has(images.fallback.deployment))
     return images.model_copy(update={"setting": setting} | ({"fallback": None} if drop else {}))
 
 

@@ -42,12 +42,15 @@ def test_a_system_that_runs_needs_no_link_which_libostree_may_have_removed(tmp_p
 
 def test_a_boot_image_has_the_link_of_the_deployment_that_it_starts(tmp_path: Path) -> None:
     deployments.make(tmp_path)
-    files = kinds.on(tmp_path, deployments.ARGUMENT).for_initramfs(f"{deployments.ARGUMENT} quiet")
-    (content,) = files.values()
+    root = kinds.on(tmp_path, deployments.ARGUMENT)
+    options = f"{deployments.ARGUMENT} quiet"
+    (content,) = root.for_initramfs(options).values()
     assert content.decode().split() == [
         deployments.LINK,
         f"../../../deploy/debian/deploy/{deployments.NAME}",
     ]
+    assert root.deployment_of(options) == f"ostree/deploy/debian/deploy/{deployments.NAME}"
+    assert root.has(root.deployment_of(options))
 
 
 @pytest.mark.parametrize("target", ["missing", "/etc", "../../..", "../../../deploy/debian", "other"])

@@ -327,6 +327,25 @@ def test_what_is_undone_after_a_kill_behind_the_switch_is_undone_in_the_image(up
     assert up.images.newest.generation == 3
 
 
+@pytest.mark.parametrize("changed", [True, False])
+def test_an_image_whose_deployment_is_gone_is_not_fallen_back_to(up: Machine, *, changed: bool) -> None:
+    """ostree admin undeploy removes any but the one that runs."""
+    confirm(up, "second")
+    deployment = up.root / "ostree/deploy/os/deploy/c5.0"
+    deployment.mkdir(parents=True)
+    fallback = up.images.there[1].model_copy(update={"deployment": str(deployment.relative_to(up.root))})
+    system_image.record(plain(up.root), up.images.model_copy(update={"fallback": fallback}))
+    up.update()
+    assert up.images.fallback == fallback
+    deployment.rmdir()
+    if changed:
+        up.change("third")
+    up.update()
+    assert [each.generation for each in up.images.there] == ([3, 2] if changed else [2])
+    assert system_image.allowed(plain(up.root)) == up.images.generations
+    assert len(up.boot_map[0]) == len(up.images.there)
+
+
 def test_two_at_once_wait_for_each_other(up: Machine) -> None:
     with (
         update.alone(plain(up.root)),
