@@ -1,22 +1,37 @@
-"""A system made by ostree: its first boot, and updates by ostree(1) alone."""
+"""A system made by ostree: its first boot, and a life by ostree(1) alone; the power fails in both."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
+import os
+import re
 import subprocess
+from base64 import b64decode
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
-from harness import debian, firstboot
+from harness import console, debian, firstboot, powercut, raw_disk, recorded, sample, secrets_scan
 from harness.firstboot import Owner, Served
-from harness.guest import Disk
-from harness.life import Life
+from harness.guest import Disk, Guest, Network
+from harness.life import LONG, Life
+from harness.powercut import Loss, Recording
+from harness.recorded import Manifest, Marks, Span
 from harness.se_ready import Recipe
 
+from secex_firstboot.contract.parameters import GENERATION
+from secex_firstboot.contract.partitions import VOLUMES
+
 RECIPE = Recipe(ref=debian.REF, boot_free=128, headroom=384, se_size=384)
-DISK_SIZE = 2560  # MiB
+DISK, DISK_SIZE = "disk.raw", 2560  # MiB
 USER_DATA = "/var/lib/user/data"
+ARGUMENT, PANICS = "secex-test.life=1", "rdinit=/nonexistent"
+KEYS = [f"/etc/luks/{name}{suffix}" for name in VOLUMES for suffix in ("", ".header")]
+SEED = int(os.environ["POWER_CUT_SEED"])  # see conftest.py
 
 
 def configure(owner: Owner) -> Served:
@@ -30,36 +45,123 @@ def configure(owner: Owner) -> Served:
     return Served(config, served.http)
 
 
+@dataclass(frozen=True)
+class Written:
+    """What was written to the disk in one part of its life; ``spans``: the events of each step of it."""
+
+    recording: Recording
+    spans: dict[str, Span]
+
+    def cut(self, step: str, loss: Loss, disk: Path, random: Random) -> None:
+        """The disk that a cut at a moment of this step leaves."""
+        begin, end = self.spans[step]
+        events = self.recording.events()[: random.randint(begin, end)]
+        self.recording.cut(events, disk, loss=loss, seed=random.getrandbits(32))
+
+
+@dataclass(frozen=True)
+class Lived:
+    """The life, and how it was written to the disk."""
+
+    life: Life
+    first_boot: Written
+    upgrade: Written
+
+
 @pytest.fixture(scope="module")
-def life(tmp_path_factory: pytest.TempPathFactory) -> Life:
+def lived(tmp_path_factory: pytest.TempPathFactory) -> Lived:
     directory = tmp_path_factory.mktemp("ostree")
+    disk = directory / DISK
     with firstboot.make_site(directory, RECIPE, configure) as (where, network):
-        firstboot.enlarge(where.image, where.disk, DISK_SIZE)
-        life = Life(where, network)
-        with firstboot.start(
-            where, network, host_keys=[where.hosts["universal"].key], log=where.directory / "first.log"
-        ) as guest:
+        raw_disk.make(where.image, disk, DISK_SIZE << 20)
+        life = Life(where, network, system=Disk(disk, "system", format="raw"))
+        first = be_born(life, disk)
+    upgraded = upgrade(life, disk)
+    live_on(life)
+    return Lived(life, first, upgraded)
+
+
+@pytest.fixture(scope="module")
+def life(lived: Lived) -> Life:
+    return lived.life
+
+
+def kept(recording: Recording, name: str) -> Recording:
+    """Under other names: the disk's next one has these."""
+    files = [
+        file.rename(file.with_name(f"{name}{file.suffix}")) for file in (recording.before, recording.log)
+    ]
+    return Recording(*files)
+
+
+def be_born(life: Life, disk: Path) -> Written:
+    where, marks = life.where, Marks()
+    with powercut.recorded(disk) as (served, recording):
+        on_line = recorded.marking(recording, marks)
+        with start_first(life, served, where.directory / "first.log", on_line) as guest:
             firstboot.wait_for_system(guest, firstboot.FIRST_BOOT_TIMEOUT)
-            life.seen["first boot"] = firstboot.look(guest, where.identity)
+            life.seen["first boot"] = seen_of(life, guest)
+            life.seen["keys"] = {
+                name: b64decode(life.shell(guest, f"base64 /sysroot{name}")) for name in KEYS
+            }
             life.power_off(guest)
-        live(life)
-    return life
+    return Written(kept(recording, "first-boot"), recorded.spans_of(recording, marks))
 
 
-def live(life: Life) -> None:
+def start_first(
+    life: Life,
+    disk: Disk,
+    log: Path,
+    on_line: Callable[[str], None] | None = None,
+    network: Network | None = None,
+) -> Guest:
+    keys = [life.where.hosts[name].key for name in ("universal", "customer-1")]
+    network = dataclasses.replace(network or life.network, capture=log.with_suffix(".pcap"))
+    return firstboot.start(life.where, network, host_keys=keys, log=log, disk=disk, on_line=on_line)
+
+
+def seen_of(life: Life, guest: Guest) -> dict[str, Any]:
+    """What the config wanted, and every file of /etc."""
+    script = debian.REPOSITORY / "vm-tests/dracut/manifest.py"
+    guest.send(script.read_bytes(), "/run/manifest.py", life.where.identity)
+    return {
+        "system": firstboot.look(guest, life.where.identity),
+        "user's": life.shell(guest, f"cat {USER_DATA}; echo; stat -c %U ~core; readlink -f ~core"),
+        "etc": manifest(life, guest, "/etc"),
+    }
+
+
+def manifest(life: Life, guest: Guest, top: str) -> Manifest:
+    life.shell(guest, f"python3 -I /run/manifest.py {top} /run/manifest")
+    return firstboot.load_manifest(life.shell(guest, "cat /run/manifest"))
+
+
+def upgrade(life: Life, disk: Path) -> Written:
+    """By ostree admin upgrade, and a restart."""
     seen, shell = life.seen, life.shell
     news = Disk(repository_disk(life.where.directory), "news", format="raw", read_only=True)
-    with life.start(others=[news]) as guest:
+    with (
+        powercut.recorded(disk) as (served, recording),
+        life.start(others=[news], system=served) as guest,
+    ):
         seen["second boot"] = life.up(guest)
-        seen["system"] = firstboot.look(guest, life.where.identity)
-        seen["user's"] = shell(guest, f"cat {USER_DATA}; echo; stat -c %U ~core; readlink -f ~core")
+        seen["later"] = seen_of(life, guest)
+        seen["usr"] = manifest(life, guest, "/usr")
         # Ignition wanted it; libostree would have semodule(8) refresh a policy that is none, by bwrap(1).
         shell(guest, "rm /etc/selinux/config")
         shell(guest, "mount -o ro /dev/disk/by-id/virtio-news /mnt")
+        sizes = [recording.log.stat().st_size]
         shell(guest, f"ostree pull-local /mnt {debian.REF} && ostree admin upgrade")
-        seen["upgraded"] = life.restart(guest) | {"release": shell(guest, RELEASE)}
+        sizes.append(recording.log.stat().st_size)
+        guest.ssh("systemctl --no-block reboot", life.where.identity)
+        guest.wait_for(console.LINUX, LONG)
+        sizes.append(recording.log.stat().st_size)
+        seen["upgraded"] = life.up(guest) | {"release": shell(guest, RELEASE)}
         seen["update"] = shell(guest, "secex update")
         life.power_off(guest)
+    events = recording.events()
+    begin, staged, end = (recording.event_at(events, size) for size in sizes)
+    return Written(kept(recording, "upgrade"), {"upgrade": (begin, staged), "restart": (staged, end)})
 
 
 RELEASE = "cat /usr/lib/release || echo none"
@@ -74,11 +176,59 @@ def repository_disk(directory: Path) -> Path:
     return disk
 
 
+def live_on(life: Life) -> None:
+    """Back to the deployment before, another kernel argument, and a deployment that does not come up."""
+    seen, shell = life.seen, life.shell
+    with life.start() as guest:
+        life.up(guest)
+        shell(guest, "ostree admin set-default 1")
+        seen["rolled back"] = life.restart(guest) | {"release": shell(guest, RELEASE)}
+        shell(guest, f"ostree admin deploy --karg-append={ARGUMENT} {debian.REF}")
+        seen["with an argument"] = life.restart(guest) | {
+            "release": shell(guest, RELEASE),
+            "arguments": shell(guest, "cat /proc/cmdline").split(),
+        }
+        shell(guest, f"ostree admin deploy --karg-append={PANICS} {debian.REF}")
+        guest.ssh("systemctl --no-block reboot", life.where.identity)
+        seen["panicked"] = guest.wait_for(rf"Kernel command line: .*{PANICS}.*", LONG)[0]
+        guest.wait_for("Kernel panic", LONG)
+        guest.kill()
+    with life.start() as guest:
+        seen["fallen back"] = life.up(guest) | {"release": shell(guest, RELEASE)}
+        seen["status"] = shell(guest, "ostree admin status")
+        shell(guest, "ostree admin undeploy 0")
+        seen["at last"] = life.restart(guest) | {"release": shell(guest, RELEASE)}
+        life.power_off(guest)
+
+
 def test_it_is_provisioned_and_starts_on_the_customers_host(life: Life) -> None:
-    first, second = life.seen["first boot"], life.seen["system"]
+    first, second = life.seen["first boot"]["system"], life.seen["later"]["system"]
     assert (first.file, first.unit, first.user) == (second.file, second.unit, second.user)
     assert "ostree=" in second.command_line
-    assert life.seen["user's"].splitlines() == ["data", "core", "/var/home/core"]
+    assert life.seen["later"]["user's"].splitlines() == ["data", "core", "/var/home/core"]
+
+
+def test_every_file_of_the_deployment_is_as_it_was_committed(life: Life, tmp_path: Path) -> None:
+    committed = tmp_path / "tree"
+    repo = f"--repo={debian.repository()}"
+    subprocess.run(["ostree", repo, "checkout", debian.REF, committed], check=True)
+    built = firstboot.manifest_of(committed / "usr")
+    assert len(built) > 1000
+    assert {
+        path
+        for path in built.keys() | life.seen["usr"].keys()
+        if built.get(path) != life.seen["usr"].get(path)
+    } == set()
+    etc = firstboot.differences(
+        below_etc(firstboot.manifest_of(committed / "usr/etc")), below_etc(life.seen["later"]["etc"])
+    )
+    assert etc["unexplained"] == []
+    assert "./etc/user-file" in etc["Ignition"]
+    assert "./etc/crypttab" in etc["agent"]
+
+
+def below_etc(files: Manifest) -> Manifest:
+    return {f"./etc{path[1:]}": entry for path, entry in files.items()}
 
 
 def test_an_upgrade_by_ostree_alone_is_in_a_boot_image_with_a_fallback_and_comes_up(life: Life) -> None:
@@ -88,3 +238,135 @@ def test_an_upgrade_by_ostree_alone_is_in_a_boot_image_with_a_fallback_and_comes
     assert after["fallback"]["generation"] == 1
     assert after["release"] == "2"
     assert life.seen["update"] == "the boot image is up to date"
+
+
+def test_the_deployment_before_comes_back_by_ostree_alone(life: Life) -> None:
+    found = life.seen["rolled back"]
+    assert (found["newest"]["state"], found["release"]) == ("up", "none")
+    assert found["running"] == found["newest"]["generation"] == found["starts"] == 3
+
+
+def test_another_kernel_argument_by_ostree_alone(life: Life) -> None:
+    found = life.seen["with an argument"]
+    assert (found["newest"]["state"], found["release"]) == ("up", "2")
+    assert ARGUMENT in found["arguments"]
+    assert found["running"] == found["newest"]["generation"] == found["starts"] == 4
+
+
+def test_a_deployment_that_does_not_come_up_is_fallen_back_from(life: Life) -> None:
+    """The link that the last good image has on its command line is one that libostree has removed."""
+    assert PANICS in life.seen["panicked"]
+    found = life.seen["fallen back"]
+    assert (found["running"], found["newest"]["generation"], found["newest"]["state"]) == (4, 5, "failed")
+    assert found["release"] == "2"
+    assert life.seen["at last"]["newest"]["state"] == "up"
+    assert life.seen["at last"]["release"] == "2"
+
+
+# --- the power fails ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cut:
+    """At a moment that the seed draws, in a step; and what is lost of the writes that were not flushed."""
+
+    step: str
+    loss: Loss
+
+    def __str__(self) -> str:
+        return f"{self.step}, {self.loss} lost"
+
+
+def cuts(*steps: str) -> list[Cut]:
+    return [Cut(step, loss) for loss in Loss for step in steps]
+
+
+@pytest.fixture
+def random(request: pytest.FixtureRequest) -> Random:
+    return Random(f"{SEED} {request.node.name}")  # noqa: S311
+
+
+@pytest.fixture
+def network(life: Life) -> Iterator[Network]:
+    with firstboot.services(life.where.served) as network:
+        yield network
+
+
+@pytest.mark.parametrize(
+    "cut", sample.kind("cuts of a first boot", cuts("mount", "files", "seal"), 2), ids=str
+)
+def test_after_a_cut_first_boot_ends_fully_provisioned(
+    cut: Cut,
+    lived: Lived,
+    network: Network,
+    random: Random,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
+    record_property("power cut", f"ostree, {cut}")
+    life, disk = lived.life, tmp_path / "disk.raw"
+    lived.first_boot.cut(cut.step, cut.loss, disk, random)
+    system = Disk(disk, "system", format="raw")
+    with start_first(life, system, tmp_path / "goes-on.log", network=network) as guest:
+        firstboot.wait_for_system(guest, firstboot.FIRST_BOOT_TIMEOUT)
+        found = seen_of(life, guest)
+        guest.kill()
+    uncut = life.seen["first boot"]
+    assert (found["system"].file, found["system"].unit, found["user's"]) == (
+        uncut["system"].file,
+        uncut["system"].unit,
+        uncut["user's"],
+    )
+    assert firstboot.differences(below_etc(uncut["etc"]), below_etc(found["etc"]))["unexplained"] == []
+    disk.unlink()
+
+
+@pytest.mark.parametrize("cut", sample.kind("cuts of an upgrade", cuts("upgrade", "restart"), 4), ids=str)
+def test_after_a_cut_of_an_upgrade_a_whole_image_finds_its_deployment(
+    cut: Cut, lived: Lived, random: Random, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """The one before; or, if libostree's own zipl was the last, the new one."""
+    record_property("power cut", f"ostree, {cut}")
+    disk = tmp_path / "disk.raw"
+    lived.upgrade.cut(cut.step, cut.loss, disk, random)
+    with lived.life.start(system=Disk(disk, "system", format="raw")) as guest:
+        started = re.search(rf"{GENERATION.name}=(\d+)", guest.wait_for(console.COMMAND_LINE, LONG)[1])
+        assert started
+        assert started[1] in (("1",) if cut.step == "upgrade" else ("1", "2"))
+        found = guest.wait_for(f"Finished .*ostree-prepare-root|{console.GAVE_UP}", LONG)
+        assert found[0].startswith("Finished")
+        guest.kill()
+    disk.unlink()
+
+
+@pytest.mark.long
+def test_after_a_cut_an_upgrade_ends_in_the_same_system(
+    lived: Lived, random: Random, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    cut = Cut("restart", Loss.SOME)
+    record_property("power cut", f"ostree, {cut}")
+    life, disk = lived.life, tmp_path / "disk.raw"
+    lived.upgrade.cut(cut.step, cut.loss, disk, random)
+    system = Disk(disk, "system", format="raw")
+    news = Disk(life.where.directory / "news.raw", "news", format="raw", read_only=True)
+    with life.start(others=[news], system=system) as guest:
+        life.up(guest)
+        life.shell(guest, "rm -f /etc/selinux/config; mount -o ro /dev/disk/by-id/virtio-news /mnt")
+        life.shell(guest, f"ostree pull-local /mnt {debian.REF} && ostree admin upgrade && ostree fsck")
+        found = life.restart(guest)
+        assert (found["newest"]["state"], found["running"]) == ("up", found["newest"]["generation"])
+        assert life.shell(guest, RELEASE) == "2"
+        life.power_off(guest)
+    disk.unlink()
+
+
+def test_no_secret_is_let_out(lived: Lived, tmp_path: Path) -> None:
+    """Not to the disk, whose every write of first boot and upgrade was noted; not to the console or the
+    network."""
+    scanner = secrets_scan.Scanner(secrets_scan.of_volumes(lived.life.seen["keys"], tmp_path))
+    assert scanner.found(b"".join(lived.life.seen["keys"].values()))  # they would be found
+    directory = lived.life.where.directory
+    seen = [*directory.glob("*.log"), *directory.glob("*.pcap"), directory / DISK]
+    assert lived.upgrade.recording.log in seen
+    assert directory / "first.pcap" in seen
+    assert [(file.name, found) for file in seen if (found := scanner.found_in_file(file))] == []

@@ -184,13 +184,13 @@ def _explain() -> int:
 def _grow() -> None:
     from secex_firstboot.running import grow, system
 
-    grow.in_background(_context(_JOURNAL_INTERVAL), system.root())
+    grow.in_background(_context(_JOURNAL_INTERVAL), system.writable_root())
 
 
 def _tidy() -> None:
     from secex_firstboot.running import system, tidy
 
-    tidy.in_system(_context(), system.root())
+    tidy.in_system(_context(), system.writable_root())
 
 
 def _kernel(options: argparse.Namespace) -> None:
@@ -198,7 +198,7 @@ def _kernel(options: argparse.Namespace) -> None:
     from secex_firstboot.running import kernels, system
 
     memory.lock()
-    context, root = _context(), system.root()
+    context, root = _context(), system.writable_root()
     if options.kernel_added:
         kernels.added(context, root, options.kernel_added)
     elif options.kernel_goes:
@@ -210,7 +210,7 @@ def _kernel(options: argparse.Namespace) -> None:
 def _starting() -> None:
     from secex_firstboot.running import system, trying
 
-    trying.at_boot(_context(), system.root())
+    trying.at_boot(_context(), system.writable_root())
 
 
 def _started() -> None:
@@ -218,7 +218,7 @@ def _started() -> None:
     from secex_firstboot.running import system, trying
 
     memory.lock()
-    trying.at_start(_context(_JOURNAL_INTERVAL), system.root())
+    trying.at_start(_context(_JOURNAL_INTERVAL), system.writable_root())
 
 
 def _stopping() -> None:
@@ -226,7 +226,7 @@ def _stopping() -> None:
     from secex_firstboot.running import system, trying
 
     memory.lock()
-    trying.at_stop(_context(_JOURNAL_INTERVAL), system.root())
+    trying.at_stop(_context(_JOURNAL_INTERVAL), system.writable_root())
 
 
 def _dry_run(*, as_json: bool) -> int:

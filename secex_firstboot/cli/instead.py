@@ -29,9 +29,9 @@ def _make(words: list[str]) -> bool:
     """Whether this system's boot image was to be made, and is."""
     from secex_firstboot.running import instead, system
 
-    root = system.root()
-    if not instead.is_the_systems(root, words):
+    if not instead.is_the_systems(system.root(), words):
         return False
+    root = system.writable_root()
 
     from secex_firstboot.basic import memory
     from secex_firstboot.basic.console import Console

@@ -32,7 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Exit:
     from secex_firstboot.running import system
 
-    root = system.root()
+    root = system.writable_root()
     # Before more is imported, some of which only a guest has.
     system.check_provisioned(root, "it has no boot image to update")
 

@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 from secex_firstboot.basic.context import Context, kernel_command_line
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.basic.files import exists
+from secex_firstboot.basic.process import run
 from secex_firstboot.contract import parameters, paths
 from secex_firstboot.roots import kinds
 from secex_firstboot.roots.kinds import Root
+
+_INSIDE = "SECEX_WRITABLE"  # in the environment
 
 
 def root() -> Root:
     """Of the system that runs. Raises FirstbootError if its kernel command line makes no sense."""
     return kinds.of(Path("/"), kernel_command_line())
+
+
+def writable_root() -> Root:
+    """The same, for who changes what is on its volume.
+
+    In a system made by ostree that may be mounted read-only (ostree-prepare-root(1), sysroot.readonly): then
+    the program starts again in a mount namespace of its own, as ostree(1) does, where it is not.
+    """
+    found = root()
+    if found.volume == found.system or not os.statvfs(found.volume).f_flag & os.ST_RDONLY:
+        return found
+    if os.environ.get(_INSIDE):
+        run(["mount", "-o", "remount,bind,rw", found.volume])
+        return found
+    os.environ[_INSIDE] = "1"
+    command = ["unshare", "--mount", "--propagation=slave", "--", *sys.orig_argv]
+    os.execvp(command[0], command)  # noqa: S606
 
 
 def is_provisioned(root: Root) -> bool:

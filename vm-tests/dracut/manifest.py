@@ -46,9 +46,9 @@ def content(path: str) -> dict[str, object]:
 
 
 def manifest(top: str) -> dict[str, dict[str, object]]:
-    """{path: description} of everything on the file system of ``top``, and on the one mounted on boot."""
+    """{path: description} of all on the file system of ``top``, and on the one mounted on boot there."""
     os.chdir(top)
-    devices = {os.lstat(".").st_dev, os.lstat("boot").st_dev}
+    devices = {os.lstat(name).st_dev for name in (".", "boot") if os.path.lexists(name)}
     paths: list[str] = []
     for folder, folders, files in os.walk("."):
         folders[:] = sorted(

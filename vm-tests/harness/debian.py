@@ -151,6 +151,7 @@ def _build_repository(repository: Path) -> None:
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
         tree = Path(scratch, "tree")
         subprocess.run(["cp", "-a", "--reflink=auto", agent, tree], check=True)
+        (tree / "usr/lib/ostree/prepare-root.conf").write_text("[sysroot]\nreadonly=true\n")
         make_initramfs(tree, f"{_MODULES} secex-test ostree")
         make_deployable(tree)
         repo = f"--repo={repository}"

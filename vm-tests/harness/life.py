@@ -17,20 +17,23 @@ LONG = 3600.0  # seconds; bounds a guest that hangs, measures nothing
 
 @dataclass
 class Life:
-    """``seen``: what was found, by the name of the stage."""
+    """``seen``: what was found, by the name of the stage. ``system``: the guest's disk, if not the site's."""
 
     where: Site
     network: Network
     seen: dict[str, Any] = field(default_factory=dict)
+    system: Disk | None = None
     number: int = 0
 
     @contextmanager
-    def start(self, host: str = "customer-1", others: Sequence[Disk] = ()) -> Iterator[Guest]:
-        """Power on; at the end power off."""
+    def start(
+        self, host: str = "customer-1", others: Sequence[Disk] = (), system: Disk | None = None
+    ) -> Iterator[Guest]:
+        """Power on, with the disk behind another path on request; at the end power off."""
         self.number += 1
         keys = [site.Host(host, self.where.directory / "hostkeys").key]
         log = self.where.directory / f"life-{self.number}.log"
-        system = Disk(self.where.disk, "system")
+        system = system or self.system or Disk(self.where.disk, "system")
         with Guest(disks=[system, *others], host_keys=keys, network=self.network, console_log=log) as guest:
             yield guest
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,7 @@ MERGED = "/more.ign"
 _DISK_SIZE = 1 << 30
 
 Span = tuple[int, int]
+Marks = dict[str, list[int]]  # the sizes of the log when the agent said something of a step
 Manifest = dict[str, dict[str, Any]]
 
 
@@ -172,7 +173,7 @@ def _record(directory: Path) -> FirstBoot:
             marks, provisioned = _run(where, served, network, recording, kept[0])
         built = firstboot.manifest_of(made.tree, PARTS)
         assert firstboot.differences(built, provisioned, only=PARTS)["unexplained"] == []
-        spans = _spans(recording, marks)
+        spans = spans_of(recording, marks)
         for step in ("personalise", "partition"):
             disk = directory / f"{step}.raw"
             recording.cut(recording.events()[: spans[step][1]], disk, loss=Loss.NOTHING, seed=0)
@@ -194,22 +195,27 @@ def _record(directory: Path) -> FirstBoot:
 
 def _run(
     where: Machine, disk: Disk, network: Network, recording: Recording, image: Started
-) -> tuple[dict[str, list[int]], Manifest]:
-    """The sizes of the log when the agent said something of a step, and what the guest ended with."""
-    marks: dict[str, list[int]] = {}
-
-    def mark(line: str) -> None:
-        if found := re.search(r"secex-firstboot\[\d+\]: \[\d+/\d+\] ([a-z ]+): ", line):
-            marks.setdefault(found[1], []).append(recording.log.stat().st_size)
-
+) -> tuple[Marks, Manifest]:
+    """What its lines mark, and what the guest ended with."""
+    marks: Marks = {}
     log = where.directory / "first-boot.log"
-    with where.start(disk, log, network, saved=image.saved, on_line=mark) as guest:
+    with where.start(disk, log, network, saved=image.saved, on_line=marking(recording, marks)) as guest:
         provisioned = firstboot.wait_for_manifest(guest)
         guest.kill()
     return marks, provisioned
 
 
-def _spans(recording: Recording, marks: dict[str, list[int]]) -> dict[str, Span]:
+def marking(recording: Recording, marks: Marks) -> Callable[[str], None]:
+    """For a guest's ``on_line``: note in ``marks`` what the agent says of its steps."""
+
+    def mark(line: str) -> None:
+        if found := re.search(r"secex-firstboot\[\d+\]: \[\d+/\d+\] ([a-z ]+): ", line):
+            marks.setdefault(found[1], []).append(recording.log.stat().st_size)
+
+    return mark
+
+
+def spans_of(recording: Recording, marks: Marks) -> dict[str, Span]:
     """Between encrypt root and files, systemd mounts and Ignition writes: that is called mount."""
     events = recording.events()
     spans = {
