@@ -1,9 +1,10 @@
-"""A system made by ostree: its first boot, and a life by ostree(1) alone; the power fails in both."""
+"""A system made by ostree: its first boot, and its life by ostree(1) alone; the power fails in both."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import os
 import re
 import subprocess
@@ -29,7 +30,7 @@ from secex_firstboot.contract.partitions import VOLUMES
 RECIPE = Recipe(ref=debian.REF, boot_free=128, headroom=384, se_size=384)
 DISK, DISK_SIZE = "disk.raw", 2560  # MiB
 USER_DATA = "/var/lib/user/data"
-ARGUMENT, PANICS = "secex-test.life=1", "rdinit=/nonexistent"
+ARGUMENT, OURS, PANICS = "secex-test.by=ostree", "secex-test.by=secex", "rdinit=/nonexistent"
 KEYS = [f"/etc/luks/{name}{suffix}" for name in VOLUMES for suffix in ("", ".header")]
 SEED = int(os.environ["POWER_CUT_SEED"])  # see conftest.py
 
@@ -61,7 +62,7 @@ class Written:
 
 @dataclass(frozen=True)
 class Lived:
-    """The life, and how it was written to the disk."""
+    """The life, and how its first boot and its first upgrade were written to the disk."""
 
     life: Life
     first_boot: Written
@@ -76,9 +77,7 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Lived:
         raw_disk.make(where.image, disk, DISK_SIZE << 20)
         life = Life(where, network, system=Disk(disk, "system", format="raw"))
         first = be_born(life, disk)
-    upgraded = upgrade(life, disk)
-    live_on(life)
-    return Lived(life, first, upgraded)
+    return Lived(life, first, live(life, disk))
 
 
 @pytest.fixture(scope="module")
@@ -136,8 +135,9 @@ def manifest(life: Life, guest: Guest, top: str) -> Manifest:
     return firstboot.load_manifest(life.shell(guest, "cat /run/manifest"))
 
 
-def upgrade(life: Life, disk: Path) -> Written:
-    """By ostree admin upgrade, and a restart."""
+def live(life: Life, disk: Path) -> Written:
+    """By ostree(1) alone: an upgrade, the deployment before, another argument, and one that does not come up;
+    how the upgrade was written to the disk."""
     seen, shell = life.seen, life.shell
     news = Disk(repository_disk(life.where.directory), "news", format="raw", read_only=True)
     with (
@@ -156,15 +156,32 @@ def upgrade(life: Life, disk: Path) -> Written:
         guest.ssh("systemctl --no-block reboot", life.where.identity)
         guest.wait_for(console.LINUX, LONG)
         sizes.append(recording.log.stat().st_size)
-        seen["upgraded"] = life.up(guest) | {"release": shell(guest, RELEASE)}
+        seen["upgraded"] = life.up(guest) | more(life, guest)
         seen["update"] = shell(guest, "secex update")
+        shell(guest, "ostree admin set-default 1")
+        seen["rolled back"] = life.restart(guest) | more(life, guest)
+        shell(guest, f"ostree admin deploy --karg-append={ARGUMENT} {debian.REF}")
+        seen["with an argument"] = life.restart(guest) | more(life, guest)
+        shell(guest, f"ostree admin deploy --karg-append={PANICS} {debian.REF}")
+        guest.ssh("systemctl --no-block reboot", life.where.identity)
+        seen["panicked"] = guest.wait_for(rf"Kernel command line: .*{PANICS}.*", LONG)[0]
+        guest.wait_for("Kernel panic", LONG)
+        guest.kill()
+    with life.start() as guest:
+        seen["fallen back"] = life.up(guest) | more(life, guest)
+        shell(guest, "ostree admin undeploy 0")
+        seen["undeployed"] = json.loads(shell(guest, "secex status --json"))["boot_images"]
         life.power_off(guest)
     events = recording.events()
     begin, staged, end = (recording.event_at(events, size) for size in sizes)
-    return Written(kept(recording, "upgrade"), {"upgrade": (begin, staged), "restart": (staged, end)})
+    return Written(kept(recording, "life"), {"upgrade": (begin, staged), "restart": (staged, end)})
 
 
-RELEASE = "cat /usr/lib/release || echo none"
+def more(life: Life, guest: Guest) -> dict[str, Any]:
+    return {
+        "release": life.shell(guest, "cat /usr/lib/release || echo none"),
+        "arguments": life.shell(guest, "cat /proc/cmdline").split(),
+    }
 
 
 def repository_disk(directory: Path) -> Path:
@@ -174,31 +191,6 @@ def repository_disk(directory: Path) -> Path:
         stream.truncate(1 << 30)
     subprocess.run(["mkfs.ext4", "-q", "-d", debian.newer_repository(), disk], check=True)
     return disk
-
-
-def live_on(life: Life) -> None:
-    """Back to the deployment before, another kernel argument, and a deployment that does not come up."""
-    seen, shell = life.seen, life.shell
-    with life.start() as guest:
-        life.up(guest)
-        shell(guest, "ostree admin set-default 1")
-        seen["rolled back"] = life.restart(guest) | {"release": shell(guest, RELEASE)}
-        shell(guest, f"ostree admin deploy --karg-append={ARGUMENT} {debian.REF}")
-        seen["with an argument"] = life.restart(guest) | {
-            "release": shell(guest, RELEASE),
-            "arguments": shell(guest, "cat /proc/cmdline").split(),
-        }
-        shell(guest, f"ostree admin deploy --karg-append={PANICS} {debian.REF}")
-        guest.ssh("systemctl --no-block reboot", life.where.identity)
-        seen["panicked"] = guest.wait_for(rf"Kernel command line: .*{PANICS}.*", LONG)[0]
-        guest.wait_for("Kernel panic", LONG)
-        guest.kill()
-    with life.start() as guest:
-        seen["fallen back"] = life.up(guest) | {"release": shell(guest, RELEASE)}
-        seen["status"] = shell(guest, "ostree admin status")
-        shell(guest, "ostree admin undeploy 0")
-        seen["at last"] = life.restart(guest) | {"release": shell(guest, RELEASE)}
-        life.power_off(guest)
 
 
 def test_it_is_provisioned_and_starts_on_the_customers_host(life: Life) -> None:
@@ -259,8 +251,9 @@ def test_a_deployment_that_does_not_come_up_is_fallen_back_from(life: Life) -> N
     found = life.seen["fallen back"]
     assert (found["running"], found["newest"]["generation"], found["newest"]["state"]) == (4, 5, "failed")
     assert found["release"] == "2"
-    assert life.seen["at last"]["newest"]["state"] == "up"
-    assert life.seen["at last"]["release"] == "2"
+    after = life.seen["undeployed"]
+    assert (after["newest"]["generation"], after["newest"]["state"]) == (6, "new")
+    assert after["fallback"]["generation"] == 4
 
 
 # --- the power fails ---------------------------------------------------------------------------------------
@@ -352,10 +345,12 @@ def test_after_a_cut_an_upgrade_ends_in_the_same_system(
     with life.start(others=[news], system=system) as guest:
         life.up(guest)
         life.shell(guest, "rm -f /etc/selinux/config; mount -o ro /dev/disk/by-id/virtio-news /mnt")
-        life.shell(guest, f"ostree pull-local /mnt {debian.REF} && ostree admin upgrade && ostree fsck")
-        found = life.restart(guest)
+        life.shell(guest, f"secex kargs --append {OURS}; ostree pull-local /mnt {debian.REF} && ostree fsck")
+        life.shell(guest, "ostree admin upgrade")
+        found = life.restart(guest) | more(life, guest)
+        assert OURS in found["arguments"]
         assert (found["newest"]["state"], found["running"]) == ("up", found["newest"]["generation"])
-        assert life.shell(guest, RELEASE) == "2"
+        assert found["release"] == "2"
         life.power_off(guest)
     disk.unlink()
 
