@@ -284,6 +284,7 @@ class System:
             "SYSTEMD_UNIT_PATH": str(self.units),  # and nothing of the machine that the test runs on
             "SYSTEMD_IN_INITRD": str(int(self.initramfs)),
             "SYSTEMD_LOG_LEVEL": "debug" if debug else "info",
+            "SYSTEMD_UTF8": "0",  # no other arrows than in a plain locale
         }
         argv = ["systemd-analyze", "verify", "--man=no", *names]
         return subprocess.run(argv, env=environment, capture_output=True, text=True)
