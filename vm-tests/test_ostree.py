@@ -269,13 +269,13 @@ def not_coming_up(life: Life, guest: Guest, newest: int) -> None:
         life.power_off(again)
 
 
-WHAT = [rolled_back, with_an_argument, not_coming_up]
+WHAT = [
+    *(pytest.param(each, marks=pytest.mark.sampled("after", 1)) for each in (rolled_back, with_an_argument)),
+    pytest.param(not_coming_up, marks=pytest.mark.long),
+]
 
 
-@pytest.mark.parametrize(
-    "what",
-    [pytest.param(each, id=each.__name__, marks=pytest.mark.sampled("after an upgrade", 1)) for each in WHAT],
-)
+@pytest.mark.parametrize("what", WHAT)
 def test_what_ostree_alone_does_is_in_the_next_start(
     what: Callable[[Life, Guest, int], None], life: Life
 ) -> None:
