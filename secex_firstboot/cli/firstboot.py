@@ -11,6 +11,7 @@ import json
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from secex_firstboot import __version__
 from secex_firstboot.agent.step import Context, Stage
@@ -20,6 +21,9 @@ from secex_firstboot.cli import table
 from secex_firstboot.contract import dry_run, paths
 from secex_firstboot.contract.dry_run import Observation, State
 from secex_firstboot.contract.parameters import HOSTKEY_VERIFY
+
+if TYPE_CHECKING:
+    from secex_firstboot.roots.kinds import Root
 
 _JOURNAL_INTERVAL = 60.0  # seconds between two lines of progress that may take hours
 _EPILOG = """\
@@ -136,18 +140,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.stage:
             _run(options.stage)
-        elif options.grow:
-            _grow()
-        elif options.kernel_added or options.kernel_goes or options.kernel_gone:
-            _kernel(options)
-        elif options.starting:
-            _starting()
-        elif options.started:
-            _started()
-        elif options.stopping:
-            _stopping()
         else:
-            _tidy()
+            _in_system(options)
     except (FirstbootError, OSError) as error:
         print(f"secex-firstboot: {error}", file=sys.stderr, flush=True)
         return 1
@@ -181,24 +175,42 @@ def _explain() -> int:
     return 0
 
 
-def _grow() -> None:
-    from secex_firstboot.running import grow, system
+def _in_system(options: argparse.Namespace) -> None:
+    from secex_firstboot.running import system
 
-    grow.in_background(_context(_JOURNAL_INTERVAL), system.writable_root())
+    root = system.writable_root()
+    if options.grow:
+        _grow(root)
+    elif options.kernel_added or options.kernel_goes or options.kernel_gone:
+        _kernel(options, root)
+    elif options.starting:
+        _starting(root)
+    elif options.started:
+        _started(root)
+    elif options.stopping:
+        _stopping(root)
+    else:
+        _tidy(root)
 
 
-def _tidy() -> None:
-    from secex_firstboot.running import system, tidy
+def _grow(root: Root) -> None:
+    from secex_firstboot.running import grow
 
-    tidy.in_system(_context(), system.writable_root())
+    grow.in_background(_context(_JOURNAL_INTERVAL), root)
 
 
-def _kernel(options: argparse.Namespace) -> None:
+def _tidy(root: Root) -> None:
+    from secex_firstboot.running import tidy
+
+    tidy.in_system(_context(), root)
+
+
+def _kernel(options: argparse.Namespace, root: Root) -> None:
     from secex_firstboot.basic import memory
-    from secex_firstboot.running import kernels, system
+    from secex_firstboot.running import kernels
 
     memory.lock()
-    context, root = _context(), system.writable_root()
+    context = _context()
     if options.kernel_added:
         kernels.added(context, root, options.kernel_added)
     elif options.kernel_goes:
@@ -207,26 +219,26 @@ def _kernel(options: argparse.Namespace) -> None:
         kernels.gone(context, root, options.kernel_gone)
 
 
-def _starting() -> None:
-    from secex_firstboot.running import system, trying
+def _starting(root: Root) -> None:
+    from secex_firstboot.running import trying
 
-    trying.at_boot(_context(), system.writable_root())
+    trying.at_boot(_context(), root)
 
 
-def _started() -> None:
+def _started(root: Root) -> None:
     from secex_firstboot.basic import memory
-    from secex_firstboot.running import system, trying
+    from secex_firstboot.running import trying
 
     memory.lock()
-    trying.at_start(_context(_JOURNAL_INTERVAL), system.writable_root())
+    trying.at_start(_context(_JOURNAL_INTERVAL), root)
 
 
-def _stopping() -> None:
+def _stopping(root: Root) -> None:
     from secex_firstboot.basic import memory
-    from secex_firstboot.running import system, trying
+    from secex_firstboot.running import trying
 
     memory.lock()
-    trying.at_stop(_context(_JOURNAL_INTERVAL), system.writable_root())
+    trying.at_stop(_context(_JOURNAL_INTERVAL), root)
 
 
 def _dry_run(*, as_json: bool) -> int:

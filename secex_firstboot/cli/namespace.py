@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 
+from secex_firstboot.basic import mount_namespace
 from secex_firstboot.basic.errors import Refusal
 
 _INSIDE = "SECEX_NAMESPACE"  # in the environment
@@ -28,17 +29,5 @@ def enter() -> None:
             raise Refusal(
                 "SX-BUILD-43", f"{program} is not installed", f"install {package}, or run it as root"
             )
-    sys.stdout.flush()
-    os.environ[_INSIDE] = "1"
-    command = [
-        "unshare",
-        "--mount",
-        "--propagation=slave",
-        *user,
-        sys.executable,
-        "-P",
-        "-m",
-        "secex_firstboot.cli.secex",
-        *sys.argv[1:],
-    ]
-    os.execvp(command[0], command)  # noqa: S606
+    command = [sys.executable, "-P", "-m", "secex_firstboot.cli.secex", *sys.argv[1:]]
+    mount_namespace.start_again(_INSIDE, command, *user)

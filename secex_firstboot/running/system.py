@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+from secex_firstboot.basic import mount_namespace
 from secex_firstboot.basic.context import Context, kernel_command_line
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.basic.files import exists
@@ -26,7 +27,8 @@ def writable_root() -> Root:
     """The same, for who changes what is on its volume.
 
     In a system made by ostree that may be mounted read-only (ostree-prepare-root(1), sysroot.readonly): then
-    the program starts again in a mount namespace of its own, as ostree(1) does, where it is not.
+    the program starts again in a mount namespace of its own, as ostree(1) does, where it is not. So this
+    comes before all that takes long to load.
     """
     found = root()
     if found.volume == found.system or not os.statvfs(found.volume).f_flag & os.ST_RDONLY:
@@ -34,9 +36,7 @@ def writable_root() -> Root:
     if os.environ.get(_INSIDE):
         run(["mount", "-o", "remount,bind,rw", found.volume])
         return found
-    os.environ[_INSIDE] = "1"
-    command = ["unshare", "--mount", "--propagation=slave", "--", *sys.orig_argv]
-    os.execvp(command[0], command)  # noqa: S606
+    mount_namespace.start_again(_INSIDE, sys.orig_argv)
 
 
 def is_provisioned(root: Root) -> bool:
