@@ -6,12 +6,11 @@ One provisioned guest goes through all of it, and each test is about what happen
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 from harness import firstboot, repository, site
 from harness.guest import SERVICES_ADDRESS, Guest, Network
-from harness.life import LONG, Life
+from harness.life import LONG, Life, newest_is_up
 from harness.se_ready import Recipe
 
 from secex_firstboot.sdboot.initramfs import File, write_archive
@@ -149,12 +148,6 @@ def hang(life: Life) -> None:
         guest.wait_for(rf"Kernel command line: .*{HANGS}", LONG)
         guest.wait_for("Run /usr/bin/cat as init process", LONG)
         guest.kill()
-
-
-def newest_is_up(seen: dict[str, Any]) -> bool:
-    """It runs, starts if nobody chooses, and has come up."""
-    newest = seen["newest"]
-    return bool(seen["running"] == seen["starts"] == newest["generation"] and newest["state"] == "up")
 
 
 def test_a_kernel_that_apt_installs_is_what_the_next_start_has(life: Life) -> None:

@@ -19,7 +19,7 @@ import pytest
 from harness import console, debian, firstboot, powercut, raw_disk, recorded, sample, se_ready, secrets_scan
 from harness.firstboot import Owner, Served
 from harness.guest import Disk, Guest, Network
-from harness.life import LONG, Life
+from harness.life import LONG, Life, newest_is_up
 from harness.powercut import Loss, Recording
 from harness.recorded import Manifest, Marks, Span
 from harness.se_ready import Recipe
@@ -124,18 +124,11 @@ def start_first(
 
 def seen_of(life: Life, guest: Guest) -> dict[str, Any]:
     """What the config wanted, and every file of /etc."""
-    script = debian.REPOSITORY / "vm-tests/dracut/manifest.py"
-    guest.send(script.read_bytes(), "/run/manifest.py", life.where.identity)
     return {
         "system": firstboot.look(guest, life.where.identity),
         "user's": life.shell(guest, f"cat {USER_DATA}; echo; stat -c %U ~core; readlink -f ~core"),
-        "etc": manifest(life, guest, "/etc"),
+        "etc": firstboot.manifest_in(guest, life.where.identity, "/etc"),
     }
-
-
-def manifest(life: Life, guest: Guest, top: str) -> Manifest:
-    life.shell(guest, f"python3 -I /run/manifest.py {top} /run/manifest")
-    return firstboot.load_manifest(life.shell(guest, "cat /run/manifest"))
 
 
 def upgrade(life: Life, disk: Path, *, at_length: bool) -> Written:
@@ -149,7 +142,7 @@ def upgrade(life: Life, disk: Path, *, at_length: bool) -> Written:
         seen["second boot"] = life.up(guest)
         seen["later"] = seen_of(life, guest)
         if at_length:
-            seen["usr"] = manifest(life, guest, "/usr")
+            seen["usr"] = firstboot.manifest_in(guest, life.where.identity, "/usr")
         # Ignition wanted it; libostree would have semodule(8) refresh a policy that is none, by bwrap(1).
         shell(guest, "rm /etc/selinux/config")
         shell(guest, "mount -o ro /dev/disk/by-id/virtio-news /mnt")
@@ -199,9 +192,8 @@ def checked_out(directory: Path, *options: str) -> Path:
 
 
 def test_every_file_of_etc_is_as_it_was_committed_or_ignitions_or_ours(life: Life, tmp_path: Path) -> None:
-    etc = checked_out(
-        tmp_path, "--force-copy", "--subpath=/usr/etc"
-    )  # as libostree copies it, links of no repository
+    # As libostree copies it: no links to files of the repository.
+    etc = checked_out(tmp_path, "--force-copy", "--subpath=/usr/etc")
     built, found = below_etc(firstboot.manifest_of(etc)), below_etc(life.seen["later"]["etc"])
     differences = firstboot.differences(built, found)
     assert set(differences["unexplained"]) == MADE_AT_FIRST_START
@@ -238,8 +230,8 @@ def rolled_back(life: Life, guest: Guest, newest: int) -> None:
     life.shell(guest, "ostree admin set-default 1")
     found = life.restart(guest) | more(life, guest)
     assert found["release"] == "none"
-    assert (found["newest"]["state"], found["running"]) == ("up", found["newest"]["generation"])
-    assert found["running"] == found["starts"] == newest + 1
+    assert newest_is_up(found)
+    assert found["running"] == newest + 1
 
 
 def with_an_argument(life: Life, guest: Guest, newest: int) -> None:
@@ -247,8 +239,8 @@ def with_an_argument(life: Life, guest: Guest, newest: int) -> None:
     found = life.restart(guest) | more(life, guest)
     assert ARGUMENT in found["arguments"]
     assert found["release"] == "2"
-    assert (found["newest"]["state"], found["running"]) == ("up", found["newest"]["generation"])
-    assert found["running"] == found["starts"] == newest + 1
+    assert newest_is_up(found)
+    assert found["running"] == newest + 1
 
 
 def not_coming_up(life: Life, guest: Guest, newest: int) -> None:
@@ -314,7 +306,7 @@ def network(life: Life) -> Iterator[Network]:
         yield network
 
 
-@pytest.mark.parametrize("cut", sample.kind("cuts of a first boot", cuts("mount", "files", "seal")), ids=str)
+@pytest.mark.parametrize("cut", sample.kind("cuts of a first boot", cuts("mount", "files", "seal")))
 def test_after_a_cut_first_boot_ends_fully_provisioned(
     cut: Cut,
     lived: Lived,
@@ -342,7 +334,7 @@ def test_after_a_cut_first_boot_ends_fully_provisioned(
     disk.unlink()
 
 
-@pytest.mark.parametrize("cut", sample.kind("cuts of an upgrade", cuts("upgrade", "restart"), 5), ids=str)
+@pytest.mark.parametrize("cut", sample.kind("cuts of an upgrade", cuts("upgrade", "restart"), 5))
 def test_after_a_cut_of_an_upgrade_a_whole_image_finds_its_deployment(
     cut: Cut, lived: Lived, random: Random, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:

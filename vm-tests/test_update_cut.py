@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import demo
 import pytest
@@ -203,7 +202,8 @@ def test_after_cuts_in_a_row_an_update_is_made_and_every_file_is_as_it_should_be
     with update.start(disk) as guest:
         assert generation(guest) in (GOOD, tried)
         assert update_and_restart(guest, update, len(losses) + 1) > tried
-        found = look_at_files(guest, update)
+        firstboot.wait_for_system(guest, firstboot.BOOT_TIMEOUT)
+        found = firstboot.manifest_in(guest, update.identity)
     differences = firstboot.differences(
         firstboot.manifest_of(debian.build()), found, only=["./usr", "./boot"]
     )
@@ -251,14 +251,6 @@ def cut_again(disk: Path, loss: Loss, random: Random) -> Iterator[Disk]:
     left.replace(disk)
     for file in (recording.before, recording.log):
         file.unlink()
-
-
-def look_at_files(guest: Guest, update: Update) -> dict[str, dict[str, Any]]:
-    firstboot.wait_for_system(guest, firstboot.BOOT_TIMEOUT)
-    script = debian.REPOSITORY / "vm-tests/dracut/manifest.py"
-    guest.send(script.read_bytes(), "/run/manifest.py", update.identity)
-    shell(guest, update, "python3 -I /run/manifest.py / /run/manifest")
-    return firstboot.load_manifest(shell(guest, update, "cat /run/manifest"))
 
 
 # --- the host changes what is on se ------------------------------------------------------------------------

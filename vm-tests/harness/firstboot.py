@@ -318,6 +318,17 @@ def manifest_of(tree: Path, only: Sequence[str] | None = None) -> dict[str, dict
     }
 
 
+def manifest_in(guest: Guest, identity: Path, top: str = "/") -> dict[str, dict[str, Any]]:
+    """The manifest of what the running guest has below ``top``."""
+    script = debian.REPOSITORY / "vm-tests/dracut/manifest.py"
+    guest.send(script.read_bytes(), "/run/manifest.py", identity)
+    command = f"python3 -I /run/manifest.py {top} /run/manifest && cat /run/manifest"
+    done = guest.ssh(command, identity, timeout=FIRST_BOOT_TIMEOUT)
+    if done.returncode:
+        raise AssertionError(f"cannot list the files of {top} in the guest: {done.stderr}")
+    return load_manifest(done.stdout)
+
+
 def load_manifest(text: str) -> dict[str, dict[str, Any]]:
     entries = (json.loads(line) for line in text.splitlines())
     return {entry.pop("path"): entry for entry in entries}

@@ -57,3 +57,9 @@ class Life:
 
     def power_off(self, guest: Guest) -> None:
         assert firstboot.power_off(guest, self.where.identity) == "guest-shutdown"
+
+
+def newest_is_up(seen: dict[str, Any]) -> bool:
+    """It runs, starts if nobody chooses, and has come up."""
+    newest = seen["newest"]
+    return bool(seen["running"] == seen["starts"] == newest["generation"] and newest["state"] == "up")
