@@ -17,8 +17,14 @@ from harness.recorded import FirstBoot
 from xdist.scheduler import LoadScopeScheduling
 
 # The longest first; then any other file, and last those whose tests may run anywhere, one by one.
-LONGEST = ("test_first_boot.py", "test_ostree.py", "test_errors.py", "test_storage.py", "test_grow.py")
-ANYWHERE = ("test_update_cut.py", "test_power_cut.py", "test_emergency.py", "test_tamper.py")
+LONGEST = ("test_first_boot.py", "test_errors.py", "test_storage.py", "test_grow.py")
+ANYWHERE = (
+    "test_ostree.py",
+    "test_update_cut.py",
+    "test_power_cut.py",
+    "test_emergency.py",
+    "test_tamper.py",
+)
 
 # Before there are processes that inherit it.
 os.environ.setdefault("POWER_CUT_SEED", str(sample.seed()))

@@ -16,7 +16,18 @@ from random import Random
 from typing import Any
 
 import pytest
-from harness import console, debian, firstboot, powercut, raw_disk, recorded, sample, se_ready, secrets_scan
+from harness import (
+    console,
+    debian,
+    firstboot,
+    once,
+    powercut,
+    raw_disk,
+    recorded,
+    sample,
+    se_ready,
+    secrets_scan,
+)
 from harness.firstboot import Owner, Served
 from harness.guest import Disk, Guest, Network
 from harness.life import LONG, Life, newest_is_up
@@ -29,7 +40,7 @@ from secex_firstboot.contract.partitions import VOLUMES
 
 # With each deployment systemd would bring caches up to date that have not changed, for minutes of emulation.
 OPTIONS = f"{se_ready.OPTIONS} systemd.condition_needs_update=0"
-RECIPE = Recipe(ref=debian.REF, options=OPTIONS, boot_free=128, headroom=384, se_size=384)
+RECIPE = Recipe(ref=debian.REF, options=OPTIONS, boot_free=128, headroom=128, se_size=384)
 DISK, DISK_SIZE = "disk.raw", 2560  # MiB
 USER_DATA = "/var/lib/user/data"
 ARGUMENT, OURS, PANICS = "secex-test.by=ostree", "secex-test.by=secex", "rdinit=/nonexistent"
@@ -71,20 +82,25 @@ class Lived:
     upgrade: Written
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def lived(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Lived:
-    directory = tmp_path_factory.mktemp("ostree")
+    at_length = pytestconfig.getoption("--long")
+    return once.made(tmp_path_factory, "ostree", lambda directory: live(directory, at_length=at_length))
+
+
+@pytest.fixture(scope="session")
+def life(lived: Lived) -> Life:
+    return lived.life
+
+
+def live(directory: Path, *, at_length: bool) -> Lived:
     disk = directory / DISK
     with firstboot.make_site(directory, RECIPE, configure) as (where, network):
         raw_disk.make(where.image, disk, DISK_SIZE << 20)
         life = Life(where, network, system=Disk(disk, "system", format="raw"))
         first = be_born(life, disk)
-    return Lived(life, first, upgrade(life, disk, at_length=pytestconfig.getoption("--long")))
-
-
-@pytest.fixture(scope="module")
-def life(lived: Lived) -> Life:
-    return lived.life
+    life.network = Network()
+    return Lived(life, first, upgrade(life, disk, at_length=at_length))
 
 
 def kept(recording: Recording, name: str) -> Recording:
@@ -176,6 +192,7 @@ def repository_disk(directory: Path) -> Path:
     return disk
 
 
+@pytest.mark.early
 def test_it_is_provisioned_and_starts_on_the_customers_host(life: Life) -> None:
     first, second = life.seen["first boot"]["system"], life.seen["later"]["system"]
     assert (first.file, first.unit, first.user) == (second.file, second.unit, second.user)
@@ -223,7 +240,7 @@ def test_an_upgrade_by_ostree_alone_is_in_a_boot_image_with_a_fallback_and_comes
     assert life.seen["update"] == "the boot image is up to date"
 
 
-# --- what ostree(1) does then, one after the other ---------------------------------------------------------
+# --- what ostree(1) does then ------------------------------------------------------------------------------
 
 
 def rolled_back(life: Life, guest: Guest, newest: int) -> None:
@@ -269,12 +286,16 @@ WHAT = [
 
 @pytest.mark.parametrize("what", WHAT)
 def test_what_ostree_alone_does_is_in_the_next_start(
-    what: Callable[[Life, Guest, int], None], life: Life
+    what: Callable[[Life, Guest, int], None], life: Life, tmp_path: Path
 ) -> None:
+    disk = tmp_path / DISK
+    subprocess.run(["cp", "--sparse=always", life.where.directory / DISK, disk], check=True)
+    life = dataclasses.replace(life, system=Disk(disk, "system", format="raw"), logs=tmp_path)
     with life.start() as guest:
         what(life, guest, life.up(guest)["newest"]["generation"])
         if guest.end is None:
             life.power_off(guest)
+    disk.unlink()
 
 
 # --- the power fails ---------------------------------------------------------------------------------------
@@ -342,7 +363,8 @@ def test_after_a_cut_of_an_upgrade_a_whole_image_finds_its_deployment(
     record_property("power cut", f"ostree, {cut}")
     disk = tmp_path / "disk.raw"
     lived.upgrade.cut(cut.step, cut.loss, disk, random)
-    with lived.life.start(system=Disk(disk, "system", format="raw")) as guest:
+    life = dataclasses.replace(lived.life, system=Disk(disk, "system", format="raw"), logs=tmp_path)
+    with life.start() as guest:
         started = re.search(rf"{GENERATION.name}=(\d+)", guest.wait_for(console.COMMAND_LINE, LONG)[1])
         assert started
         assert started[1] in (("1",) if cut.step == "upgrade" else ("1", "2"))
@@ -358,11 +380,11 @@ def test_after_a_cut_an_upgrade_ends_in_the_same_system(
 ) -> None:
     cut = Cut("restart", Loss.SOME)
     record_property("power cut", f"ostree, {cut}")
-    life, disk = lived.life, tmp_path / "disk.raw"
+    disk = tmp_path / "disk.raw"
     lived.upgrade.cut(cut.step, cut.loss, disk, random)
-    system = Disk(disk, "system", format="raw")
+    life = dataclasses.replace(lived.life, system=Disk(disk, "system", format="raw"), logs=tmp_path)
     news = Disk(life.where.directory / "news.raw", "news", format="raw", read_only=True)
-    with life.start(others=[news], system=system) as guest:
+    with life.start(others=[news]) as guest:
         life.up(guest)
         life.shell(guest, "rm -f /etc/selinux/config; mount -o ro /dev/disk/by-id/virtio-news /mnt")
         life.shell(guest, f"secex kargs --append {OURS}; ostree pull-local /mnt {debian.REF} && ostree fsck")

@@ -1,8 +1,9 @@
 """A small Debian system for s390x, with kernel, dracut, Ignition and secex-firstboot, built on any Linux.
 
-Two layers, each built once and kept in the cache under the hash of what it is made from: the distribution
-(mmdebstrap, minutes), and on it the packages that ``make deb`` builds, with the initramfs that dracut makes
-of them. Runs as root; s390x programs run under qemu-user through binfmt_misc.
+Layers, each built once and kept in the cache under the hash of what it is made from: the distribution
+(mmdebstrap, minutes), on it the packages that ``make deb`` builds, and of that the complete system, with the
+initramfs that dracut makes, and an ostree repository. Runs as root; s390x programs run under qemu-user
+through binfmt_misc.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -114,6 +116,11 @@ def build() -> Path:
     return _cached("agent", _distribution_key() + _agent_key(), _build_agent)
 
 
+def _installed() -> Path:
+    """The system without an initramfs."""
+    return _cached("installed", _distribution_key() + _agent_key(), _install)
+
+
 def repository() -> Path:
     """An ostree repository that has the same system as a commit."""
     return _cached("ostree", _distribution_key() + _agent_key(), _build_repository)
@@ -130,7 +137,7 @@ def _build_newer(newer: Path) -> None:
     repo = f"--repo={newer}"
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
         changes, archive = Path(scratch, "changes"), Path(scratch, "archive")
-        modules = changes / "usr/lib/modules" / kernel_version(build())
+        modules = changes / "usr/lib/modules" / kernel_version(_installed())
         modules.mkdir(parents=True)
         (changes / "usr/lib/release").write_text("2\n")
         of_initramfs = f"/{modules.relative_to(changes)}/initramfs.img"
@@ -145,12 +152,12 @@ def _build_newer(newer: Path) -> None:
 
 
 def _build_repository(repository: Path) -> None:
-    agent = build()
+    installed = _installed()
     say("committing the system to an ostree repository (about 3 minutes)")
     register_binfmt()
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
         tree = Path(scratch, "tree")
-        subprocess.run(["cp", "-a", "--reflink=auto", agent, tree], check=True)
+        subprocess.run(["cp", "-a", "--reflink=auto", installed, tree], check=True)
         (tree / "usr/lib/ostree/prepare-root.conf").write_text("[sysroot]\nreadonly=true\n")
         make_initramfs(tree, f"{_MODULES} secex-test ostree")
         make_deployable(tree)
@@ -283,12 +290,19 @@ def _build_distribution(tree: Path) -> None:
     subprocess.run(["chroot", tree, "systemctl", "-q", "enable", "systemd-networkd"], check=True)
 
 
-def _build_agent(tree: Path) -> None:
+def _install(tree: Path) -> None:
     distribution = _distribution()
-    say("installing secex-firstboot and making the initramfs (about 4 minutes)")
+    say("installing secex-firstboot (about 2 minutes)")
     register_binfmt()
     subprocess.run(["cp", "-a", "--reflink=auto", distribution, tree], check=True)
     install(tree)
+
+
+def _build_agent(tree: Path) -> None:
+    installed = _installed()
+    say("making the initramfs (about 2 minutes)")
+    register_binfmt()
+    subprocess.run(["cp", "-a", "--reflink=auto", installed, tree], check=True)
     make_initramfs(tree, f"{_MODULES} secex-test")
 
 
@@ -450,4 +464,6 @@ def say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    build()
+    with ThreadPoolExecutor() as both:
+        for made in [both.submit(build), both.submit(newer_repository)]:
+            made.result()

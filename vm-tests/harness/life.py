@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from harness import console, firstboot, site
@@ -17,12 +18,15 @@ LONG = 3600.0  # seconds; bounds a guest that hangs, measures nothing
 
 @dataclass
 class Life:
-    """``seen``: what was found, by the name of the stage. ``system``: the guest's disk, if not the site's."""
+    """``seen``: what was found, by the name of the stage. ``system``, ``logs``: the guest's disk, and where
+    its consoles' logs go, if not the site's.
+    """
 
     where: Site
     network: Network
     seen: dict[str, Any] = field(default_factory=dict)
     system: Disk | None = None
+    logs: Path | None = None
     number: int = 0
 
     @contextmanager
@@ -32,7 +36,7 @@ class Life:
         """Power on, with the disk behind another path on request; at the end power off."""
         self.number += 1
         keys = [site.Host(host, self.where.directory / "hostkeys").key]
-        log = self.where.directory / f"life-{self.number}.log"
+        log = (self.logs or self.where.directory) / f"life-{self.number}.log"
         system = system or self.system or Disk(self.where.disk, "system")
         with Guest(disks=[system, *others], host_keys=keys, network=self.network, console_log=log) as guest:
             yield guest

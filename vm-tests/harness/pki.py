@@ -15,7 +15,12 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_der_private_key,
+)
 from cryptography.x509.oid import NameOID
 
 IBM = "International Business Machines Corporation"
@@ -69,6 +74,11 @@ class Authority:
     key: PrivateKey
     certificate: x509.Certificate
     now: datetime
+
+    def __reduce__(self) -> tuple[Callable[..., Authority], tuple[object, ...]]:
+        """For pickle, which does not know keys and certificates."""
+        key = self.key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+        return _unpickle, (key, self.certificate.public_bytes(Encoding.DER), self.now)
 
     def certify(
         self,
@@ -139,6 +149,12 @@ class Authority:
             builder = builder.add_revoked_certificate(entry.build())
         der = builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
         return _without_next_update(der, key) if end is None else der
+
+
+def _unpickle(key: bytes, certificate: bytes, now: datetime) -> Authority:
+    private = load_der_private_key(key, None)
+    assert isinstance(private, PrivateKey)
+    return Authority(private, x509.load_der_x509_certificate(certificate), now)
 
 
 @dataclass(frozen=True)
