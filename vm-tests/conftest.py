@@ -103,8 +103,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("sampled") and not item.config.getoption("--long") and sample.too_late():
-        pytest.skip(sample.too_late())
+    sampled = item.get_closest_marker("sampled") and not item.config.getoption("--long")
+    if sampled and (late := sample.too_late()):
+        pytest.skip(late)
 
 
 @pytest.hookimpl(wrapper=True)
