@@ -27,7 +27,8 @@ from secex_firstboot.storage.disk import Disk
 
 _SCRATCH = paths.IMAGE_STATE / "scratch"  # on the encrypted root, as what it gets for a moment is secret
 _SWITCHED = paths.IMAGE_STATE / "boot-record"
-_NEW = "there is no record of the image before it"
+_NEW = "there is no record of the image before it, or it is gone"
+_FILES = {boot_record.IMAGE: boot_record.KEPT, boot_record.FALLBACK: boot_record.FALLBACK}  # those of ours
 
 
 def in_system(
@@ -47,7 +48,9 @@ def in_system(
         image = system_image.find(root, root.place(paths.BOOT))
         setting = settings.value(root.place(paths.SETTINGS), settings.FALLBACK)
         images = system_image.images(root)
-        recorded = images.newest.inputs if images and not was_cut_short(root, images) else None
+        recorded = None
+        if images and not was_cut_short(root, images) and not _is_gone(root, images.newest):
+            recorded = images.newest.inputs
         changed = _changed(recorded, image.inputs)
         if images and not changed:
             after = set_to(root, images, setting)
@@ -69,7 +72,7 @@ def _make(
         try:
             contents.check_room(where, image.entry)
         except Refusal:
-            if not name or not good or not exists(where / boot_record.FALLBACK):
+            if not name or not good or not boot_record.has_another(where):
                 raise
             # The other one goes first; only the last good one starts until the new one is there.
             boot_record.leave(where, system_disk, scratch, name)
@@ -109,10 +112,19 @@ def _last_good(root: Root, se: Path, images: Images | None, running: int) -> tup
     found = [each for each in (images.there if images else []) if root.has(each.deployment)]
     good = [each for each in found if each.state is State.UP] or found[::-1]
     for each in sorted(good, key=lambda each: each.generation != running):
-        for name in (boot_record.IMAGE, boot_record.FALLBACK):
-            if exists(se / name) and boot_record.identity(se / name) == each.identity:
+        for name, file in _FILES.items():
+            if exists(se / file) and boot_record.identity(se / file) == each.identity:
                 return name, each
     return None, None
+
+
+def _is_gone(root: Root, newest: Image) -> bool:
+    """Whether somebody else has made a boot map, and an image over this one."""
+    system_disk = disk.find_disk()
+    if _is_as_switched(root, system_disk):
+        return False
+    with se(root, system_disk) as where:
+        return boot_record.identity(where / boot_record.KEPT) != newest.identity
 
 
 def _changed(before: Mapping[str, str] | None, now: Mapping[str, str]) -> tuple[str, ...]:

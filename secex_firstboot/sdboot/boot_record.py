@@ -27,7 +27,7 @@ from secex_firstboot.storage.disk import Disk
 IMAGE = "sdboot"
 FALLBACK = "sdboot.old"
 NEW_IMAGE = "sdboot.new"
-KEPT = "sdboot.kept"  # the newest as well: libostree removes its name before it has another one
+KEPT = "sdboot.kept"  # the newest as well: libostree removes its name, and may put another image there
 BOOT_MAP = "bootmap"
 PROGRAM = 440  # bytes of the first block; behind them lies a partition table, which grows with the disk
 
@@ -88,6 +88,8 @@ def settle(se: Path, disk: Disk) -> None:
         else:
             (se / FALLBACK).unlink(missing_ok=True)
         sync(se)
+    elif exists(previous):
+        _link(se / IMAGE, se / KEPT)
     tidy(se)
 
 
@@ -98,8 +100,14 @@ def tidy(se: Path) -> None:
     for pattern in (f"{NEW_IMAGE}*", f"{BOOT_MAP}_temp.*"):  # zipl's own, zipl/include/bootmap.h
         for leftover in se.glob(pattern):
             leftover.unlink()
-    _link(se / IMAGE, se / KEPT)
+    if not exists(se / KEPT):
+        _link(se / IMAGE, se / KEPT)
     sync(se)
+
+
+def has_another(se: Path) -> bool:
+    """Whether there is more than the newest: one to fall back to, or another's in its place."""
+    return exists(se / FALLBACK) or not (se / KEPT).samefile(se / IMAGE)
 
 
 def install(
@@ -139,8 +147,8 @@ def _switch(se: Path, disk: Disk, scratch: Path, default: int) -> None:
     sync(se / BOOT_MAP)
     sync(se)
     _write_record(disk, record)
-    _remove(se / _PREVIOUS)
     _link(se / IMAGE, se / KEPT)
+    _remove(se / _PREVIOUS)
     sync(se)
 
 
@@ -153,6 +161,7 @@ def _keep(se: Path, disk: Disk) -> None:
     write_private(new / _RECORD, _read(disk.device, disk.block_size))
     new.replace(se / _PREVIOUS)
     sync(se)
+    _link(se / KEPT, se / IMAGE)  # until the switch, one that others have made in its place starts from above
 
 
 def _link(kept: Path, file: Path) -> None:

@@ -31,6 +31,7 @@ RESTART = "12 reboot.target start waiting\n13 systemd-reboot.service start waiti
 POWER_OFF = "12 poweroff.target start waiting\n"
 
 
+FILES_OF_OURS = {boot_record.IMAGE: boot_record.KEPT, boot_record.FALLBACK: boot_record.FALLBACK}
 FILES = "linux /vmlinuz\ninitrd /initrd\n"
 
 
@@ -160,7 +161,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
         se: Path, found: object, scratch: Path, *, fallback: str | None = None, default: int = 1
     ) -> None:
         made.kill("install")
-        keep = (se / fallback).read_text() if fallback else None
+        keep = (se / FILES_OF_OURS[fallback]).read_text() if fallback else None
         (se / boot_record.FALLBACK).unlink(missing_ok=True)
         (se / boot_record.NEW_IMAGE).replace(se / boot_record.IMAGE)
         if keep:
@@ -170,17 +171,23 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
     def choose(se: Path, found: object, scratch: Path, default: int) -> None:
         made.kill("choose")
+        (se / boot_record.IMAGE).unlink()
+        (se / boot_record.IMAGE).hardlink_to(se / boot_record.KEPT)
         zipl(default)
         made.kill("chosen")
 
     def leave(se: Path, found: object, scratch: Path, name: str) -> None:
         made.kill("choose")
-        (se / boot_record.IMAGE).write_text((se / name).read_text())
-        (se / boot_record.FALLBACK).unlink(missing_ok=True)
+        kept = (se / FILES_OF_OURS[name]).read_text()
+        for each in (boot_record.IMAGE, boot_record.FALLBACK):
+            (se / each).unlink(missing_ok=True)
+        (se / boot_record.IMAGE).write_text(kept)
         zipl(1)
         made.kill("chosen")
 
     def zipl(default: int) -> None:
+        (made.se / boot_record.KEPT).unlink(missing_ok=True)
+        (made.se / boot_record.KEPT).hardlink_to(made.se / boot_record.IMAGE)
         names = {1: made.se / boot_record.IMAGE, 2: made.se / boot_record.FALLBACK}
         made.boot_map = {number: path.read_text() for number, path in names.items() if path.exists()}, default
         assert default in made.boot_map[0]
@@ -863,3 +870,45 @@ def test_a_boot_map_with_one_image_is_made_anew_with_both_when_the_system_ends(u
     up.boot_map = {1: ours[0][1]}, 1
     up.stop()
     assert (up.boot_map, up.restarts_into()) == (ours, 2)
+
+
+# --- another's image in place of the newest, as of libostree with IBM's tool ---
+
+
+def by_another(machine: Machine, number: int, *, over: bool = False) -> None:
+    """With the number of the newest; ``over``: over its blocks, as pvimg --overwrite does it."""
+    made = f"of another secex.generation={number}"
+    if not over:
+        (machine.se / boot_record.IMAGE).unlink()
+    (machine.se / boot_record.IMAGE).write_text(made)
+    machine.boot_map = {1: made}, 1
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_anothers_image_starts_and_the_next_is_ours(up: Machine, *, over: bool) -> None:
+    confirm(up, "second")
+    up.change("third")
+    by_another(up, 2, over=over)
+    up.power_on()
+    assert up.running == 2
+    up.stop()
+    newest = up.images
+    assert (newest.newest.generation, newest.newest.state) == (3, State.TRIED)
+    assert newest.fallback and newest.fallback.generation == (1 if over else 2)
+    assert up.restarts_into() == 3
+    up.start(3)
+    assert up.starts() == 3
+
+
+def test_one_that_is_not_on_se_any_more_is_made_again_if_nothing_has_changed(up: Machine) -> None:
+    by_another(up, 1, over=True)
+    up.power_on()
+    assert up.update() == (update._NEW,)
+    assert up.images.newest.generation == 2
+
+
+def test_one_that_is_kept_on_se_is_what_starts_again_if_nothing_has_changed(up: Machine) -> None:
+    ours = up.boot_map
+    by_another(up, 1)
+    assert up.update() == ()
+    assert up.boot_map == ours

@@ -275,6 +275,11 @@ CHANGES: dict[str, Callable[[Path, Disk, Path], None]] = {
 }
 
 
+def copy(directory: Path, to: Path) -> None:
+    """With several names of a file as they are."""
+    subprocess.run(["cp", "--archive", directory, to], check=True)
+
+
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_after_a_cut_at_any_moment_what_is_offered_and_its_names_are_the_old_or_the_new(
     se: Path,
@@ -284,12 +289,13 @@ def test_after_a_cut_at_any_moment_what_is_offered_and_its_names_are_the_old_or_
     change: Callable[[Path, Disk, Path], None],
 ) -> None:
     try_new(se, disk, tmp_path, b"new")
-    saved_se, saved_disk = shutil.copytree(se, tmp_path / "saved"), disk.device.read_bytes()
+    saved_se, saved_disk = tmp_path / "saved", disk.device.read_bytes()
+    copy(se, saved_se)
 
     def begin() -> None:
         """With two images, of which the second starts."""
         shutil.rmtree(se)
-        shutil.copytree(saved_se, se)
+        copy(saved_se, se)
         disk.device.write_bytes(saved_disk)
 
     before = offers(se, disk), names(se)
@@ -315,6 +321,72 @@ def test_after_a_cut_at_any_moment_what_is_offered_and_its_names_are_the_old_or_
     assert seen[-1] == after
     switched = [each == after for each in seen]
     assert switched == sorted(switched)
+
+
+# --- another's image in place of the newest ---
+
+
+def by_another(se: Path, disk: Disk, content: bytes = b"another's") -> None:
+    """As libostree does it: the name goes before there is another image, and zipl is called for it alone."""
+    (se / boot_record.IMAGE).unlink()
+    (se / boot_record.IMAGE).write_bytes(content)
+    boot_map = b"1" + hashlib.sha256(content).digest()
+    (se / boot_record.BOOT_MAP).write_bytes(boot_map)
+    with disk.device.open("r+b") as stream:
+        stream.write(hashlib.sha256(boot_map).digest())
+
+
+def test_anothers_image_starts_until_the_next_switch_and_ours_is_the_fallback(
+    se: Path, disk: Disk, tmp_path: Path
+) -> None:
+    assert not boot_record.has_another(se)
+    by_another(se, disk)
+    boot_record.settle(se, disk)
+    assert offers(se, disk) == ([b"another's"], 1)
+    assert (se / boot_record.KEPT).read_bytes() == b"old"
+    assert boot_record.has_another(se)
+    try_new(se, disk, tmp_path, b"new")
+    assert offers(se, disk) == ([b"new", b"old"], 2)
+    assert names(se) == {"sdboot": b"new", "sdboot.old": b"old"}
+
+
+def test_without_a_new_one_ours_takes_its_place_again(se: Path, disk: Disk, tmp_path: Path) -> None:
+    by_another(se, disk)
+    boot_record.settle(se, disk)
+    boot_record.leave(se, disk, tmp_path, boot_record.IMAGE)
+    assert offers(se, disk) == ([b"old"], 1)
+    assert names(se) == {"sdboot": b"old"}
+
+
+def test_after_a_cut_anothers_image_starts_or_ours(
+    se: Path, disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_another(se, disk)
+    saved_se, saved_disk = tmp_path / "saved", disk.device.read_bytes()
+    copy(se, saved_se)
+    seen = []
+    for cut_before in range(1000):
+        shutil.rmtree(se)
+        copy(saved_se, se)
+        disk.device.write_bytes(saved_disk)
+        with monkeypatch.context() as patched:
+            operations(patched, cut_before)
+            try:
+                boot_record.settle(se, disk)
+                try_new(se, disk, tmp_path, b"new")
+                break
+            except PowerCut:
+                pass
+        offered = offers(se, disk)
+        boot_record.settle(se, disk)
+        assert offers(se, disk) == offered
+        seen.append(offered)
+        try_new(se, disk, tmp_path, b"newer")  # of what is kept, the newest is the fallback
+        kept = b"old" if offered == ([b"another's"], 1) else b"new"
+        assert offers(se, disk) == ([b"newer", kept], 2)
+    assert seen[0] == ([b"another's"], 1)
+    assert seen[-1] == ([b"new", b"old"], 2)
+    assert len({str(each) for each in seen}) == 2
 
 
 # --- mounting it ---
