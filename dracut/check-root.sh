@@ -18,7 +18,7 @@ refuse() {
 # By number, as the kernel has it mounted: what a path below /dev leads to, other programs of the initramfs decide, too.
 # What has this number is known by its UUID, which libcryptsetup made of the header's and the name when it opened it.
 mounted_from_the_volume() {
-    read -r made _ < "$top/etc/luks/root.mode"
+    made=$(sed -n 's/^# secex-firstboot root: \([^ ]*\) .*/\1/p' "$top/etc/crypttab") # of two lines none is
     number=
     while read -r _ _ device _ where _; do
         [ "$where" != /sysroot ] || number=$device # the last one is what is seen
@@ -37,9 +37,10 @@ has_no_links() {
 
 # The keys are older than what they are for: they open a root that Ignition has not written to, or not all of it, with
 # the owner's secrets beside it. First boot writes them there once all the rest is in place, and sdboot comes after.
+# They are behind the headers, secex_firstboot.storage.cryptsetup.HEADER_SIZE, which may change.
 left_by_first_boot() {
     for name in boot root; do
-        cmp -s "$top/etc/luks/$name" "$top/sysroot/etc/luks/$name" ||
+        cmp -s -i 557056 "$top/etc/luks/$name" "$top/sysroot/etc/luks/$name" ||
             refuse SX-BOOT-03 'the root file system is from before first boot had ended'
     done
 }

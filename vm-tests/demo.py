@@ -399,7 +399,7 @@ def prove(where: Site, disk: Path, report: dict[str, Any]) -> dict[str, bool]:
             "ignition.firstboot|roothash", systems[1].command_line
         ),
         "the second boot used the detached headers": systems[1].headers
-        == {name: f"header=/etc/luks/{name}.header" for name in ("boot", "root")},
+        == {name: f"header=/etc/luks/{name}" for name in ("boot", "root")},
         "the guest powers off in order": all(
             end == "guest-shutdown" for name, end in report.items() if name.endswith("power-off")
         ),
@@ -444,8 +444,7 @@ def opens_with(sdboot: bytes, where: Site, host: str) -> bool:
 
 
 def holds_keys_only(added: dict[str, bytes]) -> bool:
-    kinds = ("", ".header", ".mode")
-    names = {"/etc/crypttab", *(f"/etc/luks/{name}{kind}" for name in ("boot", "root") for kind in kinds)}
+    names = {"/etc/crypttab", "/etc/luks/boot", "/etc/luks/root"}
     others = {name for name in added if not name.startswith(f"{paths.NO_LOGIN_UNITS}/")}
     return others == names and not any(b"PGP PRIVATE KEY" in content for content in added.values())
 

@@ -24,7 +24,6 @@ PLANTED: dict[str, Entry] = {
         "/usr/lib/coreos/ignition.asc",
         "/usr/lib/ignition/user.ign",
         "/etc/luks/root",
-        "/etc/luks/root.header",
         "/etc/secex-firstboot/volumes/root/key",
         "/etc/secex-firstboot/plan.json",
         "/etc/secex-firstboot-overlay.cpio",

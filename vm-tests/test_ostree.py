@@ -44,7 +44,7 @@ RECIPE = Recipe(ref=debian.REF, options=OPTIONS, boot_free=128, headroom=128, se
 DISK, DISK_SIZE = "disk.raw", 2560  # MiB
 USER_DATA = "/var/lib/user/data"
 ARGUMENT, OURS, PANICS = "secex-test.by=ostree", "secex-test.by=secex", "rdinit=/nonexistent"
-KEYS = [f"/etc/luks/{name}{suffix}" for name in VOLUMES for suffix in ("", ".header")]
+KEYS = [f"/etc/luks/{name}" for name in VOLUMES]
 SEED = int(os.environ["POWER_CUT_SEED"])  # see conftest.py
 
 

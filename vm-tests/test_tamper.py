@@ -200,14 +200,16 @@ def attach_second_config(host: Host) -> None:
 
 def sdboot_of_another_machine(host: Host) -> None:
     """Of a guest of the same owner on the same host: everything alike, but for the keys and headers."""
-    rebuild_sdboot(host, {f"/etc/luks/{name}": os.urandom(encrypted.KEY_SIZE) for name in ("boot", "root")})
+    files = {path: host.target.overlay(PROVISIONED)[path] for path in ("/etc/luks/boot", "/etc/luks/root")}
+    size = encrypted.KEY_SIZE
+    rebuild_sdboot(host, {path: file[:-size] + os.urandom(size) for path, file in files.items()})
 
 
 def sdboot_for_another_cipher(host: Host) -> None:
     """As if first boot had made another volume than the one that is open now."""
-    mode = host.target.overlay(PROVISIONED)["/etc/luks/root.mode"]
+    *before, mode = host.target.overlay(PROVISIONED)["/etc/crypttab"].partition(b"# secex-firstboot root: ")
     assert b"xts(aes)" in mode
-    rebuild_sdboot(host, {"/etc/luks/root.mode": mode.replace(b"xts(aes)", b"xts(sm4)")})
+    rebuild_sdboot(host, {"/etc/crypttab": b"".join([*before, mode.replace(b"xts(aes)", b"xts(sm4)")])})
 
 
 def sdboot_for_another_host(host: Host) -> None:

@@ -17,33 +17,36 @@ from secex_firstboot.storage import cryptsetup, devicemapper
 _CHECK = """\
 # Made at first boot: the volume is the one that first boot has opened.
 [Service]
-ExecStartPost=/usr/lib/secex-firstboot/check-volume {name} {keys}/{name}.mode
+ExecStartPost=/usr/lib/secex-firstboot/check-volume {name}
 """
 
 
 def add_to_system(root: Path) -> None:
-    """Write headers, crypttab, and what the volumes are compared with, to ``root``."""
+    """Write headers, and crypttab with what the volumes are compared with, to ``root``."""
     names = [each.name for each in named()]
     if not names:
         return
     keys = paths.below(root, paths.LUKS_KEYS)
     for name in names:
         write_private(keys / f"{name}.header", header(name).read_bytes())
-        write_private(keys / f"{name}.mode", devicemapper.crypt_mode(name).encode() + b"\n")
         drop_in = root / f"etc/systemd/system/{_unit(name)}.d/50-secex-firstboot.conf"
         drop_in.parent.mkdir(parents=True, exist_ok=True)
-        drop_in.write_text(_CHECK.format(name=name, keys=paths.LUKS_KEYS), encoding="ascii")
+        drop_in.write_text(_CHECK.format(name=name), encoding="ascii")
     lines = crypttab.merge(own_crypttab().read_bytes(), _crypttab_lines(named()))
     write_private(paths.below(root, paths.CRYPTTAB), lines)
 
 
 def _crypttab_lines(volumes: Sequence[Luks]) -> list[str]:
     """crypttab(5). The UUID is in Ignition's header on the disk; whatever has it is read with this key."""
-    return [
-        f"{each.name} UUID={cryptsetup.luks2_uuid(header(each.name))} {paths.LUKS_KEYS / each.name} "
-        f"luks,header={paths.LUKS_KEYS / each.name}.header,headless=yes" + ",discard" * bool(each.discard)
-        for each in volumes
-    ]
+    lines = []
+    for each in volumes:
+        file = paths.LUKS_KEYS / each.name
+        options = f"luks,header={file}.header,headless=yes" + ",discard" * bool(each.discard)
+        lines += [
+            crypttab.made(each.name, devicemapper.crypt_mode(each.name)),
+            f"{each.name} UUID={cryptsetup.luks2_uuid(header(each.name))} {file} {options}",
+        ]
+    return lines
 
 
 def _unit(name: str) -> str:

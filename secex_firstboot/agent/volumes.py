@@ -21,7 +21,7 @@ def secrets_of(name: str) -> encrypted.Secrets:
 def is_open(context: Context, name: str) -> bool:
     """Whether the mapping ``name`` is the volume that first boot made, at first boot or a later one."""
     system = context.phase is Phase.PROVISIONED
-    header = paths.LUKS_KEYS / f"{name}.header" if system else secrets_of(name).header
+    header = paths.LUKS_KEYS / name if system else secrets_of(name).header
     return encrypted.is_open(header, disk.find_disk().partitions[name].device, name)
 
 

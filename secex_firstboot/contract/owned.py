@@ -34,7 +34,7 @@ SETTINGS = (PurePosixPath("/etc/secex-firstboot.conf"),)
 
 # In /etc/luks, where Ignition puts the keys of the config's volumes under their names, beside ours.
 _MARKS = frozenset({"sealed", "generations", "boot-image"})
-_BESIDE_A_KEY = (".header", ".mode", ".new")  # of each volume; files.write_private's new content
+_BESIDE_A_KEY = (".header", ".new")  # of each volume; files.write_private's new content
 
 UNIT_DIRECTORIES = tuple(
     PurePosixPath(path)

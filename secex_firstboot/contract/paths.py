@@ -35,7 +35,7 @@ THIS_HOSTS_KEYS = Path("/sys/firmware/uv/keys")
 KERNEL_RELEASE = Path("/proc/sys/kernel/osrelease")
 
 # The provisioned system's.
-LUKS_KEYS = Path("/etc/luks")
+LUKS_KEYS = Path("/etc/luks")  # a file for each volume: its key; of boot and root the header before it
 CRYPTTAB = PurePosixPath("/etc/crypttab")
 SYSTEM_HOST_KEYS = Path("/etc/se-hostkeys")
 HOST_KEY_PREFIX = "ibm-z-hostkey-"  # of the documents there

@@ -32,9 +32,8 @@ _NO_LOGIN = "no-login"  # laid out like paths.NO_LOGIN_UNITS
 _LAST_NUMBER = "last-number"  # of a boot image that was begun
 _HOSTS = "hosts"  # host-key documents, as they were proven
 CERTIFICATES = "certificates"  # those that the image trusts
-_KEY_FILES = ("", ".header", ".mode")
 _LIMIT = 1 << 20  # bytes of a file here that is read whole
-_HEADER_LIMIT = 32 << 20  # of a LUKS2 header
+_HEADER_LIMIT = 32 << 20  # of a LUKS2 header with its key
 _CURE = "look at the disk's health; secex-firstboot(8), FILES, says what belongs there"
 
 
@@ -136,7 +135,7 @@ def find(root: Root, boot: Path) -> SystemImage:
     wanted = KernelArguments(
         should_exist=list(kept.should_exist), should_not_exist=list(kept.should_not_exist)
     )
-    keys = [paths.LUKS_KEYS / f"{name}{kind}" for name in VOLUMES for kind in _KEY_FILES]
+    keys = [paths.LUKS_KEYS / name for name in VOLUMES]
     files = {str(path): _read(root.state(path), _HEADER_LIMIT) for path in keys}
     files[str(paths.CRYPTTAB)] = crypttab.of(VOLUMES, _read(root.place(paths.CRYPTTAB)))
     files |= {

@@ -25,10 +25,11 @@ from secex_firstboot.contract.partitions import VOLUMES
 from secex_firstboot.contract.report import Report
 from secex_firstboot.contract.settings import Fallback
 from secex_firstboot.hostkeys import document
-from secex_firstboot.roots import growing
+from secex_firstboot.roots import crypttab, growing
 from secex_firstboot.roots.kinds import Plain, Root
 from secex_firstboot.running import system
 from secex_firstboot.storage import cryptsetup, devicemapper
+from secex_firstboot.storage.cryptsetup import HEADER_SIZE
 from secex_firstboot.storage.mounted import Mounted
 
 T = TypeVar("T")
@@ -40,7 +41,7 @@ _DRACUT_VERSION = re.compile(r"^DRACUT_VERSION=[\"']?([\w.+~:-]+)", re.MULTILINE
 # systemd's own library, which its programs load by this name.
 _SYSTEMD = ("usr/lib/systemd", "usr/lib64/systemd", "usr/lib/*-linux-gnu*/systemd")
 _SYSTEMD_VERSION = re.compile(r"libsystemd-shared-([\w.+~:-]+)\.so")
-_HEADER = ".header"
+_HEADER = ".header"  # of the config's own volumes
 
 _SMALL = 64 << 10  # bytes
 _HEADER_LIMIT = 16 << 20  # bytes: where data begins with cryptsetup's largest usual header
@@ -188,10 +189,10 @@ class _Look:
             self.untold.append(f"{what}: {error}")
         return None
 
-    def read(self, path: PurePath, limit: int, *, state: bool = False) -> bytes | None:
+    def read(self, path: PurePath, limit: int, *, state: bool = False, whole: bool = True) -> bytes | None:
         """A regular file of at most ``limit`` bytes; None if there is none. Raises OSError, ValueError.
 
-        ``state``: of the volume, see Root.state.
+        ``state``: of the volume, see Root.state. Not ``whole``: only so much of it, and not a byte more.
         """
         # Whatever it is now, opening it neither waits nor does anything.
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -200,10 +201,10 @@ class _Look:
             descriptor = os.open(_inside(top, path), flags)
         except FileNotFoundError:
             return None
-        with os.fdopen(descriptor, "rb") as stream:
+        with os.fdopen(descriptor, "rb", buffering=0) as stream:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise ValueError("is no regular file")
-            content = stream.read(limit + 1)
+            content = stream.read(limit + whole)
         if len(content) > limit:
             raise ValueError(f"is larger than {limit} bytes")
         return content
@@ -266,17 +267,18 @@ def _volumes(look: _Look, *, live: bool) -> tuple[Volume, ...]:
 
 
 def _volume(look: _Look, name: str, *, live: bool) -> Volume:
-    file = paths.LUKS_KEYS / f"{name}{_HEADER}"
+    file = paths.LUKS_KEYS / (name if name in VOLUMES else f"{name}{_HEADER}")
     return Volume(
         name,
         str(file),
-        look.tell(str(file), lambda: _header(look, file)),
+        look.tell(str(file), lambda: _header(look, file, with_key=name in VOLUMES)),
         look.tell(f"the mapping {name}", lambda: _mapping(look, name)) if live else None,
     )
 
 
-def _header(look: _Look, file: PurePath) -> Header:
-    content = look.read(file, _HEADER_LIMIT)
+def _header(look: _Look, file: PurePath, *, with_key: bool) -> Header:
+    """Of a file that has the key behind it, or of one that it has for itself."""
+    content = look.read(file, HEADER_SIZE if with_key else _HEADER_LIMIT, whole=not with_key)
     if content is None:
         raise ValueError("is not there")
     says = cryptsetup.describe(content)
@@ -296,7 +298,7 @@ def _mapping(look: _Look, name: str) -> Mapping | None:
 
 def _is_as_recorded(look: _Look, name: str) -> bool:
     """As check-volume compares it whenever the volume is opened."""
-    return look.text(paths.LUKS_KEYS / f"{name}.mode") == devicemapper.crypt_mode(name)
+    return crypttab.mode(name, look.text(paths.CRYPTTAB) or "") == devicemapper.crypt_mode(name)
 
 
 def _growth(look: _Look, context: Context | None, volume: Mapping | None) -> Growth:

@@ -32,6 +32,7 @@ DATA_OFFSET = 16 << 20  # bytes from the start of the device to the dm-integrity
 # Small areas: the header travels inside sdboot. One keyslot takes 96 bytes x 4000 stripes = 376 KiB.
 _METADATA_BYTES = 16 << 10
 _KEYSLOTS_BYTES = 512 << 10
+HEADER_SIZE = 2 * _METADATA_BYTES + _KEYSLOTS_BYTES  # bytes of a detached header, as backup_header writes it
 _LEAST_ITERATIONS = 1000  # MIN_PBKDF2_ITERATIONS: more buys nothing for a key of full entropy
 
 _WIPE_STEP = 1 << 20

@@ -18,10 +18,11 @@ from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.basic.files import open_private, sync, write_private
 from secex_firstboot.contract.partitions import INTEGRITY
 from secex_firstboot.storage import cryptsetup, devicemapper
-from secex_firstboot.storage.cryptsetup import DATA_OFFSET, CryptSetup
+from secex_firstboot.storage.cryptsetup import DATA_OFFSET, HEADER_SIZE, CryptSetup
 from secex_firstboot.storage.integrity import SUPERBLOCK_BYTES, Layout, read_integrity_superblock
 
 KEY_SIZE = 64  # bytes from the kernel's generator: full entropy, so the keyslot needs no slow key derivation
+KEY_BEHIND_HEADER = f"keyfile-offset={HEADER_SIZE},keyfile-size={KEY_SIZE}"  # crypttab(5), of Secrets.in_one
 JOURNAL_SIZE = 8 << 20
 TAIL_SIZE = 4 << 20  # zeroed at the end of the volume, where probes for file systems and RAIDs read
 _HEAD_ALIGNMENT = 1 << 20
@@ -52,6 +53,10 @@ class Secrets:
     @classmethod
     def below(cls, directory: Path) -> Secrets:
         return cls(directory / "key", directory / "header", directory / "integrity.z")
+
+    def in_one(self) -> bytes:
+        """What opens the volume in one file, see KEY_BEHIND_HEADER."""
+        return self.header.read_bytes() + self.key.read_bytes()
 
 
 def prepare(files: Secrets, *, label: str, device_size: int, sector_size: int, scratch: Path) -> None:

@@ -49,7 +49,7 @@ RUNNING = Status(
     volumes=(
         Volume(
             "root",
-            "/etc/luks/root.header",
+            "/etc/luks/root",
             Header("uuid", "aes-xts-plain64", "hmac(sha256)", 4096),
             Mapping("/dev/mapper/root", 2048 * MIB, True),
         ),
@@ -123,7 +123,7 @@ def test_a_page_fits_a_terminal_and_does_not_command_it(capsys: pytest.CaptureFi
         f"{len(STEPS)} of {len(STEPS)} steps are done",
         HASH,
         "this machine",
-        "aes-xts-plain64 with hmac(sha256), sectors of 4096 bytes, header /etc/luks/root.header",
+        "aes-xts-plain64 with hmac(sha256), sectors of 4096 bytes, header /etc/luks/root",
         "2040 of 2048 MiB, grown to the end; when: background",
         "WARNING: a warning",
         "kernel 6.12.1, dracut 106-6, systemd 257",

@@ -31,7 +31,6 @@ SECRETS = (
     "etc/secex-firstboot/plan.json",
     "etc/secex-firstboot-overlay.cpio",
     "etc/luks/root",
-    "etc/luks/root.header",
     "run/log/journal/0/system.journal",
     "tmp/something",
 )

@@ -15,10 +15,13 @@ from secex_firstboot.roots import system_image
 
 CRYPTTAB = b"""\
 # a comment
+# secex-firstboot my-data: CRYPT-LUKS2-1-my-data aes
 my-data UUID=1 /etc/luks/my-data luks
-boot PARTUUID=2 /etc/luks/boot luks,header=/etc/luks/boot.header
+# secex-firstboot boot: CRYPT-LUKS2-2-boot aes
+boot PARTUUID=2 /etc/luks/boot luks,header=/etc/luks/boot
 
-root PARTUUID=3 /etc/luks/root luks,header=/etc/luks/root.header
+# secex-firstboot root: CRYPT-LUKS2-3-root aes
+root PARTUUID=3 /etc/luks/root luks,header=/etc/luks/root
 """
 ARGUMENTS = Arguments(
     should_exist=("audit=0",),
@@ -34,8 +37,7 @@ DOCUMENTS = {"ibm-z-hostkey-a": b"document"}
 def root(tmp_path: Path) -> Path:
     """As first boot leaves it."""
     for name in VOLUMES:
-        for kind in ("", ".header", ".mode"):
-            put(tmp_path / f"etc/luks/{name}{kind}", f"{name}{kind}".encode())
+        put(tmp_path / f"etc/luks/{name}", f"header and key of {name}".encode())
     put(tmp_path / "etc/luks/my-data.header", b"of a volume of the config")
     put(tmp_path / "etc/crypttab", CRYPTTAB)
     put(tmp_path / "boot/vmlinuz", b"kernel")
@@ -52,11 +54,13 @@ def made(root: Path) -> dict[str, str]:
 
 def test_the_initramfs_gets_what_opens_both_volumes_and_keeps_logins_off(root: Path) -> None:
     files = system_image.find(plain(root), root / "boot").files
-    keys = {f"/etc/luks/{name}{kind}" for name in VOLUMES for kind in ("", ".header", ".mode")}
+    keys = {f"/etc/luks/{name}" for name in VOLUMES}
     no_login = {f"/etc/secex-no-login/{name}" for name in UNITS}
     assert files.keys() == keys | no_login | {"/etc/crypttab"}
     assert files["/etc/crypttab"] == b"".join(
-        line for line in CRYPTTAB.splitlines(keepends=True) if line.startswith((b"boot ", b"root "))
+        line
+        for line in CRYPTTAB.splitlines(keepends=True)
+        if line.startswith((b"boot ", b"root ", b"# secex-firstboot boot: ", b"# secex-firstboot root: "))
     )
 
 
@@ -79,7 +83,7 @@ def test_it_is_for_the_proven_hosts(root: Path) -> None:
         ("boot/vmlinuz", "kernel"),
         ("boot/initrd", "initramfs 0"),
         ("etc/luks/root", "file /etc/luks/root"),
-        ("etc/luks/boot.header", "file /etc/luks/boot.header"),
+        ("etc/luks/boot", "file /etc/luks/boot"),
         ("etc/luks/boot-image/hosts/ibm-z-hostkey-a", "host ibm-z-hostkey-a"),
         ("etc/luks/boot-image/no-login/debug-shell.service",
          "file /etc/secex-no-login/debug-shell.service"),
@@ -115,7 +119,7 @@ def test_a_state_that_first_boot_did_not_write_is_an_error(root: Path, kept: byt
         made(root)
 
 
-@pytest.mark.parametrize("path", ["etc/luks/root", "etc/luks/boot.mode", "etc/crypttab"])
+@pytest.mark.parametrize("path", ["etc/luks/root", "etc/luks/boot", "etc/crypttab"])
 def test_what_is_missing_is_named(root: Path, path: str) -> None:
     (root / path).unlink()
     with pytest.raises(FirstbootError, match=f"{path} is missing or no regular file"):

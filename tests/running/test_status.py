@@ -12,10 +12,12 @@ from support import TEST_VECTORS, guest_root, needs, plain
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError, Refusal
+from secex_firstboot.contract.partitions import VOLUMES
 from secex_firstboot.hostkeys import document
 from secex_firstboot.running import status
 from secex_firstboot.running.status import Growth, Mapping
-from secex_firstboot.storage import devicemapper
+from secex_firstboot.storage import cryptsetup, devicemapper
+from secex_firstboot.storage.cryptsetup import VolumeDescription
 from secex_firstboot.storage.mounted import Mounted
 
 MIB = 1 << 20
@@ -32,14 +34,13 @@ def running(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     device = root / "device"
     with device.open("wb") as stream:
         stream.truncate(64 * MIB)
-    modes = {name: (root / f"etc/luks/{name}.mode").read_text().strip() for name in ("boot", "root")}
     monkeypatch.setattr(
         devicemapper,
         "find",
-        lambda name: devicemapper.Mapping("253:1", name, "uuid") if name in modes else None,
+        lambda name: devicemapper.Mapping("253:1", name, "uuid") if name in guest_root.MODES else None,
     )
     monkeypatch.setattr(devicemapper, "device", lambda number: device)
-    monkeypatch.setattr(devicemapper, "crypt_mode", modes.__getitem__)
+    monkeypatch.setattr(devicemapper, "crypt_mode", guest_root.MODES.__getitem__)
     monkeypatch.setattr(Mounted, "size", lambda self: 60 * MIB)
     monkeypatch.setattr(Mounted, "find", lambda where, device: Mounted(where, device, "ext4", 4096))
     return root
@@ -108,23 +109,40 @@ def test_without_a_record_of_the_boot_images_that_is_said(root: Path, content: s
 @needs.cryptsetup
 def test_a_volume_is_described_by_its_header(root: Path) -> None:
     guest_root.make_headers(root)
-    shutil.copy(root / "etc/luks/root.header", root / "etc/luks/my-data.header")
-    before = {path: path.read_bytes() for path in (root / "etc/luks").glob("*.header")}
+    files = [root / f"etc/luks/{name}" for name in ("boot", "root", "my-data.header")]
+    before = [file.read_bytes() for file in files]
     found = status.gather(plain(root), None)
     assert [(volume.name, volume.file) for volume in found.volumes] == [
-        (name, f"/etc/luks/{name}.header") for name in ("boot", "root", "my-data")
+        (file.name.removesuffix(".header"), f"/etc/luks/{file.name}") for file in files
     ]
     for volume in found.volumes:
         assert volume.header and volume.mapping is None
         assert replace(volume.header, uuid="") == status.Header("", "aes-xts-plain64", "none", 4096)
-    assert {path: path.read_bytes() for path in (root / "etc/luks").glob("*.header")} == before
+    assert [file.read_bytes() for file in files] == before
+
+
+@needs.cryptsetup
+def test_of_a_key_nothing_is_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    guest_root.make_headers(root)
+    described: list[bytes] = []
+    describe = cryptsetup.describe
+
+    def noting(header: bytes) -> VolumeDescription:
+        described.append(header)
+        return describe(header)
+
+    monkeypatch.setattr(cryptsetup, "describe", noting)
+    status.gather(plain(root), None)
+    files = [(root / f"etc/luks/{name}").read_bytes() for name in VOLUMES]
+    assert all(file.endswith(b"key") for file in files)
+    assert described[:2] == [file.removesuffix(b"key") for file in files]
 
 
 @needs.cryptsetup
 def test_a_header_that_is_half_spoiled_is_not_mended(root: Path) -> None:
     """There are two copies in it, and the library would write the other one anew."""
     guest_root.make_headers(root)
-    header = root / "etc/luks/root.header"
+    header = root / "etc/luks/root"
     header.chmod(0o600)
     with header.open("r+b") as stream:
         stream.write(bytes(512))
@@ -135,9 +153,11 @@ def test_a_header_that_is_half_spoiled_is_not_mended(root: Path) -> None:
 
 
 def test_a_volume_without_a_header_is_said(root: Path) -> None:
+    (root / "etc/luks/boot").unlink()
     found = status.gather(plain(root), None)
     assert [volume.header for volume in found.volumes] == [None, None]
-    assert "/etc/luks/root.header: is not there" in found.untold
+    assert "/etc/luks/boot: is not there" in found.untold
+    assert any(line.startswith("/etc/luks/root: ") for line in found.untold)
 
 
 def test_of_a_root_that_is_only_mounted_nothing_of_this_machine_is_told(
@@ -164,7 +184,8 @@ def test_in_the_running_system_mappings_and_growth_are_told(running: Path) -> No
 
 
 def test_a_volume_that_is_another_than_first_boot_made_is_said(running: Path) -> None:
-    (running / "etc/luks/root.mode").write_text("CRYPT-LUKS2-1-root cipher_null\n")
+    file = running / "etc/crypttab"
+    file.write_text(file.read_text().replace("root aes", "root cipher_null"))
     found = status.gather(plain(running), Context(""))
     assert [volume.mapping and volume.mapping.as_recorded for volume in found.volumes] == [True, False]
 
@@ -242,7 +263,7 @@ def test_a_report_that_is_none_is_said_and_not_quoted(root: Path, content: str) 
     [
         "var/lib/secex-firstboot/report.json",
         "etc/se-hostkeys/ibm-z-hostkey-a",
-        "etc/luks/root.header",
+        "etc/luks/my-data.header",
         "usr/lib/dracut/dracut-version.sh",
         "proc/sys/kernel/osrelease",
     ],

@@ -124,8 +124,7 @@ class Machine:
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     for name in VOLUMES:
-        for kind in ("", ".header", ".mode"):
-            put(tmp_path / f"etc/luks/{name}{kind}", b"key")
+        put(tmp_path / f"etc/luks/{name}", b"header and key")
     put(tmp_path / "etc/crypttab", b"boot PARTUUID=2 - luks\nroot PARTUUID=3 - luks\n")
     put(tmp_path / "boot/vmlinuz", b"kernel")
     put(tmp_path / "boot/initrd", b"#!/bin/sh")

@@ -10,8 +10,9 @@ import pytest
 from support import needs
 
 from secex_firstboot.basic.errors import FirstbootError
-from secex_firstboot.storage import devicemapper
-from secex_firstboot.storage.cryptsetup import CryptSetup, CryptSetupError, close
+from secex_firstboot.storage import devicemapper, encrypted
+from secex_firstboot.storage.cryptsetup import HEADER_SIZE, CryptSetup, CryptSetupError, close
+from secex_firstboot.storage.encrypted import Secrets
 
 MIB = 1 << 20
 KEY = bytearray(range(64))
@@ -51,13 +52,29 @@ def test_a_header_backup_is_small_and_serves_as_detached_header(luks: Path, tmp_
     with CryptSetup(luks) as handle:
         described = handle.load_luks2()
         handle.backup_header(backup)
-    assert backup.stat().st_size == (2 * 16 + 512) << 10
+    assert backup.stat().st_size == HEADER_SIZE
     with luks.open("r+b") as disk:
         disk.write(bytes(MIB))
     with CryptSetup(luks, header=backup) as handle:
         assert handle.load_luks2() == described
     with CryptSetup(luks) as handle, pytest.raises(CryptSetupError):
         handle.load_luks2()
+
+
+def test_one_file_with_header_and_key_opens_the_volume_as_crypttab_says(luks: Path, tmp_path: Path) -> None:
+    """Options of crypttab(5) have the names that cryptsetup-open(8) has."""
+    files, one = Secrets.below(tmp_path), tmp_path / "one"
+    with CryptSetup(luks) as handle:
+        handle.load_luks2()
+        handle.backup_header(files.header)
+    files.key.write_bytes(KEY)
+    one.write_bytes(files.in_one())
+    with luks.open("r+b") as disk:
+        disk.write(bytes(MIB))
+    options = [f"--{option}" for option in encrypted.KEY_BEHIND_HEADER.split(",")]
+    command = ["cryptsetup", "open", "--test-passphrase", f"--header={one}", f"--key-file={one}", str(luks)]
+    subprocess.run([*command, *options], check=True)
+    assert subprocess.run([*command, *options[:1], "--keyfile-size=63"]).returncode == 2
 
 
 def test_a_header_backup_never_replaces_a_file(luks: Path, tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ from support import REPOSITORY
 
 from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.basic.process import ToolError
+from secex_firstboot.roots import crypttab
 from secex_firstboot.storage import devicemapper
+from secex_firstboot.storage.cryptsetup import HEADER_SIZE
 from secex_firstboot.storage.devicemapper import Mapping, Piece, Target, linear_table
 
 CHECK_VOLUME = REPOSITORY / "dracut/check-volume.sh"
@@ -157,14 +159,20 @@ def test_what_is_no_encrypted_volume_has_no_mode(dmsetup: Path) -> None:
 
 
 def check_volume(directory: Path) -> subprocess.CompletedProcess[str]:
-    command: list[str | Path] = ["/bin/sh", CHECK_VOLUME, "root", directory / "root.mode"]
-    return subprocess.run(command, capture_output=True, text=True)
+    return subprocess.run(["/bin/sh", CHECK_VOLUME, "root", directory], capture_output=True, text=True)
+
+
+def note(directory: Path, mode: str) -> None:
+    """In crypttab, for the volume root."""
+    lines = [crypttab.made("boot", "another"), "boot - - luks", crypttab.made("root", mode), "root - - luks"]
+    (directory / "etc").mkdir(exist_ok=True)
+    (directory / "etc/crypttab").write_bytes(crypttab.merge(b"# a comment\ndata - - luks\n", lines))
 
 
 def test_at_later_boots_the_script_accepts_the_mode_that_first_boot_noted(dmsetup: Path) -> None:
     (dmsetup / "root.uuid").write_text(f"{UUID}\n")
     (dmsetup / "root").write_text(TABLE)
-    (dmsetup / "root.mode").write_text(devicemapper.crypt_mode("root") + "\n")
+    note(dmsetup, devicemapper.crypt_mode("root"))
     assert check_volume(dmsetup).returncode == 0
 
 
@@ -172,7 +180,7 @@ def test_at_later_boots_the_script_accepts_a_volume_without_options(dmsetup: Pat
     """As of a disk with sectors of 512 bytes, without integrity: then the table has not even their number."""
     (dmsetup / "root.uuid").write_text(f"{UUID}\n")
     (dmsetup / "root").write_text("0 98304 crypt aes-xts-plain64 :64:logon:cryptsetup:0-d0 0 254:16 32768\n")
-    (dmsetup / "root.mode").write_text(devicemapper.crypt_mode("root") + "\n")
+    note(dmsetup, devicemapper.crypt_mode("root"))
     assert check_volume(dmsetup).returncode == 0
     (dmsetup / "root").write_text("0 98304 crypt aes-cbc-plain64 :64:logon:cryptsetup:0-d0 0 254:16 32768\n")
     assert check_volume(dmsetup).returncode == 1
@@ -193,7 +201,7 @@ def test_at_later_boots_the_script_accepts_a_volume_without_options(dmsetup: Pat
 )
 def test_at_later_boots_the_script_refuses_any_other_mode(dmsetup: Path, table: str) -> None:
     (dmsetup / "root.uuid").write_text(f"{UUID}\n")
-    (dmsetup / "root.mode").write_text(f"{MODE}\n")
+    note(dmsetup, MODE)
     (dmsetup / "root").write_text(table)
     refused = check_volume(dmsetup)
     assert refused.returncode == 1
@@ -206,19 +214,32 @@ def test_at_later_boots_the_script_refuses_another_volume_of_the_same_mode(
 ) -> None:
     if uuid is not None:
         (dmsetup / "root.uuid").write_text(uuid)
-    (dmsetup / "root.mode").write_text(f"{MODE}\n")
+    note(dmsetup, MODE)
     (dmsetup / "root").write_text(TABLE)
     assert check_volume(dmsetup).returncode == 1
 
 
-@pytest.mark.parametrize("noted", [None, "", "\n"])
-def test_at_later_boots_the_script_refuses_a_volume_of_which_nothing_was_noted(
-    dmsetup: Path, noted: str | None
+@pytest.mark.parametrize(
+    "noted",
+    [
+        None,
+        "",
+        "# secex-firstboot root: \n",
+        f"# secex-firstboot boot: {MODE}\n",
+        f"#secex-firstboot root: {MODE}\n",
+        f"# secex-firstboot root: {MODE}\n" * 2,
+        f"# secex-firstboot root: {MODE}\n# secex-firstboot root: other\n",
+    ],
+)
+@pytest.mark.parametrize("table", [TABLE, ""])
+def test_at_later_boots_the_script_refuses_a_volume_of_which_nothing_was_noted_or_twice(
+    dmsetup: Path, table: str, noted: str | None
 ) -> None:
     (dmsetup / "root.uuid").write_text(f"{UUID}\n")
-    (dmsetup / "root").write_text(TABLE if noted is None else "")
+    (dmsetup / "root").write_text(table)
+    (dmsetup / "etc").mkdir()
     if noted is not None:
-        (dmsetup / "root.mode").write_text(noted)
+        (dmsetup / "etc/crypttab").write_text(noted)
     assert check_volume(dmsetup).returncode == 1
 
 
@@ -242,12 +263,12 @@ def later_boot(tmp_path: Path) -> Path:
             (device / "dm").mkdir()
             (device / "dm/uuid").write_text(f"{uuid}\n")
     keys = {
-        f"{top}etc/luks/{name}": f"key of {name}\0{name}\n"
-        for top in ("", "sysroot/")
+        f"{top}etc/luks/{name}": header * HEADER_SIZE + f"key of {name}\0{name}\n"
+        for top, header in (("", "a"), ("sysroot/", "b"))
         for name in ("boot", "root")
     }
     for name, content in {
-        "etc/luks/root.mode": f"{MODE}\n",
+        "etc/crypttab": f"# secex-firstboot root: {MODE}\n",
         "proc/self/mountinfo": MOUNTS,
         "proc/cmdline": "root=/dev/mapper/root secex.generation=7 x=*\n",
         "sysroot/etc/luks/generations": "7\n6\n",
@@ -294,7 +315,7 @@ def test_at_later_boots_a_root_without_the_keys_of_sdboot_is_refused(
     path = later_boot / "sysroot/etc/luks" / name
     path.unlink()
     if content is not None:
-        path.write_text(content.replace("root", name))
+        path.write_text("b" * HEADER_SIZE + content.replace("root", name))
     refused = check_root(later_boot)
     assert refused.returncode == 1
     assert "secex-firstboot: the root file system is from before first boot had ended: " in refused.stderr
@@ -346,11 +367,21 @@ def test_at_later_boots_no_other_boot_image_starts(
     assert len(refused.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("noted", [None, "", "\n", f"{UUID}2 aes\n"])
-def test_at_later_boots_a_root_of_which_nothing_was_noted_is_refused(
+@pytest.mark.parametrize(
+    "noted",
+    [
+        None,
+        "",
+        "# secex-firstboot root: \n",
+        f"# secex-firstboot root: {UUID}2 aes\n",
+        f"# secex-firstboot root: {MODE}\n" * 2,
+        f"# secex-firstboot root: {MODE}\n# secex-firstboot root: other aes\n",
+    ],
+)
+def test_at_later_boots_a_root_of_which_nothing_was_noted_or_twice_is_refused(
     later_boot: Path, noted: str | None
 ) -> None:
-    (later_boot / "etc/luks/root.mode").unlink()
+    (later_boot / "etc/crypttab").unlink()
     if noted is not None:
-        (later_boot / "etc/luks/root.mode").write_text(noted)
+        (later_boot / "etc/crypttab").write_text(noted)
     assert check_root(later_boot).returncode == 1

@@ -9,6 +9,7 @@ from pathlib import Path
 from secex_firstboot.contract import boot_image as images
 from secex_firstboot.contract.boot_image import Image, Images
 from secex_firstboot.contract.report import Report, StepReport
+from secex_firstboot.roots import crypttab
 from support import TEST_VECTORS
 
 REPORT = Report(
@@ -19,6 +20,11 @@ REPORT = Report(
     warnings=["a warning"],
 )
 
+
+MODES = {
+    "boot": "CRYPT-LUKS2-2-boot aes sector_size:4096",
+    "root": "CRYPT-LUKS2-1-root aes sector_size:4096",
+}
 
 IMAGES = Images(
     newest=Image(
@@ -34,10 +40,9 @@ IMAGES = Images(
 
 def make(root: Path) -> Path:
     files = {
-        "etc/luks/root": "key",
-        "etc/luks/boot": "key",
-        "etc/luks/root.mode": "CRYPT-LUKS2-1-root aes sector_size:4096\n",
-        "etc/luks/boot.mode": "CRYPT-LUKS2-2-boot aes sector_size:4096\n",
+        "etc/luks/root": "",
+        "etc/luks/boot": "",
+        "etc/crypttab": "".join(f"{crypttab.made(name, mode)}\n" for name, mode in MODES.items()),
         "etc/luks/sealed": "",
         "var/lib/secex-firstboot/report.json": REPORT.model_dump_json(),
         "etc/luks/boot-image/images.json": IMAGES.model_dump_json(),
@@ -59,9 +64,9 @@ def make(root: Path) -> Path:
 
 
 def make_headers(root: Path) -> None:
-    """By cryptsetup, without dm-integrity, which needs the kernel's help."""
-    for name in ("boot", "root"):
-        device, header = root / f"{name}.device", root / f"etc/luks/{name}.header"
+    """By cryptsetup, without dm-integrity, which needs the kernel's help. Behind those of ours is the key."""
+    for name in ("boot", "root", "my-data"):
+        device, header = root / f"{name}.device", root / f"{name}.header"
         with device.open("wb") as stream:
             stream.truncate(32 << 20)
         options = "--type luks2 --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --key-size 512"
@@ -72,3 +77,7 @@ def make_headers(root: Path) -> None:
         backup: list[str | Path] = ["cryptsetup", "luksHeaderBackup", device, "--header-backup-file", header]
         subprocess.run(backup, check=True)
         device.unlink()
+        ours = name in MODES
+        with (root / "etc/luks" / (name if ours else header.name)).open("wb") as stream:
+            stream.write(header.read_bytes() + b"key" * ours)
+        header.unlink()

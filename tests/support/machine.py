@@ -100,9 +100,8 @@ class Machine:
         put(places.COMMITTED)
 
     def provision(self) -> None:
-        put(paths.LUKS_KEYS / "root")
         for name in ("boot", "root"):
-            put(paths.LUKS_KEYS / f"{name}.header", header(name))
+            put(paths.LUKS_KEYS / name, f"{header(name)}key of {name}")
         self.disks[0] = without_hash_trees(self.disk)
 
 

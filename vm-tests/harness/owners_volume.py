@@ -62,7 +62,7 @@ def look(guest: Guest, identity: Path) -> dict[str, Any]:
         "cipher": shell(f"dmsetup table {NAME}").split()[3],
         "content": shell(f"cat {WHERE}/file"),
         "unit": shell(f'systemctl cat {_UNIT} | grep -o "luks,headless=yes,header=[^\']*"'),
-        "secrets": shell(f"stat -c '%a' /etc/luks/{NAME} /etc/luks/{NAME}.header /etc/luks/{NAME}.mode"),
+        "secrets": shell(f"stat -c '%a' /etc/luks/{NAME} /etc/luks/{NAME}.header"),
     }
     shell(f"echo -n {WRITTEN_LATER!r} > {WHERE}/later; sync {WHERE}/later")
     shell(f"systemctl stop var-data.mount {_UNIT}")
@@ -73,7 +73,7 @@ def look(guest: Guest, identity: Path) -> dict[str, Any]:
         restarted(),
         shell(f"systemctl start var-data.mount; cat {WHERE}/later"),
     ]
-    shell(f"sed -i s/xts/cbc/ /etc/luks/{NAME}.mode")
+    shell(f"sed -i '/^# secex-firstboot {NAME}: /s/xts/cbc/' /etc/crypttab")
     found["with another mode on record"] = restarted()
     return found
 

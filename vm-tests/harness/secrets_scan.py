@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from secex_firstboot.contract.partitions import VOLUMES
+from secex_firstboot.storage.cryptsetup import HEADER_SIZE
 
 PART = 32  # bytes
 _LONGEST = 2 * PART  # bytes; in hexadecimal
@@ -107,7 +108,8 @@ def of_volumes(files: Mapping[str, bytes], work: Path) -> dict[str, bytes]:
     """Passphrases and volume keys of boot and root, by their names, from the files that open both."""
     secrets = {}
     for name in VOLUMES:
-        passphrase, header = files[f"/etc/luks/{name}"], files[f"/etc/luks/{name}.header"]
+        file = files[f"/etc/luks/{name}"]
+        header, passphrase = file[:HEADER_SIZE], file[HEADER_SIZE:]
         secrets[f"passphrase of {name}"] = passphrase
         secrets[f"volume key of {name}"] = volume_key(header, passphrase, work)
     return secrets

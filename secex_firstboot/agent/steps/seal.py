@@ -18,7 +18,7 @@ from secex_firstboot.ignition import config, local_login
 from secex_firstboot.roots import crypttab, growing, remains, system_image
 from secex_firstboot.roots.kinds import Root
 from secex_firstboot.sdboot import boot_record
-from secex_firstboot.storage import devicemapper, disk, filesystem
+from secex_firstboot.storage import devicemapper, disk, encrypted, filesystem
 
 # Of the running system. Packages enable them, and a preset does in an image that was made without.
 _OUR_UNITS = tuple(
@@ -139,22 +139,20 @@ def _remember(root: Root) -> None:
 
 
 def key_files() -> dict[Path, bytes]:
-    """Keys, detached headers, and what check-volume compares: the same in the system and in its sdboot."""
-    files = {}
-    for name in VOLUMES:
-        secrets = volumes.secrets_of(name)
-        files[paths.LUKS_KEYS / name] = secrets.key.read_bytes()
-        files[paths.LUKS_KEYS / f"{name}.header"] = secrets.header.read_bytes()
-        files[paths.LUKS_KEYS / f"{name}.mode"] = devicemapper.crypt_mode(name).encode() + b"\n"
-    return files
+    """Detached headers with their keys: the same in the system and in its sdboot."""
+    return {paths.LUKS_KEYS / name: volumes.secrets_of(name).in_one() for name in VOLUMES}
 
 
 def crypttab_lines() -> list[str]:
-    partitions, keys = disk.find_disk().partitions, paths.LUKS_KEYS
-    return [
-        f"{name} PARTUUID={partitions[name].uuid} {keys / name} luks,header={keys / name}.header,{_OPTIONS}"
-        for name in VOLUMES
-    ]
+    partitions, lines = disk.find_disk().partitions, []
+    for name in VOLUMES:
+        file = paths.LUKS_KEYS / name
+        options = f"luks,header={file},{encrypted.KEY_BEHIND_HEADER},{_OPTIONS}"
+        lines += [
+            crypttab.made(name, devicemapper.crypt_mode(name)),
+            f"{name} PARTUUID={partitions[name].uuid} {file} {options}",
+        ]
+    return lines
 
 
 def _enable_units(context: Context) -> None:

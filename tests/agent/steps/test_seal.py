@@ -22,6 +22,8 @@ from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.basic.process import ToolError
 from secex_firstboot.contract import paths
 from secex_firstboot.contract.dry_run import State
+from secex_firstboot.contract.partitions import VOLUMES
+from secex_firstboot.roots import crypttab
 from secex_firstboot.storage import devicemapper
 
 SERVICE = "[Service]\nExecStart=/bin/true\n"
@@ -264,19 +266,18 @@ def test_the_provisioned_system_gets_keys_detached_headers_and_crypttab(
     monkeypatch.setattr(devicemapper, "crypt_mode", lambda name: f"aes-of-{name} integrity:32:aead")
     machine.commit()
     assert {str(path): content for path, content in seal.key_files().items()} == {
-        "/etc/luks/boot": b"key of boot",
-        "/etc/luks/boot.header": header("boot").encode(),
-        "/etc/luks/boot.mode": b"aes-of-boot integrity:32:aead\n",
-        "/etc/luks/root": b"key of root",
-        "/etc/luks/root.header": header("root").encode(),
-        "/etc/luks/root.mode": b"aes-of-root integrity:32:aead\n",
+        f"/etc/luks/{name}": f"{header(name)}key of {name}".encode() for name in VOLUMES
     }
-    assert [line.split() for line in seal.crypttab_lines()] == [
+    lines = seal.crypttab_lines()
+    assert [line.split() for line in lines if not line.startswith("#")] == [
         [
             name,
             f"PARTUUID=00000000-0000-4000-8000-00000000000{number}",
             f"/etc/luks/{name}",
-            f"luks,header=/etc/luks/{name}.header,x-initrd.attach,x-systemd.device-timeout=0,headless=yes",
+            f"luks,header=/etc/luks/{name},keyfile-offset=557056,keyfile-size=64,"
+            "x-initrd.attach,x-systemd.device-timeout=0,headless=yes",
         ]
         for name, number in (("boot", 3), ("root", 4))
     ]
+    modes = [crypttab.mode(name, "\n".join(lines)) for name in VOLUMES]
+    assert modes == [f"aes-of-{name} integrity:32:aead" for name in VOLUMES]
