@@ -156,7 +156,7 @@ def _boot_entry(context: Context, root: Root, more_options: str, *, strict: bool
             context.say(f"added to the boot entry's options: {' '.join(missing)}")
         added += missing
     if added:
-        boot_entry.set_options(boot, entry, boot_entry.command_line(entry.options, add=added))
+        boot_entry.set_options(boot, entry.name, boot_entry.command_line(entry.options, add=added))
     return boot_entry.find(boot)
 
 

@@ -67,6 +67,8 @@ class Root(ABC):
     """What is mounted by /etc/fstab, of / and /boot."""
     has_packages: ClassVar[bool]
     """Whether packages come and go one by one, and kernels with them."""
+    others_make_images: ClassVar[bool]
+    """Whether somebody else makes boot images of the boot entries, and entries of entries: libostree does."""
 
     @abstractmethod
     def populate(self, system: Path) -> None:
@@ -77,6 +79,7 @@ class Root(ABC):
 class Plain(Root):
     in_fstab = ("/", "/boot")
     has_packages = True
+    others_make_images = False
 
     def place(self, path: PurePath) -> Path:
         return paths.below(self.volume, path)
@@ -102,6 +105,7 @@ class Ostree(Root):
 
     in_fstab = ("/boot",)
     has_packages = False
+    others_make_images = True
     link: str
 
     def place(self, path: PurePath) -> Path:

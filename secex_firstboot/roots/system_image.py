@@ -17,7 +17,7 @@ from pathlib import Path
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.basic.files import exists, is_directory, is_regular, sha256, sync, write_private
-from secex_firstboot.contract import parameters, paths
+from secex_firstboot.contract import paths
 from secex_firstboot.contract.boot_image import Arguments, Image, Images
 from secex_firstboot.contract.partitions import VOLUMES
 from secex_firstboot.ignition.config import KernelArguments
@@ -69,9 +69,7 @@ class SystemImage:
                 context,
                 self.entry,
                 se,
-                command_line=boot_entry.command_line(
-                    self.command_line, add=[f"{parameters.GENERATION.name}={generation}"]
-                ),
+                command_line=options.numbered(self.command_line, generation),
                 overlay=private | {path: File(content) for path, content in self.files.items()},
                 documents=documents,
                 archive=scratch / "overlay.cpio",
@@ -151,6 +149,15 @@ def find(root: Root, boot: Path) -> SystemImage:
         documents=hosts(root),
         deployment=root.deployment_of(entry.options),
     )
+
+
+def carry_on(root: Root, boot: Path, image: SystemImage, generation: int) -> None:
+    """Let the boot entries have what ``image`` has with this number, which may start: whoever makes one of an
+    entry alone then makes one that starts."""
+    if root.others_make_images:
+        for name, of_entry in boot_entry.options(boot).items():
+            line = image.command_line if name == image.entry.name else of_entry
+            boot_entry.set_options(boot, name, options.numbered(line, generation))
 
 
 def images(root: Root) -> Images | None:

@@ -24,5 +24,5 @@ def change(root: Root, add: Sequence[str], remove: Sequence[str]) -> list[str]:
     kernel_arguments.check(wanted, lambda kind, index: f"argument {index + 1} of {_OPTIONS[kind]}")
     options = kernel_arguments.apply(entry.options, wanted)
     if options != entry.options:
-        boot_entry.set_options(root.place(paths.BOOT), entry, options)
+        boot_entry.set_options(root.place(paths.BOOT), entry.name, options)
     return parameters(options)

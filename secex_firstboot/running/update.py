@@ -85,6 +85,7 @@ def _make(
         made = image.build(context, where, scratch, system_image.new_number(root, images))
         after = Images(newest=made, fallback=good, setting=setting)
         system_image.allow_new(root, made.generation)
+        system_image.carry_on(root, root.place(paths.BOOT), image, made.generation)
         boot_record.install(where, system_disk, scratch, fallback=name, default=_default(after))
         _note_switch(root, system_disk)
     record(root, after)

@@ -98,9 +98,15 @@ def add(boot: Path, like: BootEntry, version: str, linux: str, initrd: str) -> P
     return path
 
 
-def set_options(boot: Path, entry: BootEntry, options: str) -> None:
-    """Write them into the file of ``entry``, in place of its own; the rest stays."""
-    name = f"{ENTRIES}/{entry.name}.conf"
+def options(boot: Path) -> dict[str, str]:
+    """Those of each boot entry, by its name."""
+    entries = {Path(each).stem: _fields(each, _read(boot, f"{ENTRIES}/{each}")) for each in _names(boot)}
+    return {name: " ".join(fields.get("options", [])) for name, fields in entries.items()}
+
+
+def set_options(boot: Path, entry: str, options: str) -> None:
+    """Write them into the file of the entry of this name, in place of its own; the rest stays."""
+    name = f"{ENTRIES}/{entry}.conf"
     lines = [
         line for line in _read(boot, name).splitlines() if line.strip().split(maxsplit=1)[:1] != ["options"]
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.contract import parameters
-from secex_firstboot.contract.command_line import loosely, name
+from secex_firstboot.contract.command_line import join, loosely, name
 from secex_firstboot.contract.command_line import parameters as words
 from secex_firstboot.ignition import kernel_arguments
 from secex_firstboot.ignition.config import KernelArguments
@@ -51,14 +51,21 @@ def system_command_line(
     """For the final sdboot: the boot entry's options as the config's kernelArguments change them.
 
     With what keeps logins off its consoles, see ignition.local_login; without a network in its initramfs,
-    unless the image asks for it.
+    unless the image asks for it. Made of what it has made before, it is the same.
     """
     if not parameters.value(options, parameters.NETWORK):
         kernel_arguments.refuse(arguments, NETWORK)
         options = boot_entry.command_line(options, remove=NETWORK.names)
-    line = _from_our_volumes(kernel_arguments.apply(options, arguments))
-    line = boot_entry.command_line(line, add=switches, remove={name(switch) for switch in switches})
-    return boot_entry.command_line(line, add=[mask for mask in masks if mask not in words(line)])
+    own = join([word for word in words(options) if word not in masks], [])
+    line = _from_our_volumes(kernel_arguments.apply(own, arguments))
+    line = boot_entry.command_line(line, remove={name(switch) for switch in switches})
+    return boot_entry.command_line(line, add=[*switches, *masks])
+
+
+def numbered(command_line: str, generation: int) -> str:
+    """With the number of a boot image, in place of any that it has."""
+    number = f"{parameters.GENERATION.name}={generation}"
+    return boot_entry.command_line(command_line, add=[number], remove={parameters.GENERATION.name})
 
 
 def _from_our_volumes(options: str) -> str:

@@ -16,7 +16,7 @@ from secex_firstboot.agent.step import Context
 from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.contract import paths
 from secex_firstboot.ignition import local_login
-from secex_firstboot.sdboot import image
+from secex_firstboot.sdboot import image, options
 from secex_firstboot.sdboot.boot_entry import BootEntry
 from secex_firstboot.sdboot.options import first_boot_command_line
 
@@ -89,6 +89,30 @@ def test_masks_of_the_image_stay_and_none_is_there_twice() -> None:
     own = "systemd.mask=own.service systemd.mask=getty@.service"
     words = boot_image.system_command_line(f"{IMAGE} {own}").split()
     assert words.count("systemd.mask=own.service") == words.count("systemd.mask=getty@.service") == 1
+
+
+ARGUMENTS: list[dict[str, Any]] = [
+    {},
+    {"shouldExist": ["audit=0", 'x="a b"', "quiet"]},
+    {"shouldNotExist": ["console=ttysclp0", "secex-test"]},
+    {"shouldExist": ["quiet", "audit=0"], "shouldNotExist": ["loglevel=7"]},
+]
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS)
+@pytest.mark.parametrize("own", ["", "quiet -- init", "systemd.mask=getty@.service systemd.firstboot=yes"])
+def test_made_of_what_it_has_made_it_is_the_same_whatever_its_number(
+    arguments: dict[str, Any], own: str
+) -> None:
+    """libostree carries on what an image had."""
+    forbid_logins()
+    merge(kernelArguments=arguments)
+    line = boot_image.system_command_line(f"{IMAGE} loglevel=7 {own}")
+    assert boot_image.system_command_line(line) == line
+    numbered = options.numbered(options.numbered(line, 7), 8)
+    assert numbered.split().count("secex.generation=8") == 1
+    assert "secex.generation=7" not in numbered
+    assert boot_image.system_command_line(numbered) == line
 
 
 def test_there_is_room_for_it_on_the_command_line(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.contract.boot_image import Arguments, Image, Images, State
 from secex_firstboot.contract.partitions import VOLUMES
 from secex_firstboot.roots import system_image
+from secex_firstboot.roots.kinds import Ostree, Plain
+from secex_firstboot.sdboot import boot_entry
 
 CRYPTTAB = b"""\
 # a comment
@@ -163,3 +166,41 @@ def test_numbers_that_are_none_stop_it(root: Path, content: bytes) -> None:
     put(root / "etc/luks/generations", content)
     with pytest.raises(FirstbootError, match="has something else than numbers"):
         system_image.allowed(plain(root))
+
+
+# --- boot entries that others make images of ---
+
+
+@dataclass(frozen=True)
+class Carried(Plain):
+    others_make_images = True
+
+
+def entries(root: Path) -> dict[str, list[str]]:
+    return {name: options.split() for name, options in boot_entry.options(root / "boot").items()}
+
+
+def test_where_others_make_images_of_boot_entries_each_has_a_number_that_may_start(root: Path) -> None:
+    older = "title older\nlinux /gone\noptions other secex.generation=3\n"
+    put(root / "boot/loader/entries/0.conf", older.encode())
+    carried = Carried(root, None)
+    image = system_image.find(carried, root / "boot")
+    for number in (4, 5):
+        system_image.carry_on(carried, root / "boot", image, number)
+        assert entries(root) == {
+            "0": ["other", f"secex.generation={number}"],
+            "a": [*image.command_line.split(), f"secex.generation={number}"],
+        }
+    assert "linux /gone\n" in (root / "boot/loader/entries/0.conf").read_text()
+    assert system_image.find(carried, root / "boot").inputs == image.inputs
+
+
+def test_elsewhere_they_stay_as_they_are(root: Path) -> None:
+    before = entries(root)
+    image = system_image.find(plain(root), root / "boot")
+    system_image.carry_on(plain(root), root / "boot", image, 4)
+    assert entries(root) == before
+
+
+def test_libostree_makes_images_of_boot_entries() -> None:
+    assert (Ostree.others_make_images, Plain.others_make_images) == (True, False)

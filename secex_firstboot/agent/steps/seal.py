@@ -112,6 +112,7 @@ def _seal(context: Context, root: Root) -> None:
         boot_record.settle(se, system_disk)
         first = image.build(context, se, places.STATE, generation=1)
         system_image.record(root, Images(newest=first))
+        system_image.carry_on(root, places.SYSROOT / "boot", image, first.generation)
         boot_record.install(se, system_disk, places.RUNTIME)
         remains.remove(se, root)
 
