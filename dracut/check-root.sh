@@ -8,6 +8,7 @@ main() {
     has_no_links
     left_by_first_boot
     may_start
+    keeps_logins_off
 }
 
 refuse() {
@@ -62,6 +63,13 @@ may_start() {
         [ "$each" != "$generation" ] || return 0
     done
     refuse SX-BOOT-06 "this boot image has the number ${generation:-none}, and the root file system is for ${*:-none}"
+}
+
+# sdboot has the files for it, but not one that libostree has made with IBM's tool alone.
+keeps_logins_off() {
+    [ ! -e "$top/etc/secex-no-login" ] || return 0
+    cp -r "$top/sysroot/etc/luks/boot-image/no-login" "$top/etc/secex-no-login" ||
+        refuse SX-BOOT-07 'the root file system does not say what keeps logins off the consoles'
 }
 
 top=$1

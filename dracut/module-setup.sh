@@ -65,8 +65,9 @@ install_check_volume() {
     for name in boot root; do
         drop_in pinned-volume.conf "systemd-cryptsetup@$name.service"
     done
+    drop_in known-volume.conf systemd-cryptsetup@.service
     local unit=secex-firstboot-root.service requires="$systemdsystemunitdir/initrd-root-fs.target.requires"
-    inst_multiple cat cmp dmsetup ln mkdir
+    inst_multiple cat cmp cp dmsetup ln mkdir sed
     inst_script "$moddir/check-root.sh" /usr/lib/secex-firstboot/check-root
     inst_script "$moddir/keep-deployment.sh" /usr/lib/secex-firstboot/keep-deployment
     inst_simple "$moddir/$unit" "$systemdsystemunitdir/$unit"

@@ -96,6 +96,7 @@ def remember(
     state = root.state(paths.IMAGE_STATE)
     for name, files in ((_NO_LOGIN, units), (CERTIFICATES, certificates)):
         shutil.rmtree(state / name, ignore_errors=True)
+        (state / name).mkdir(mode=0o700, parents=True)
         for file, content in files.items():
             write_private(state / name / file, content)
     keep_hosts(root, documents)

@@ -6,6 +6,7 @@ Its answers are those of dmsetup(8); in the guest the real one creates and remov
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -269,6 +270,8 @@ def later_boot(tmp_path: Path) -> Path:
     }
     for name, content in {
         "etc/crypttab": f"# secex-firstboot root: {MODE}\n",
+        "etc/secex-no-login/a.service.d/a.conf": "of sdboot",
+        "sysroot/etc/luks/boot-image/no-login/a.service.d/a.conf": "of root",
         "proc/self/mountinfo": MOUNTS,
         "proc/cmdline": "root=/dev/mapper/root secex.generation=7 x=*\n",
         "sysroot/etc/luks/generations": "7\n6\n",
@@ -385,3 +388,24 @@ def test_at_later_boots_a_root_of_which_nothing_was_noted_or_twice_is_refused(
     if noted is not None:
         (later_boot / "etc/crypttab").write_text(noted)
     assert check_root(later_boot).returncode == 1
+
+
+def no_login(later_boot: Path) -> str:
+    return (later_boot / "etc/secex-no-login/a.service.d/a.conf").read_text()
+
+
+def test_at_later_boots_what_keeps_logins_off_is_sdboots_or_else_roots(later_boot: Path) -> None:
+    """That of libostree has none, where IBM's tool has made it."""
+    assert (check_root(later_boot).returncode, no_login(later_boot)) == (0, "of sdboot")
+    shutil.rmtree(later_boot / "etc/secex-no-login")
+    assert (check_root(later_boot).returncode, no_login(later_boot)) == (0, "of root")
+
+
+def test_at_later_boots_without_anything_that_keeps_logins_off_nothing_starts(later_boot: Path) -> None:
+    shutil.rmtree(later_boot / "etc/secex-no-login")
+    shutil.rmtree(later_boot / "sysroot/etc/luks/boot-image/no-login")
+    refused = check_root(later_boot)
+    assert refused.returncode == 1
+    assert "the root file system does not say what keeps logins off the consoles: " in refused.stderr
+    (later_boot / "sysroot/etc/luks/boot-image/no-login").mkdir()  # an image that allows them
+    assert check_root(later_boot).returncode == 0
