@@ -35,6 +35,7 @@ from harness.powercut import Loss, Recording
 from harness.recorded import Manifest, Marks, Span
 from harness.se_ready import Recipe
 
+from secex_firstboot.contract import paths
 from secex_firstboot.contract.parameters import GENERATION
 from secex_firstboot.contract.partitions import VOLUMES
 
@@ -45,6 +46,7 @@ DISK, DISK_SIZE = "disk.raw", 2560  # MiB
 USER_DATA = "/var/lib/user/data"
 ARGUMENT, OURS, PANICS = "secex-test.by=ostree", "secex-test.by=secex", "rdinit=/nonexistent"
 KEYS = [f"/etc/luks/{name}" for name in VOLUMES]
+IBMS_TOOL = Path(__file__).with_name("inside") / "genprotimg.py"
 SEED = int(os.environ["POWER_CUT_SEED"])  # see conftest.py
 
 
@@ -278,9 +280,37 @@ def not_coming_up(life: Life, guest: Guest, newest: int) -> None:
         life.power_off(again)
 
 
+OTHER = "other /dev/disk/by-partlabel/se /etc/luks/other luks,headless=yes,nofail"  # nobody can open it
+
+
+def by_ibms_tool_alone(life: Life, guest: Guest, newest: int) -> None:
+    """It is found before ours, and the power fails before we have looked what was made."""
+    put = "cat > /var/ibms/genprotimg; chmod +x /var/ibms/genprotimg"
+    guest.ssh(f"mkdir /var/ibms; {put}", life.where.identity, stdin=IBMS_TOOL.read_text())
+    life.shell(guest, f"mount --bind /var/ibms {paths.INSTEAD_OF_IBMS}")
+    logins = "cd /run/systemd/system.control; find . -type f | sort | xargs sha256sum"
+    no_logins = life.shell(guest, logins)
+    assert no_logins
+    life.shell(guest, f"systemctl stop secex-firstboot-update.path; echo '{OTHER}' >> /etc/crypttab")
+    life.shell(guest, f"ostree admin deploy --karg-append={ARGUMENT} {debian.REF}; sync")
+    assert "/sysroot/se/sdboot" in life.shell(guest, "cat /var/ibms/called")
+    guest.kill()
+    with life.start() as again:
+        found = life.up(again) | more(life, again)
+        assert {ARGUMENT, f"{GENERATION.name}={newest}"} <= {*found["arguments"]}
+        assert life.shell(again, logins) == no_logins
+        assert "Finished" in life.shell(again, "journalctl -b -o cat -u secex-firstboot-root.service")
+        assert "was skipped" in life.shell(again, "journalctl -b -o cat -u systemd-cryptsetup@other.service")
+        after = life.restart(again) | more(life, again)
+        assert ARGUMENT in after["arguments"]
+        assert newest_is_up(after)
+        assert (after["running"], after["fallback"]["generation"]) == (newest + 1, newest)
+        life.power_off(again)
+
+
 WHAT = [
     *(pytest.param(each, marks=pytest.mark.sampled("after", 1)) for each in (rolled_back, with_an_argument)),
-    pytest.param(not_coming_up, marks=pytest.mark.long),
+    *(pytest.param(each, marks=pytest.mark.long) for each in (not_coming_up, by_ibms_tool_alone)),
 ]
 
 
