@@ -12,7 +12,7 @@ never asked to read the whole table again.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from secex_firstboot.basic.files import open_private, size_of
@@ -26,12 +26,17 @@ _OFFLINE = ["--no-reread", "--no-tell-kernel", "--wipe=never", "--wipe-partition
 
 
 def change(
-    disk: Path, block_size: int, *, delete: Sequence[int], number: int, blocks: int, scratch: Path
+    disk: Path,
+    block_size: int,
+    *,
+    delete: Sequence[int],
+    places: Mapping[int, tuple[int, int]],
+    scratch: Path,
 ) -> None:
-    """Delete partitions, and give partition ``number`` a size of ``blocks`` logical blocks of the disk.
+    """Delete partitions, and give others by number, one after the other, their ``places``: start and size,
+    bytes.
 
-    The start of the partition stays, and so does all that is not the table's. ``scratch`` is a directory in
-    RAM. Doing it again changes nothing.
+    All that is not the table's stays. ``scratch`` is a directory in RAM. Doing it again changes nothing.
     """
     stand_in = scratch / "partition-table"
     try:
@@ -39,11 +44,13 @@ def change(
         with loop.attached(stand_in, block_size=block_size) as device:
             if delete:
                 run(["sfdisk", *_OFFLINE, "--delete", device, *map(str, delete)])
-            run(["sfdisk", *_OFFLINE, f"--partno={number}", device], stdin=f",{blocks}\n")
+            for number, place in places.items():
+                start, blocks = (each // block_size for each in place)
+                run(["sfdisk", *_OFFLINE, f"--partno={number}", device], stdin=f"{start},{blocks}\n")
         _place(stand_in, disk, block_size)
     finally:
         stand_in.unlink(missing_ok=True)
-    _tell_kernel(disk, delete, number)
+    _tell_kernel(disk, delete, places)
 
 
 def is_sound(disk: Path, block_size: int) -> bool:
@@ -76,8 +83,9 @@ def _place(stand_in: Path, disk: Path, block_size: int) -> None:
             os.fsync(target.fileno())
 
 
-def _tell_kernel(disk: Path, deleted: Sequence[int], resized: int) -> None:
+def _tell_kernel(disk: Path, deleted: Sequence[int], changed: Iterable[int]) -> None:
     for number in deleted:
         run(["partx", "--delete", "--nr", str(number), disk])
-    run(["partx", "--update", "--nr", str(resized), disk])
+    for number in changed:
+        run(["partx", "--update", "--nr", str(number), disk])
     run(["udevadm", "settle", "--timeout=30"])

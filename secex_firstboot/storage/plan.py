@@ -7,6 +7,13 @@ that a start after a crash goes on with the same figures. Layout of the root par
     | root: source, block 0 … n | hash trees | free …      | boot head | root head | root tree |
     | LUKS2 | journal | target, block 0 … n, interleaved with tags …   |   saved, until copied  |
 
+Where partition boot has no room for its target, it grows over the start of root, whose partition then begins
+later, by its ``shift``; what boot grows over is saved as the start of root's head::
+
+    | boot: source         | root: source, block 0 … n                  | hash trees | free …
+    | boot: LUKS2 | target …    | root: LUKS2 | journal | target, block 0 … n, interleaved with tags …
+                           |shift|
+
 All positions and sizes are bytes.
 """
 
@@ -29,7 +36,7 @@ MIB = 1 << 20
 
 
 class Span(BaseModel):
-    """``size`` bytes from byte ``offset`` of the grown root partition."""
+    """``size`` bytes from byte ``offset``: of the disk for a partition, else of the grown root partition."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -43,6 +50,8 @@ class VolumePlan(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     name: Literal["boot", "root"]
+    partition: Span
+    shift: int = Field(ge=0)  # bytes of its source that lie before its partition
     source_size: int = Field(gt=0)
     root_hash: str = Field(pattern="^[0-9a-f]{64}$")
     tree: Span
@@ -65,7 +74,6 @@ class Plan(BaseModel):
     version: Literal[1] = 1
     boot: VolumePlan
     root: VolumePlan
-    root_partition_size: int = Field(gt=0)
     headroom: int = Field(ge=0)
     record_key: str = Field(pattern="^[0-9a-f]{64}$", repr=False)
     replace_identity: bool = False  # what identifies one machine is removed from root, see identity.py
@@ -77,13 +85,14 @@ class Plan(BaseModel):
     @property
     def image_end(self) -> int:
         """Where what the image brought ends in the root partition: its root, or the last hash tree."""
-        return max(self.root.source_size, *(each.tree.offset + each.tree.size for each in self.volumes))
+        root = self.root.source_size - self.root.shift
+        return max(root, *(each.tree.offset + each.tree.size for each in self.volumes))
 
     @property
     def saved(self) -> Span:
         """All that is saved at the end of the root partition, until root is copied."""
         start = self.boot.saved_head.offset
-        return Span(offset=start, size=self.root_partition_size - start)
+        return Span(offset=start, size=self.root.partition.size - start)
 
     @classmethod
     def load(cls, path: Path) -> Plan:
@@ -116,12 +125,12 @@ def read_source(raw: Path, disk: Disk, name: str) -> Source:
     return Source(root_hash="0" * 64, size=superblock.data_bytes, file_system=found)
 
 
-def grown_root(disk: Disk) -> Span:
-    """The root partition once it reaches to the end of the disk (position on the disk).
+def grown_root(disk: Disk, shift: int = 0) -> Span:
+    """The root partition once it begins ``shift`` bytes later, and reaches to the end of the disk.
 
     The backup GPT takes 16 KiB and one block at the end (UEFI 2.10, 5.3.1); partitions end on a MiB.
     """
-    start = disk.partitions["root"].start
+    start = disk.partitions["root"].start + shift
     end = (disk.size - ENTRIES_SIZE - disk.block_size) // MIB * MIB
     return Span(offset=start, size=max(0, end - start))
 
@@ -130,10 +139,14 @@ def lay_out(disk: Disk, boot: Source, root: Source, headroom: int, record_key: s
     """Place both volumes and what must be saved meanwhile. Raises Refusal that names the MiB missing."""
     partitions = disk.partitions
     _check_order(partitions, disk.others)
-    _check_boot_room(partitions["boot"], boot)
-    whole = grown_root(disk)
+    shift = _shift(partitions, boot, root)
+    whole = grown_root(disk, shift)
     boot_tree, tree = (_inside(whole, partitions[name]) for name in HASH_TREES.values())
-    saved = [*(min(head_size(sector_size(source)), source.size) for source in (boot, root)), tree.size]
+    saved = [
+        min(head_size(sector_size(boot)), boot.size),
+        min(shift + head_size(sector_size(root)), root.size),
+        tree.size,
+    ]
     target = required_device_size(root.size, sector_size(root))
     used = max(target, boot_tree.offset + boot_tree.size, tree.offset + tree.size)
     missing = used + sum(saved) - whole.size
@@ -149,10 +162,10 @@ def lay_out(disk: Disk, boot: Source, root: Source, headroom: int, record_key: s
     for size in saved:
         spans.append(Span(offset=at, size=size))
         at += size
+    grown_boot = Span(offset=partitions["boot"].start, size=partitions["boot"].size + shift)
     return Plan(
-        boot=_volume("boot", boot, boot_tree, spans[0]),
-        root=_volume("root", root, tree, spans[1], spans[2]),
-        root_partition_size=whole.size,
+        boot=_volume("boot", boot, grown_boot, 0, boot_tree, spans[0]),
+        root=_volume("root", root, whole, shift, tree, spans[1], spans[2]),
         headroom=headroom,
         record_key=record_key,
     )
@@ -166,6 +179,8 @@ def sector_size(source: Source) -> Literal[512, 4096]:
 def _volume(
     name: Literal["boot", "root"],
     source: Source,
+    partition: Span,
+    shift: int,
     tree: Span,
     head: Span,
     saved_tree: Span | None = None,
@@ -177,6 +192,8 @@ def _volume(
     return VolumePlan.model_validate(
         {
             "name": name,
+            "partition": partition,
+            "shift": shift,
             "source_size": source.size,
             "root_hash": source.root_hash,
             "tree": tree,
@@ -209,14 +226,17 @@ def _check_order(partitions: dict[str, Partition], others: tuple[Partition, ...]
         )
 
 
-def _check_boot_room(partition: Partition, source: Source) -> None:
-    missing = required_device_size(source.size, sector_size(source)) - partition.size
-    if missing > 0:
+def _shift(partitions: dict[str, Partition], boot: Source, root: Source) -> int:
+    """What boot's partition lacks, and root gives of its start: whole MiB. Raises Refusal if it cannot."""
+    lacking = required_device_size(boot.size, sector_size(boot)) - partitions["boot"].size
+    mib = -(-max(lacking, 0) // MIB)
+    if mib and (partitions["boot"].end != partitions["root"].start or root.size < mib * MIB):
         raise Refusal(
             "SX-DISK-33",
-            f"partition boot is too small by {-(-missing // MIB)} MiB",
-            "build the image with a larger boot partition and the same file system in it",
+            f"partition boot is too small by {mib} MiB, and root cannot give them",
+            "build the image with boot right before root, or with a larger boot partition",
         )
+    return mib * MIB
 
 
 def _inside(whole: Span, partition: Partition) -> Span:

@@ -96,8 +96,7 @@ def change(tmp_path: Path) -> Callable[..., None]:
             image,
             block_size,
             delete=delete,
-            number=4,
-            blocks=mib * MIB // block_size,
+            places={4: (13 * MIB, mib * MIB)},
             scratch=tmp_path,
         )
 
@@ -115,6 +114,20 @@ def test_the_hash_partitions_are_gone_and_root_has_the_planned_size(
     assert after["root"].pop("size") == 40 * MIB // 512
     before["root"].pop("size")
     assert after == {name: before[name] for name in after}  # start, type, UUID
+
+
+@needs.loop_devices
+def test_root_makes_room_for_boot_and_both_stay_what_they_were(image: Path, tmp_path: Path) -> None:
+    before = table(image)
+    places = {4: (16 * MIB, 40 * MIB), 3: (5 * MIB, 11 * MIB)}
+    for delete in ((5, 6), ()):
+        partition_table.change(image, 512, delete=delete, places=places, scratch=tmp_path)
+        after = table(image)
+        for name, number in (("root", 4), ("boot", 3)):
+            place = {"start": places[number][0] // 512, "size": places[number][1] // 512}
+            assert after[name] == before[name] | place
+    assert "No errors detected" in verify(image)
+    assert partition_table.is_sound(image, 512)
 
 
 @needs.loop_devices

@@ -16,7 +16,7 @@ from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.contract.partitions import NUMBERS
 from secex_firstboot.storage.cryptsetup import DATA_OFFSET
 from secex_firstboot.storage.disk import Disk, Partition
-from secex_firstboot.storage.encrypted import JOURNAL_SIZE, TAIL_SIZE
+from secex_firstboot.storage.encrypted import JOURNAL_SIZE, TAIL_SIZE, required_device_size
 from secex_firstboot.storage.filesystem import FileSystem
 from secex_firstboot.storage.integrity import Layout
 from secex_firstboot.storage.plan import MIB, Plan, Source, Span, grown_root, lay_out
@@ -67,7 +67,7 @@ BOOT, ROOT = source(64 * MIB, type="ext4"), source(300 * MIB)
 
 @st.composite
 def machines(draw: st.DrawFn) -> tuple[Disk, Source, Source]:
-    """A disk whose boot partition is large enough, and the two sources in it; room at its end as it comes."""
+    """A disk with two sources, room at its end as it comes. What boot lacks, root has."""
     block_size = draw(st.sampled_from([512, 4096]))
 
     def size(least: int, most: int, step: int) -> int:
@@ -77,9 +77,10 @@ def machines(draw: st.DrawFn) -> tuple[Disk, Source, Source]:
         source(size(least, most, PAGE), sector_size=draw(st.sampled_from([512, 1024, 4096])))
         for least, most in ((PAGE, 300 * MIB), (2 * MIB, 3000 * MIB))
     )
+    least = max(boot.size, boot.size + boot.size // 12 + 40 * MIB - root.size)
     sizes = {
         "se": size(MIB, 200 * MIB, MIB),
-        "boot": size(boot.size + boot.size // 12 + 40 * MIB, 600 * MIB, MIB),
+        "boot": size(least, 600 * MIB, MIB),
         "root": size(root.size, root.size + 300 * MIB, block_size),
     }
     trees = {"boothash": 4 * MIB, "roothash": 40 * MIB}
@@ -99,7 +100,7 @@ def accepted(machine: Disk, boot: Source, root: Source) -> tuple[Disk, Plan]:
 @given(machines())
 def test_nothing_that_is_still_needed_is_written_over(machine: tuple[Disk, Source, Source]) -> None:
     found, plan = accepted(*machine)
-    start = found.partitions["root"].start
+    start = plan.root.partition.offset
     layout = Layout.planned(
         sector_size=plan.root.sector_size, journal_bytes=JOURNAL_SIZE, data_offset=DATA_OFFSET
     )
@@ -109,14 +110,14 @@ def test_nothing_that_is_still_needed_is_written_over(machine: tuple[Disk, Sourc
     # The boot tree is read in place while boot is encrypted, when only the saved copies have been written.
     assert plan.boot.saved_tree == plan.boot.tree
     # While root is encrypted, its saved head and tree are read and its target is written.
-    spans = [(0, max(target_end, found.partitions["root"].size))]
+    spans = [(0, max(target_end, found.partitions["root"].end - start))]
     spans += [(tree.offset, tree.offset + tree.size) for tree in (plan.boot.tree, plan.root.tree)]
     saved = (plan.boot.saved_head, plan.root.saved_head, plan.root.saved_tree)
     reached = max(end for _, end in spans)
     ordered = sorted((span.offset, span.offset + span.size) for span in saved)
     assert reached <= ordered[0][0]
     assert all(end <= start for (_, end), (start, _) in pairwise(ordered))
-    assert ordered[-1][1] <= plan.root_partition_size
+    assert ordered[-1][1] <= plan.root.partition.size
 
 
 @given(machines())
@@ -126,19 +127,31 @@ def test_what_is_saved_is_all_that_placing_overwrites(machine: tuple[Disk, Sourc
         layout = Layout.planned(
             sector_size=volume.sector_size, journal_bytes=JOURNAL_SIZE, data_offset=DATA_OFFSET
         )
-        assert volume.saved_head.size >= min(layout.areas_start, volume.source_size)
+        assert volume.saved_head.size >= min(volume.shift + layout.areas_start, volume.source_size)
         assert volume.saved_head.size <= volume.source_size
     assert plan.root.saved_tree.size == plan.root.tree.size
 
 
 @given(machines())
 def test_the_volume_has_room_for_source_and_tail(machine: tuple[Disk, Source, Source]) -> None:
-    found, plan = accepted(*machine)
-    for volume, size in ((plan.boot, found.partitions["boot"].size), (plan.root, plan.root_partition_size)):
+    _, plan = accepted(*machine)
+    for volume in plan.volumes:
         layout = Layout.planned(
             sector_size=volume.sector_size, journal_bytes=JOURNAL_SIZE, data_offset=DATA_OFFSET
         )
-        assert layout.device_bytes_for(volume.source_size + TAIL_SIZE) <= size
+        assert layout.device_bytes_for(volume.source_size + TAIL_SIZE) <= volume.partition.size
+
+
+@given(machines())
+def test_boot_grows_only_over_what_is_saved_of_root(machine: tuple[Disk, Source, Source]) -> None:
+    found, plan = accepted(*machine)
+    boot, root = (found.partitions[name] for name in ("boot", "root"))
+    shift = plan.root.shift
+    assert (plan.boot.partition.offset, plan.root.partition.offset) == (boot.start, root.start + shift)
+    assert plan.boot.partition.size == boot.size + shift
+    assert plan.boot.partition.offset + plan.boot.partition.size <= plan.root.partition.offset
+    assert shift <= plan.root.saved_head.size
+    assert shift % MIB == plan.boot.shift == 0
 
 
 @given(machines())
@@ -146,9 +159,10 @@ def test_the_grown_root_leaves_the_backup_partition_table_alone(machine: tuple[D
     found, plan = accepted(*machine)
     root = found.partitions["root"]
     backup = found.size - GPT_BLOCKS[found.block_size] * found.block_size
-    assert root.size < plan.root_partition_size <= backup - root.start
-    assert (root.start + plan.root_partition_size) % MIB == 0
-    positions = [plan.root_partition_size]
+    grown = plan.root.partition
+    assert root.end < grown.offset + grown.size <= backup
+    assert (grown.offset + grown.size) % MIB == 0
+    positions = [grown.offset, grown.size, plan.boot.partition.size]
     for volume in plan.volumes:
         for span in (volume.tree, volume.saved_head, volume.saved_tree):
             positions += [span.offset, span.size]
@@ -170,14 +184,48 @@ def test_the_missing_room_is_named_to_the_mib(machine: tuple[Disk, Source, Sourc
     lay_out(enlarged(small, needed), boot, root, 0, KEY)
 
 
-def test_a_boot_partition_that_is_too_small_is_refused_and_names_what_is_missing() -> None:
-    small = disk(SIZES | {"boot": BOOT.size}, free=400 * MIB)
-    with pytest.raises(Refusal, match=r"partition boot is too small by (\d+) MiB") as refused:
-        lay_out(small, BOOT, ROOT, 0, KEY)
-    (missing,) = map(int, re.findall(r"by (\d+) MiB", refused.value.message))
-    with pytest.raises(Refusal, match="too small by 1 MiB"):
-        lay_out(disk(SIZES | {"boot": BOOT.size + (missing - 1) * MIB}, free=400 * MIB), BOOT, ROOT, 0, KEY)
-    lay_out(disk(SIZES | {"boot": BOOT.size + missing * MIB}, free=400 * MIB), BOOT, ROOT, 0, KEY)
+LACKING = required_device_size(BOOT.size, 4096) - BOOT.size  # where boot's file system fills its partition
+LACKING_MIB = -(-LACKING // MIB)
+
+
+@pytest.mark.parametrize("room", [0, 1, LACKING_MIB - 1, LACKING_MIB, LACKING_MIB + 1])
+def test_root_gives_what_boots_partition_lacks_and_no_more(room: int) -> None:
+    plan = lay_out(disk(SIZES | {"boot": BOOT.size + room * MIB}, free=400 * MIB), BOOT, ROOT, 0, KEY)
+    assert plan.root.shift == max(0, LACKING_MIB - room) * MIB
+    assert plan.boot.partition.size == BOOT.size + max(LACKING_MIB, room) * MIB
+
+
+def test_what_boot_lacks_is_needed_twice_at_the_end_of_the_disk() -> None:
+    """Root begins later, and more of its start is saved."""
+    roomy, tight = (disk(SIZES | {"boot": BOOT.size + room * MIB}) for room in (LACKING_MIB, 0))
+    missing = []
+    for each in (roomy, tight):
+        with pytest.raises(Refusal) as refused:
+            lay_out(each, BOOT, ROOT, 0, KEY)
+        missing.append(missing_mib(refused.value))
+    assert missing[1] - missing[0] == 2 * LACKING_MIB
+
+
+@pytest.mark.parametrize(
+    ("order", "room", "root"),
+    [(("boot", "se", "root"), 1, ROOT.size), (("se", "boot", "root"), 0, (LACKING_MIB - 1) * MIB)],
+)
+def test_a_boot_partition_that_can_get_no_room_of_root_is_refused_and_names_what_is_missing(
+    order: tuple[str, ...], room: int, root: int
+) -> None:
+    sizes = SIZES | {"boot": BOOT.size + room * MIB, "root": root}
+
+    def laid_out(sizes: dict[str, int]) -> Plan:
+        names = (*order, "boothash", "roothash")
+        found = disk({name: sizes[name] for name in names}, free=400 * MIB)
+        return lay_out(found, BOOT, source(sizes["root"]), 0, KEY)
+
+    with pytest.raises(Refusal, match=rf"boot is too small by {LACKING_MIB - room} MiB") as refused:
+        laid_out(sizes)
+    assert refused.value.id == "SX-DISK-33"
+    laid_out(sizes | {"boot": BOOT.size + LACKING_MIB * MIB})
+    if order[0] == "se":
+        laid_out(sizes | {"root": LACKING_MIB * MIB})
 
 
 @pytest.mark.parametrize(
@@ -249,7 +297,7 @@ def test_the_plan_knows_where_the_image_and_what_is_saved_lie() -> None:
     assert plan.image_end == sum(SIZES[name] for name in ("root", "boothash", "roothash"))
     saved = [plan.boot.saved_head, plan.root.saved_head, plan.root.saved_tree]
     assert plan.saved == Span(offset=saved[0].offset, size=sum(span.size for span in saved))
-    assert plan.saved.offset + plan.saved.size == plan.root_partition_size
+    assert plan.saved.offset + plan.saved.size == plan.root.partition.size
 
 
 def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -99,6 +99,14 @@ class Machine:
         put(places.IGNITION_USER_CONFIG, CONFIG % "")
         put(places.COMMITTED)
 
+    def partition(self) -> None:
+        """As step partition does it, but for the hash trees."""
+        plan, parts = Plan.load(places.PLAN), dict(self.disk.partitions)
+        for each in plan.volumes:
+            place = each.partition
+            parts[each.name] = replace(parts[each.name], start=place.offset, size=place.size)
+        self.disks[0] = replace(self.disk, partitions=parts)
+
     def provision(self) -> None:
         for name in ("boot", "root"):
             put(paths.LUKS_KEYS / name, f"{header(name)}key of {name}")
@@ -122,8 +130,9 @@ def put(path: Path, content: str | bytes = "") -> Path:
     return path
 
 
-def partitions(directory: Path) -> dict[str, Partition]:
-    sizes = {"se": 8, "boot": 96, "root": 64, "boothash": 1, "roothash": 1}
+def partitions(directory: Path, boot: int = 96) -> dict[str, Partition]:
+    """``boot`` in MiB."""
+    sizes = {"se": 8, "boot": boot, "root": 64, "boothash": 1, "roothash": 1}
     numbers = NUMBERS
     found, at = {}, MIB
     for name, mib in sizes.items():

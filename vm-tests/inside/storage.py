@@ -332,9 +332,8 @@ def lay_out(found: Disk, root_hashes: dict[str, str], headroom: int) -> Plan:
     made = plan.lay_out(found, boot, root, headroom, "5e" * 32)
     write_private(places.PLAN, made.model_dump_json().encode())
     write_private(places.COMMITTED, b"")
-    sizes = {"boot": found.partitions["boot"].size, "root": made.root_partition_size}
     for each in made.volumes:
-        encrypted.prepare(volumes.secrets_of(each.name), label=each.label, device_size=sizes[each.name],
+        encrypted.prepare(volumes.secrets_of(each.name), label=each.label, device_size=each.partition.size,
                        sector_size=each.sector_size, scratch=SCRATCH)  # fmt: skip
     return made
 

@@ -116,11 +116,18 @@ class Encryption:
         self._opened()
 
     def save(self) -> None:
-        """Copy the head of the source, and a hash tree that the target will reach, to the end of the disk."""
-        head, tree = self.volume_plan.saved_head, self.volume_plan.tree
-        pieces = [(self.partition, 0, head.offset, head.size)]
+        """Copy to the end of the disk what the target will overwrite too early.
+
+        That is the head of the source, a hash tree, and of root what boot grows over.
+        """
+        head, tree, shift = self.volume_plan.saved_head, self.volume_plan.tree, self.volume_plan.shift
+        pieces = [(self.partition, 0, head.offset + shift, head.size - shift)]
         if self.volume_plan.saved_tree != tree:
             pieces.append((self.root_partition, tree.offset, self.volume_plan.saved_tree.offset, tree.size))
+        if self.volume == "boot":
+            root = self.plan.root
+            start = size_of(self.partition) - root.shift
+            pieces.append((self.partition, start, root.saved_head.offset, root.shift))
         total = sum(size for *_, size in pieces)
         with self.root_partition.open("r+b", buffering=0) as target:
             written = 0
@@ -257,12 +264,12 @@ class Encryption:
     def _source(self) -> Iterator[Path]:
         """The source as it was, made of what is saved and what is still in place, through dm-verity."""
         head, tree = self.volume_plan.saved_head, self.volume_plan.saved_tree
-        rest = self.volume_plan.source_size - head.size
+        start, rest = head.size - self.volume_plan.shift, self.volume_plan.source_size - head.size
         name = self.volume
         with (
             _linear(
                 f"{name}{OLD}",
-                [Piece(self.root_partition, head.offset, head.size), Piece(self.partition, head.size, rest)],
+                [Piece(self.root_partition, head.offset, head.size), Piece(self.partition, start, rest)],
                 read_only=True,
             ) as data,
             _linear(

@@ -1,4 +1,7 @@
-"""partition: root grows to the end of the disk; the hash trees' partitions go, their content stays."""
+"""partition: root grows to the end of the disk; the hash trees' partitions go, their content stays.
+
+Boot grows over the start of root where it has no room for its encrypted successor.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from secex_firstboot.agent import places
 from secex_firstboot.agent.step import Context, Phase, Stage, Status, Step, done, ready, waiting
 from secex_firstboot.contract.partitions import HASH_TREES
 from secex_firstboot.storage import disk, partition_table
+from secex_firstboot.storage.disk import Disk
 from secex_firstboot.storage.plan import Plan
 
 
@@ -23,7 +27,9 @@ class GrowPartition(Step):
         if context.phase is Phase.PROVISIONED:
             return done(f"root has {root.size >> 20} MiB")
         whole = partition_table.is_sound(system_disk.device, system_disk.block_size)
-        if whole and root.size == Plan.load(places.PLAN).root_partition_size:
+        wanted = _places(system_disk)
+        there = {part.number: (part.start, part.size) for part in system_disk.partitions.values()}
+        if whole and wanted.items() <= there.items():
             return done(f"root has {root.size >> 20} MiB")
         return ready(f"remove boothash and roothash, grow root from {root.size >> 20} MiB")
 
@@ -37,7 +43,15 @@ class GrowPartition(Step):
                 for name in HASH_TREES.values()
                 if name in system_disk.partitions
             ],
-            number=system_disk.partitions["root"].number,
-            blocks=Plan.load(places.PLAN).root_partition_size // system_disk.block_size,
+            places=_places(system_disk),
             scratch=places.RUNTIME,
         )
+
+
+def _places(system_disk: Disk) -> dict[int, tuple[int, int]]:
+    """Where the plan has the partitions: root first, as it makes room for boot."""
+    plan = Plan.load(places.PLAN)
+    return {
+        system_disk.partitions[each.name].number: (each.partition.offset, each.partition.size)
+        for each in (plan.root, plan.boot)
+    }

@@ -64,7 +64,7 @@ class Personalise(Step):
     def _commit(
         self, context: Context, plan: Plan, entry: BootEntry, se: Path, system_disk: disk.Disk
     ) -> None:
-        _prepare_volumes(context, plan, system_disk)
+        _prepare_volumes(context, plan)
         write_private(places.PLAN, plan.model_dump_json().encode())
         # What a start after a crash goes on with: Ignition merged it once, and does not again.
         merged = places.IGNITION_MERGED_CONFIG.read_bytes()
@@ -134,8 +134,7 @@ def _check_options(context: Context, of_entry: str) -> None:
         )
 
 
-def _prepare_volumes(context: Context, plan: Plan, system_disk: disk.Disk) -> None:
-    sizes = {"boot": system_disk.partitions["boot"].size, "root": plan.root_partition_size}
+def _prepare_volumes(context: Context, plan: Plan) -> None:
     for each in plan.volumes:
         if each.sector_size == 512:
             context.warn(
@@ -146,7 +145,7 @@ def _prepare_volumes(context: Context, plan: Plan, system_disk: disk.Disk) -> No
         encrypted.prepare(
             secrets_of(each.name),
             label=each.label,
-            device_size=sizes[each.name],
+            device_size=each.partition.size,
             sector_size=each.sector_size,
             scratch=places.RUNTIME,
         )

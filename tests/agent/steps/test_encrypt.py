@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from support.machine import (
     SOURCES,
     Machine,
     observe,
+    partitions,
     put,
 )
 
@@ -24,8 +25,9 @@ from secex_firstboot.agent.steps import encrypt
 from secex_firstboot.agent.steps.encrypt import EncryptBoot, Encryption, EncryptRoot
 from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.contract.dry_run import State
-from secex_firstboot.storage import devicemapper, encrypted, filesystem, progress_record
-from secex_firstboot.storage.encrypted import TAIL_SIZE
+from secex_firstboot.storage import cryptsetup, devicemapper, encrypted, filesystem, progress_record, verity
+from secex_firstboot.storage.devicemapper import Piece
+from secex_firstboot.storage.encrypted import TAIL_SIZE, head_size
 from secex_firstboot.storage.plan import MIB, Plan, Span, VolumePlan
 from secex_firstboot.storage.progress_record import Progress, ProgressRecord
 
@@ -49,8 +51,8 @@ class Opened(Encryption):
         nowhere, size = Span(offset=0, size=0), MAKE[type][0]
         self.volume_plan = VolumePlan.model_validate(
             {
-                **{"name": "root", "root_hash": "00" * 32, "sector_size": 4096},
-                **{"tree": nowhere, "saved_head": nowhere, "saved_tree": nowhere},
+                **{"name": "root", "root_hash": "00" * 32, "sector_size": 4096, "shift": 0},
+                **{"partition": nowhere, "tree": nowhere, "saved_head": nowhere, "saved_tree": nowhere},
                 **{"file_system": type, "file_system_size": size, "source_size": size},
             }
         )
@@ -231,9 +233,12 @@ def test_a_mapping_that_has_only_the_name_is_not_the_encrypted_volume(
 @pytest.fixture
 def devices(machine: Machine) -> Machine:
     """Files as the partitions, root already grown."""
+    return with_files(machine)
+
+
+def with_files(machine: Machine) -> Machine:
     machine.commit()
-    grown = replace(machine.disk.partitions["root"], size=machine.plan().root_partition_size)
-    machine.disks[0] = replace(machine.disk, partitions=machine.disk.partitions | {"root": grown})
+    machine.partition()
     for name in ("boot", "root"):
         partition = machine.disk.partitions[name]
         partition.device.touch()
@@ -271,6 +276,53 @@ def test_what_the_target_would_overwrite_is_saved_at_the_end_of_the_disk(devices
     seen = progress_record.load(devices.root / "se", run.key)
     assert seen.of(name).progress is Progress.SAVED
     assert seen.of({"boot": "root", "root": "boot"}[name]).progress is Progress.UNTOUCHED
+
+
+@pytest.mark.parametrize("room", [64, 20, 0])
+def test_both_sources_are_whole_once_what_the_targets_overwrite_is_saved(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """``room`` is what boot's partition has behind its file system, MiB: with less, boot grows over root."""
+    full = partitions(machine.root / "dev", boot=SOURCES["boot"] // MIB + room)
+    machine.disks[0] = replace(machine.disk, partitions=full)
+    with_files(machine)
+    content = {name: os.urandom(size) for name, size in SOURCES.items()}
+    boot, root = (machine.disk.partitions[name].device for name in SOURCES)
+    shift = machine.disk.partitions["root"].start - full["root"].start
+    assert bool(shift) == (room < 64)
+    write(boot, 0, content["boot"])
+    write(boot, full["boot"].size, content["root"][:shift])
+    write(root, 0, content["root"][shift:])
+    for name, device in (("boot", boot), ("root", root)):
+        run = encryption(machine, name)
+        run.save()
+        write(device, 0, os.urandom(head_size(4096)))
+        if name == "boot":
+            write(device, full["boot"].size, os.urandom(shift))
+        assert source_of(run, monkeypatch) == content[name]
+
+
+def write(path: Path, offset: int, content: bytes) -> None:
+    with path.open("r+b") as stream:
+        stream.seek(offset)
+        stream.write(content)
+
+
+def source_of(run: Encryption, monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """What dm-verity would be given."""
+    given: list[bytes] = []
+
+    @contextmanager
+    def linear(name: str, pieces: list[Piece], *, read_only: bool) -> Iterator[Path]:
+        assert read_only
+        given.append(b"".join(part(each.device, each.offset, each.size) for each in pieces))
+        yield Path(name)
+
+    monkeypatch.setattr(encrypt, "_linear", linear)
+    monkeypatch.setattr(verity, "open_verified", lambda data, *_: data)
+    monkeypatch.setattr(cryptsetup, "close", lambda name: None)
+    with run._source():
+        return given[0]
 
 
 @pytest.mark.parametrize(
