@@ -216,10 +216,7 @@ class _Look:
         elif part.name in HASH_TREES.values():
             content = "hash tree"
         elif part.name in VOLUMES:
-            content = "encrypted"
-            if not self._starts_with(part, _LUKS):
-                found = self._told(partial(filesystem.identify, self.raw, part.name, part.start))
-                content = f"{found.type}, not yet encrypted" if found else "UNKNOWN"
+            content = "encrypted" if self._starts_with(part, _LUKS) else "not yet encrypted"
         elif found := self._told(partial(filesystem.identify, self.raw, part.name, part.start)):
             content = found.type
         return Part(part.number, part.name, part.start, part.size, content, verity)
