@@ -57,15 +57,17 @@ class Layout:
 def lay_out(file_systems: Mapping[str, int], boot_image: int, sizes: Sizes) -> Layout:
     """For file systems of so many bytes, and a boot image of about ``boot_image``."""
     boot, root = file_systems["boot"], file_systems["root"]
+    encrypted_boot = required_device_size(boot, _INTEGRITY_SECTOR)
     lengths = {
         "se": _BOOT_IMAGES * boot_image + SE_FILE_SYSTEM if sizes.se is None else sizes.se * MIB,
-        "boot": required_device_size(boot, _INTEGRITY_SECTOR),
+        "boot": encrypted_boot if sizes.boot_room is None else boot + sizes.boot_room * MIB,
         "root": root,
         "boothash": tree_size(boot),
         "roothash": tree_size(root),
     }
-    # What first boot saves there, and the tags of dm-integrity.
-    needed = 2 * head_size(_INTEGRITY_SECTOR) + root // 32 + 32 * MIB
+    # What first boot saves there, and the tags of dm-integrity; what boot lacks root gives, and has it saved.
+    lacking = max(0, encrypted_boot - lengths["boot"])
+    needed = 2 * (head_size(_INTEGRITY_SECTOR) + lacking) + root // 32 + 32 * MIB
     behind = needed if sizes.behind is None else sizes.behind * MIB
     regions, at = {}, MIB
     for each in LAYOUT:

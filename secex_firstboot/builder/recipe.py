@@ -41,12 +41,13 @@ class Model(BaseModel):
 
 class Sizes(Model):
     """In MiB. ``se``: the partition; ``boot`` and ``root``: at least the file systems, with ``…_free`` beyond
-    what is in them; ``behind``: free space behind the last partition. None: what is needed for a life of
-    updates."""
+    what is in them; ``boot_room``: free space in the partition behind the file system; ``behind``: behind the
+    last partition. None: what is needed for first boot and a life of updates."""
 
     se: MiB | None = None
     boot: MiB = 0
     boot_free: MiB | None = None
+    boot_room: MiB | None = None
     root: MiB = 0
     root_free: MiB | None = None
     behind: MiB | None = None
