@@ -26,10 +26,11 @@ from secex_firstboot.storage import encrypted
 from secex_firstboot.storage.cryptsetup import DATA_OFFSET
 from secex_firstboot.storage.integrity import Layout
 
-# Also the one whose root has blocks smaller than dm-integrity's usual sectors, and the one that would be the
-# same machine in each guest, but for its option.
+# Also the one whose boot fills its partition, as that of CoreOS does; whose root has blocks smaller than
+# dm-integrity's usual sectors; and that would be the same machine in each guest, but for its option.
 RECIPE = replace(
     SMALL,
+    boot_room=0,
     root_block_size=1024,
     root_added=ONE_MACHINES,
     options=f"{SMALL.options} secex.emergency=shell secex.identity=replace secex-test.fail",
@@ -182,7 +183,7 @@ def written_on_boot(disk: Path) -> tuple[str, int]:
 
 def read_on_root(disk: Path) -> tuple[str, int]:
     """In the middle of the source."""
-    return "read", (raw_disk.partition_start(disk, "root") + 40 * MIB) // SECTOR
+    return "read", (raw_disk.partition_start(disk, "root") + 64 * MIB) // SECTOR
 
 
 @contextmanager

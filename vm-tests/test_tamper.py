@@ -84,8 +84,9 @@ def flip_encrypted_block(name: str, path: str) -> Change:
 
 def flip_file_to_copy(host: Host) -> None:
     """In root, behind the part that is saved elsewhere."""
-    saved = host.target.plan.root.saved_head.size
-    host.flip(host.partition("root") + host.used("root", saved, host.copied_from))
+    root = host.target.plan.root
+    at = host.used("root", root.saved_head.size, host.copied_from)
+    host.flip(host.partition("root") - root.shift + at)
 
 
 def flip_copied_file(host: Host) -> None:

@@ -52,6 +52,7 @@ class Recipe:
     root_added: tuple[tuple[str, bytes], ...] = ()  # path and content of files that are not in the tree
     root_at_least: int = 0  # the root file system
     boot_free: int = 8  # in the boot file system
+    boot_room: int | None = None  # behind it; None: what first boot needs
     ref: str = ""  # of an ostree repository, instead of a tree
 
     @property
@@ -61,11 +62,13 @@ class Recipe:
 
 
 # Too small to start a system, with files of every kind: quick to encrypt, listed at the end of first boot.
+# Boot has less room than it needs, and grows over the start of root.
 SMALL = Recipe(
     options=f"{OPTIONS} secex-test.print-manifest",
     headroom=16,
     root_file_system="ext4",
     root_content=("./bin", "./etc", "./lib", "./sbin", "./usr/lib/python3"),
+    boot_room=24,
 )
 
 # Files for ``root_added``: an image with them is the same machine wherever it starts.
@@ -116,7 +119,11 @@ def adopt(published: Path, image: Path, *, documents: Sequence[Path], root_certi
 
 def _recipe(recipe: Recipe, tree: Path, document: Path, root: Path) -> builder.Recipe:
     sizes = builder.Sizes(
-        se=recipe.se_size, boot_free=recipe.boot_free, root=recipe.root_at_least, behind=recipe.behind
+        se=recipe.se_size,
+        boot_free=recipe.boot_free,
+        boot_room=recipe.boot_room,
+        root=recipe.root_at_least,
+        behind=recipe.behind,
     )
     kind = {"xfs": "xfs", "ext4": "ext4", None: "ext4"}[recipe.root_file_system]
     return builder.make(

@@ -64,7 +64,7 @@ _CUTS: dict[Moment, tuple[str, float] | bytes | Behind] = {
     Moment.COMMITTED: ("personalise", 1.0),
     Moment.BOOT_HALF: ("encrypt boot", 0.5),
     # Files lie on both sides of it: most of the copied blocks are free ones.
-    Moment.ROOT_HALF: b'"root":{"progress":"placed","copied_from":%d' % (28 << 20),
+    Moment.ROOT_HALF: b'"root":{"progress":"placed","copied_from":%d' % (32 << 20),
     Moment.ROOT_TO_ERASE: Behind(b'"root":{"progress":"copied"'),
     Moment.ROOT_TO_GROW: Behind(b'"root":{"progress":"zeroed"'),
     Moment.ROOT_COPIED: b'"root":{"progress":"finished"',
