@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from configparser import ConfigParser
+from configparser import Error as NoSettings
 from pathlib import Path, PurePosixPath
 
 from secex_firstboot.basic.context import Context
@@ -17,7 +19,7 @@ from secex_firstboot.contract import parameters, paths
 from secex_firstboot.contract.command_line import name
 from secex_firstboot.contract.command_line import parameters as words
 from secex_firstboot.roots import identity, kinds
-from secex_firstboot.roots.kinds import Root
+from secex_firstboot.roots.kinds import Ostree, Root
 from secex_firstboot.sdboot import boot_entry, image, options
 from secex_firstboot.sdboot.boot_entry import BootEntry
 
@@ -50,10 +52,18 @@ _HOSTS_WAYS = frozenset(
         *("nbd-client", "mount.nfs", "mount.nfs4", "mount.cifs", "fcoemon", "systemd-repart", "btrfs"),
     )
 )
+# libostree: src/libotcore/otcore-prepare-root.c, src/libotutil/ot-keyfile-utils.c
+_COMPOSEFS_IMAGE = PurePosixPath("/.ostree.cfs")
+_YES = ("yes", "true", "1")
+_NOT_IN_A_GUEST = (
+    ("composefs", "enabled", ("signed", "verity")),
+    ("etc", "transient", _YES),
+)
 _LOOKED_AT = (
     *("boot", "boot/loader", "boot/loader/entries", "etc", "etc/fstab", "etc/passwd", "etc/shadow"),
     *("etc/ssh", "usr", "usr/lib", "usr/lib/os-release", "var", "var/lib", "var/lib/dbus"),
     *("var/lib/systemd", "var/lib/NetworkManager", *_UNITS),
+    *(str(path.relative_to("/")) for path in Ostree.prepared_by),
     *(f"{place}/{name}" for name, places in sealing.LOADERS_AT.items() for place in places),
 )
 _FILE_LIMIT = 4 << 20  # bytes
@@ -73,6 +83,7 @@ def check(
         lambda: _check_accounts(root),
         lambda: _check_agents(root),
         lambda: _mend_identity(context, root),
+        lambda: _check_prepared(root),
     ]
     try:
         entry = _boot_entry(context, root, more_options, strict=strict_options)
@@ -244,6 +255,34 @@ def agent_version(root: Root) -> str:
             if found:
                 return found[1]
     raise Refusal("SX-BUILD-25", "secex-firstboot is not installed in the tree", "install its package there")
+
+
+def _check_prepared(root: Root) -> None:
+    """What ostree-prepare-root(1) is told to do, it can do here, and what first boot writes is kept."""
+    settings = ConfigParser(interpolation=None, strict=False)
+    there = [path for each in root.prepared_by if is_regular(path := root.place(each))]
+    try:
+        settings.read_string(_read(there[-1]) if there else "")
+        wrong = [
+            f"{section}.{key}"
+            for section, key, values in _NOT_IN_A_GUEST
+            if settings.get(section, key, fallback="") in values
+        ]
+    except NoSettings:
+        wrong = ["lines that are no settings"]
+    if wrong:
+        raise Refusal(
+            "SX-BUILD-68",
+            f"prepare-root.conf has {_listed(wrong)}",
+            "leave that out: an image has no fs-verity, and first boot writes to the /etc that stays",
+        )
+    composefs = settings.get("composefs", "enabled", fallback="") in _YES
+    if composefs and not is_regular(root.place(_COMPOSEFS_IMAGE)):
+        raise Refusal(
+            "SX-BUILD-69",
+            f"the system starts by composefs, and its deployment has no {_COMPOSEFS_IMAGE.name}",
+            "deploy it by an ostree that has composefs: ostree --version says so",
+        )
 
 
 # --- what a public image must not have ---------------------------------------------------------------------

@@ -69,6 +69,8 @@ class Root(ABC):
     """Whether packages come and go one by one, and kernels with them."""
     others_make_images: ClassVar[bool]
     """Whether somebody else makes boot images of the boot entries, and entries of entries: libostree does."""
+    prepared_by: ClassVar[tuple[PurePosixPath, ...]]
+    """Files of settings for who makes / of it in the initramfs: the last one that is there counts."""
 
     @abstractmethod
     def populate(self, system: Path) -> None:
@@ -80,6 +82,7 @@ class Plain(Root):
     in_fstab = ("/", "/boot")
     has_packages = True
     others_make_images = False
+    prepared_by = ()
 
     def place(self, path: PurePath) -> Path:
         return paths.below(self.volume, path)
@@ -106,6 +109,9 @@ class Ostree(Root):
     in_fstab = ("/boot",)
     has_packages = False
     others_make_images = True
+    prepared_by = tuple(  # ostree-prepare-root(1)
+        PurePosixPath(top, "ostree/prepare-root.conf") for top in ("/usr/lib", "/etc")
+    )
     link: str
 
     def place(self, path: PurePath) -> Path:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from support import plain, se_tree
+from support import deployments, plain, se_tree
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import Refusal
@@ -249,3 +249,62 @@ def test_without_the_agent_in_the_tree_it_is_refused(tree: Path) -> None:
     (tree / "usr/lib/python3/dist-packages/secex_firstboot/__init__.py").unlink()
     with pytest.raises(Refusal, match="secex-firstboot is not installed in the tree"):
         rules.agent_version(plain(tree))
+
+
+# --- a system made by ostree -------------------------------------------------------------------------------
+
+COMPOSEFS = "[sysroot]\nreadonly=true\n[composefs]\nenabled = yes\n"
+PREPARE_ROOT, IMAGE = "usr/lib/ostree/prepare-root.conf", ".ostree.cfs"
+
+
+@pytest.fixture
+def deployment(tree: Path) -> Path:
+    entry(tree, f"{se_tree.OPTIONS} {deployments.ARGUMENT}")
+    return deployments.of(tree)
+
+
+def test_a_deployment_that_starts_by_composefs_has_an_image_for_that(tree: Path, deployment: Path) -> None:
+    write(deployment, PREPARE_ROOT, COMPOSEFS)
+    with pytest.raises(
+        Refusal, match=r"its deployment has no \.ostree\.cfs: deploy it by an ostree that has"
+    ):
+        check(tree)
+    write(deployment, IMAGE, "erofs")
+    check(tree)
+
+
+@pytest.mark.parametrize(
+    "settings", ["", "[composefs]\nenabled=no\n", "[composefs]\nenabled=maybe\n", "[etc]\ntransient=false\n"]
+)
+def test_a_deployment_that_can_start_without_needs_none(settings: str, tree: Path, deployment: Path) -> None:
+    write(deployment, PREPARE_ROOT, settings)
+    check(tree)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ("[composefs]\nenabled=signed\n", "composefs.enabled"),
+        ("[composefs]\nenabled=verity\n", "composefs.enabled"),
+        (f"{COMPOSEFS}[etc]\ntransient=true\n", "etc.transient"),
+        ("enabled=yes\n", "lines that are no settings"),
+    ],
+)
+def test_a_deployment_is_to_start_with_nothing_that_a_guest_has_not(
+    settings: str, says: str, tree: Path, deployment: Path
+) -> None:
+    write(deployment, PREPARE_ROOT, settings)
+    write(deployment, IMAGE, "erofs")
+    with pytest.raises(Refusal, match=f"prepare-root.conf has {says}: leave that out"):
+        check(tree)
+
+
+def test_of_two_files_for_ostree_prepare_root_the_one_below_etc_counts(tree: Path, deployment: Path) -> None:
+    write(deployment, PREPARE_ROOT, COMPOSEFS)
+    write(deployment, "etc/ostree/prepare-root.conf", "[composefs]\nenabled=no\n")
+    check(tree)
+
+
+def test_in_a_plain_tree_they_are_nobodys(tree: Path) -> None:
+    write(tree, PREPARE_ROOT, COMPOSEFS)
+    check(tree)

@@ -20,3 +20,13 @@ def make(volume: Path) -> Path:
     for name in ("etc", "var", "usr"):
         (deployment / name).mkdir(parents=True)
     return deployment
+
+
+def of(tree: Path) -> Path:
+    """The deployment that a plain tree is made to."""
+    deployment = make(tree)
+    for name in ("etc", "usr"):
+        (deployment / name).rmdir()
+        (tree / name).rename(deployment / name)
+    (tree / "ostree/repo").mkdir()
+    return deployment
