@@ -22,7 +22,7 @@ def made(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Made
     base = factory.getbasetemp()
     directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
     result, failed = directory / "made", directory / "failed"
-    with debian.locked(name):
+    with debian.locked(f"once-{name}"):  # what it is made of may have the name, too
         if failed.exists():
             raise RuntimeError(f"{name} could not be made: {failed.read_text()}")
         if not result.exists():
