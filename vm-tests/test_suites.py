@@ -1,4 +1,7 @@
-"""The main job in a guest of another Debian release than the one that all other tests have."""
+"""Guests of another Debian release than the one that all other tests have.
+
+In processes that have systems of their own.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,23 @@ from pathlib import Path
 
 import demo
 import pytest
+import test_ostree
+
+
+def of_the_next_release(command: list[str]) -> None:
+    subprocess.run([sys.executable, *command], env=os.environ | {"GUEST_SUITE": "forky"}, check=True)
 
 
 @pytest.mark.long
 def test_a_guest_of_the_next_debian_release_is_provisioned_with_root_on_ext4(tmp_path: Path) -> None:
-    """Newer kernel, systemd, dracut, cryptsetup, Ignition, Python; in a process that has its own system."""
-    subprocess.run(
-        [sys.executable, demo.__file__, f"--output={tmp_path}", "--root=ext4"],
-        env=os.environ | {"GUEST_SUITE": "forky"},
-        check=True,
-    )
+    """Newer kernel, systemd, dracut, cryptsetup, Ignition, Python."""
+    of_the_next_release([demo.__file__, f"--output={tmp_path}", "--root=ext4"])
     report = json.loads((tmp_path / "report.json").read_text())
     assert [line for line, holds in report["proof"].items() if not holds] == []
+
+
+@pytest.mark.long
+def test_a_system_made_by_ostree_with_composefs_is_provisioned_and_upgraded(tmp_path: Path) -> None:
+    """What its first boot and its first upgrade show, without the power cuts."""
+    chosen = ["--long", "-k", "not cut and not alone_does"]
+    of_the_next_release(["-m", "pytest", f"--basetemp={tmp_path / 'its'}", *chosen, test_ostree.__file__])

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,8 @@ CACHE = Path(os.environ.get("SECEX_CACHE", Path.home() / ".cache" / "secex-first
 # The guest's; what this machine has does not matter.
 SUITE = os.environ.get("GUEST_SUITE", "trixie")
 _ALIASES = {"trixie": "stable", "forky": "testing"}  # of the suites that were tried
+# What made by ostree starts with: libostree of trixie is built without.
+COMPOSEFS = SUITE != "trixie"
 # s390-tools of this suite has IBM's boot loaders for Secure Execution, which trixie's does not have yet.
 BOOT_LOADER_SUITE = "forky"
 PACKAGES = [
@@ -158,12 +161,35 @@ def _build_repository(repository: Path) -> None:
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
         tree = Path(scratch, "tree")
         subprocess.run(["cp", "-a", "--reflink=auto", installed, tree], check=True)
-        (tree / "usr/lib/ostree/prepare-root.conf").write_text("[sysroot]\nreadonly=true\n")
+        composefs = "yes" if COMPOSEFS else "no"
+        (tree / "usr/lib/ostree/prepare-root.conf").write_text(
+            f"[sysroot]\nreadonly=true\n[composefs]\nenabled={composefs}\n"
+        )
         make_initramfs(tree, f"{_MODULES} secex-test ostree")
         make_deployable(tree)
         repo = f"--repo={repository}"
         subprocess.run(["ostree", repo, "init", "--mode=bare"], check=True)
         subprocess.run(["ostree", repo, "commit", f"--branch={REF}", f"--tree=dir={tree}"], check=True)
+
+
+@contextmanager
+def deploying() -> Iterator[None]:
+    """While this lasts, the ostree(1) that is found has composefs, if the guest's has."""
+    path = os.environ["PATH"]
+    with tempfile.TemporaryDirectory() as directory:
+        if COMPOSEFS:
+            register_binfmt()
+            installed = shlex.quote(str(_installed()))
+            program = Path(directory, "ostree")
+            program.write_text(
+                f'#!/bin/sh\nQEMU_LD_PREFIX={installed} exec {installed}/usr/bin/ostree "$@"\n'
+            )
+            program.chmod(0o755)
+            os.environ["PATH"] = f"{directory}:{path}"
+        try:
+            yield
+        finally:
+            os.environ["PATH"] = path
 
 
 def make_deployable(tree: Path) -> None:

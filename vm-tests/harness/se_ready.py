@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,7 +98,8 @@ def build(
         what = _recipe(recipe, tree, host_key_document, root)
         wanted = Sealing.of(Context(""), what, work)
         same = Same.of({}, time.time())
-        unsealed = _Build(Context(""), what, same, work, recipe).unsealed()
+        with debian.deploying() if recipe.ref else nullcontext():
+            unsealed = _Build(Context(""), what, same, work, recipe).unsealed()
         root_size = _usable(unsealed.pieces.partitions["root"])
         sealing.finish(Context(""), unsealed, wanted, target=target, same=same, work=work)
     return Made(target.public_key, root_size)
