@@ -298,6 +298,7 @@ def test_at_later_boots_root_is_the_mapping_that_first_boot_made(later_boot: Pat
         MOUNTS.replace("{number}", "252:4"),
         MOUNTS.replace("{number}", "253:9"),
         MOUNTS.replace("{number}", "253:1") + "32 1 253:8 / /sysroot rw - xfs /dev/mapper/root rw\n",
+        MOUNTS.replace("{number}", "253:1") + "32 1 0:42 / /sysroot ro - overlay composefs ro\n",
         MOUNTS.replace("/sysroot rw", "/else rw").replace("{number}", "253:1"),
         "",
     ],
