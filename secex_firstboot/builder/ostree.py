@@ -40,12 +40,8 @@ def deploy(context: Context, repository: Path, ref: str, stateroot: str, root: P
     try:
         pull: list[str | Path] = ["ostree", repo, "pull-local", repository, ref]
         run_counted(context, "copy the commit", pull, Content.of(repository / "objects").size)
-        run_counted(
-            context,
-            "deploy it",
-            ["ostree", "admin", "deploy", sysroot, f"--os={stateroot}", "--no-prune", ref],
-            0,
-        )
+        context.say(f"deploying {ref}")
+        run(["ostree", "admin", "deploy", sysroot, f"--os={stateroot}", "--no-prune", ref])
     except ToolError as error:
         raise Refusal(
             "SX-BUILD-67", f"{ref} of {repository} cannot be deployed: {error.message}", "see ostree(1)"

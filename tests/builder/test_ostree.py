@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,8 +12,10 @@ from harness.site import Host
 from support import needs, se_tree
 from support.builds import CONTEXT, look, made_of, partition
 
+from secex_firstboot.basic.console import Console
+from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import Refusal
-from secex_firstboot.builder import build
+from secex_firstboot.builder import build, ostree
 from secex_firstboot.builder.metadata import Metadata
 from secex_firstboot.builder.outputs import Outputs
 from secex_firstboot.contract import parameters
@@ -85,6 +88,21 @@ def test_libostree_finds_partition_se_a_place_and_its_own_settings(built: Output
     config = ask(built, "root", "cat /ostree/repo/config", tmp_path)
     assert "bootprefix=true" in config
     assert "bootloader" not in config
+
+
+def test_a_deployment_that_takes_its_time_is_told(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slow = tmp_path / "bin/ostree"
+    slow.parent.mkdir()
+    slow.write_text(f'#!/bin/sh\n[ $2 != deploy ] || sleep 1.2; exec {shutil.which("ostree")} "$@"\n')
+    slow.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{slow.parent}:{os.environ['PATH']}")
+    console = Console(interval=0)
+    ostree.deploy(
+        Context("", say=console.say, progress=console.progress), repository, REF, "", tmp_path / "root"
+    )
+    assert f"deploying {REF}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
