@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -15,11 +14,10 @@ from typing import Any
 
 import pytest
 from harness import pki, site
-from support import needs
+from support import needs, se_disk
 
 from secex_firstboot.cli.firstboot import main
 from secex_firstboot.contract import paths
-from secex_firstboot.contract.partitions import NUMBERS
 from secex_firstboot.hostkeys import download
 from secex_firstboot.ignition import config
 from secex_firstboot.owner.check import config_file, hostkeys
@@ -104,33 +102,7 @@ def test_a_config_that_first_boot_refuses_is_refused(look: Look, config: dict[st
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    return make_image(tmp_path, 300)
-
-
-def make_image(tmp_path: Path, size: int) -> Path:
-    """An SE-ready image as far as its layout goes: file systems and hash trees, no sdboot."""
-    needs.require("sfdisk", "mkfs.ext4", "veritysetup", "qemu-img")
-    sizes = {"se": 8, "boot": 64, "root": 48, "boothash": 2, "roothash": 2}
-    raw, at, script = tmp_path / "image.raw", MIB, ["label: gpt"]
-    raw.touch()
-    os.truncate(raw, size * MIB)
-    for name, mib in sizes.items():
-        script.append(f"{NUMBERS[name]}: start={at // 512}, size={mib * MIB // 512}, name={name}")
-        if name in ("boot", "root"):
-            part = tmp_path / name
-            part.touch()
-            os.truncate(part, 32 * MIB)
-            subprocess.run(["mkfs.ext4", "-q", "-b", "4096", part], check=True)
-            subprocess.run(
-                ["veritysetup", "format", part, tmp_path / f"{name}hash"], check=True, capture_output=True
-            )
-        if name != "se":
-            with raw.open("r+b") as stream:
-                stream.seek(at)
-                stream.write((tmp_path / name).read_bytes())
-        at += mib * MIB
-    subprocess.run(["sfdisk", "--quiet", raw], input="\n".join(script), text=True, check=True)
-    return raw
+    return se_disk.make(tmp_path, 300)
 
 
 def test_an_image_is_laid_out_raw_or_qcow2(look: Look, image: Path, tmp_path: Path) -> None:
@@ -160,7 +132,7 @@ def test_an_image_that_names_another_file_is_refused(
 
 
 def test_an_image_without_room_is_refused_with_the_mib_missing(look: Look, tmp_path: Path) -> None:
-    image = make_image(tmp_path, 130)
+    image = se_disk.make(tmp_path, 130)
     code, rows = look({"storage": {"files": [host_key(), *proof()]}}, f"--disk={image}")
     assert code == 1
     assert f"{image} is too small by" in rows["personalise"]["detail"]
