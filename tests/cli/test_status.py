@@ -11,6 +11,7 @@ from typing import Any
 import jsonschema
 import pytest
 from support import REPOSITORY, guest_root
+from support.json_schemas import strict
 
 from secex_firstboot.agent import machine
 from secex_firstboot.agent.step import Context
@@ -22,17 +23,6 @@ from secex_firstboot.contract.dry_run import Observation, State
 from secex_firstboot.contract.settings import Fallback
 from secex_firstboot.running import status, system
 from secex_firstboot.running.status import BootImages, Growth, Header, Host, Mapping, Status, Versions, Volume
-
-
-def strict(schema: Any) -> Any:
-    """With nothing beside what is described; readers are to take what comes later, we may print no more."""
-    if isinstance(schema, list):
-        return [strict(each) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    closed = {"additionalProperties": False} if schema.get("type") == "object" else {}
-    return closed | {key: strict(value) for key, value in schema.items()}
-
 
 SCHEMA = strict(json.loads((REPOSITORY / "docs/status.schema.json").read_text()))
 MIB = 1 << 20
