@@ -1,7 +1,7 @@
 """Writes what documents have from elsewhere: make manual.
 
-The kernel parameters of secex-firstboot(8) come from the code's own table, secex-messages(7) from
-troubleshooting.md, the schema of an image's metadata from their model.
+The kernel parameters of secex-firstboot(8) come from the code's own table, secex-messages(7) and what
+``secex explain`` knows from troubleshooting.md, the schema of an image's metadata from their model.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import secex_firstboot
 from secex_firstboot.builder.metadata import Metadata
 from secex_firstboot.contract import parameters
 from secex_firstboot.contract.parameters import Parameter
 
 PAGE = Path(__file__).with_name("secex-firstboot.8")
 MESSAGES = Path(__file__).with_name("secex-messages.7")
+EXPLAINED = Path(secex_firstboot.__file__).with_name("owner") / "messages.json"
 IMAGE_SCHEMA = Path(__file__).with_name("image.schema.json")
 TROUBLESHOOTING = Path(__file__).with_name("troubleshooting.md")
 _BEGIN = '.\\" Kernel parameters: made by docs/manual.py, do not edit.\n'
@@ -25,6 +27,7 @@ _END = '.\\" End of the kernel parameters.\n'
 _MARKED = re.compile(r"`([^`]*)`|\[([^]]*)\]|<([^>]*)>|([^`\[<]+)")
 _MACROS = (".Cm", ".Sx", ".Pa")
 _LINK = re.compile(r"\[([^]]*)\]\([^)]*\)")
+_EMPHASIS = re.compile(r"\*([^*]+)\*")
 _AS_ABOVE = re.compile(r"(the same|as before)\b")
 
 
@@ -82,15 +85,17 @@ def _prose(text: str) -> Iterator[str]:
         yield macro
 
 
-def messages() -> Iterator[tuple[list[str], str, str]]:
-    """The rows of troubleshooting.md that have IDs: these, the message, what to do."""
-    cure = ""
+def messages() -> Iterator[tuple[str, list[str], str, str]]:
+    """The rows of troubleshooting.md that have IDs: the heading above, these, the message, what to do."""
+    section = cure = ""
     for line in TROUBLESHOOTING.read_text(encoding="utf-8").splitlines():
-        if line.startswith("| SX-"):
+        if line.startswith("#"):
+            section = line.lstrip("# ")
+        elif line.startswith("| SX-"):
             ids, message, last = (cell.strip() for cell in line.strip("|").split(" | "))
             as_above = _AS_ABOVE.match(last)
             cure = cure + last[as_above.end() :] if as_above else last
-            yield ids.split(", "), message, cure
+            yield section, ids.split(", "), message, cure
 
 
 def listed(page: str) -> str:
@@ -98,7 +103,7 @@ def listed(page: str) -> str:
     begin = page.index(".Sh MESSAGES\n")
     end = page.index(".Sh SEE ALSO\n")
     rows: dict[str, list[tuple[str, str]]] = {}
-    for ids, message, cure in messages():
+    for _, ids, message, cure in messages():
         for each in ids:
             rows.setdefault(each, []).append((message, cure))
     lines = [".Sh MESSAGES", ".Bl -tag -width Ds"]
@@ -111,9 +116,22 @@ def listed(page: str) -> str:
 
 def _plain(text: str) -> str:
     """A line of text for mdoc(7) of a cell in Markdown."""
-    text = _LINK.sub(r"\1", text).replace("\\", "\\e").replace("-", "\\-").replace("`", "").replace("*", "")
+    text = _unmarked(text).replace("\\", "\\e").replace("-", "\\-")
     text = text.replace("…", "...")
     return f"\\&{text}" if text[0] in ".'" else text
+
+
+def _unmarked(text: str) -> str:
+    return _EMPHASIS.sub(r"\1", _LINK.sub(r"\1", text)).replace("`", "")
+
+
+def explained() -> str:
+    """The rows, a line each."""
+    rows = (
+        {"section": section, "ids": ids, "message": _unmarked(message), "cure": _unmarked(cure)}
+        for section, ids, message, cure in messages()
+    )
+    return "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n"
 
 
 def image_schema() -> str:
@@ -124,5 +142,6 @@ def image_schema() -> str:
 
 if __name__ == "__main__":
     IMAGE_SCHEMA.write_text(image_schema(), encoding="utf-8")
+    EXPLAINED.write_text(explained(), encoding="utf-8")
     MESSAGES.write_text(listed(MESSAGES.read_text(encoding="utf-8")), encoding="utf-8")
     PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -23,7 +23,7 @@ raise SystemExit({function}())
 def main(modules: Path, programs: Path, instead: Path) -> None:
     project = tomllib.loads((SOURCE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     package = project["name"].replace("-", "_")
-    for path in sorted((SOURCE / package).rglob("*.py")):
+    for path in sorted(path for form in ("*.py", "*.json") for path in (SOURCE / package).rglob(form)):
         _write(modules / path.relative_to(SOURCE), path.read_text(encoding="utf-8"))
     information = modules / f"{package}-{project['version']}.dist-info"
     _write(information / "METADATA", metadata(project))

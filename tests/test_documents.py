@@ -153,6 +153,13 @@ def test_the_manual_page_of_messages_has_the_tables_rows() -> None:
     assert "\nthe same" not in page
 
 
+def test_the_package_has_the_tables_rows() -> None:
+    manual = runpy.run_path(str(REPOSITORY / "docs/manual.py"))
+    assert manual["EXPLAINED"].read_text(encoding="utf-8") == manual["explained"](), (
+        "make manual writes it anew"
+    )
+
+
 def test_every_message_is_in_troubleshooting() -> None:
     """In the row of its ID, word by word."""
     rows = [line for line in TROUBLESHOOTING.read_text(encoding="utf-8").splitlines() if line.startswith("|")]

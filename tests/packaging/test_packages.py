@@ -120,6 +120,11 @@ def test_the_command_runs_what_the_project_names(installed: Path) -> None:
         assert f"from {entry.replace(':', ' import ')}\n" in command.read_text()
 
 
+def test_the_table_of_messages_is_installed_beside_its_reader(installed: Path) -> None:
+    table = installed / "usr/lib/python3/dist-packages/secex_firstboot/owner/messages.json"
+    assert table.read_text() == (REPOSITORY / "secex_firstboot/owner/messages.json").read_text()
+
+
 def test_the_installed_package_has_metadata(installed: Path) -> None:
     (found,) = (installed / "usr/lib/python3/dist-packages").glob("secex_firstboot-*.dist-info/METADATA")
     lines = found.read_text().splitlines()
