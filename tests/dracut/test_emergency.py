@@ -16,6 +16,7 @@ from support import REPOSITORY, needs
 
 from secex_firstboot.contract import parameters
 from secex_firstboot.ignition.failure import STAGES
+from secex_firstboot.owner import console_log
 
 SCRIPT = REPOSITORY / "dracut/emergency.sh"
 TOOLS = ("sh", "cat", "rm", "sed", "timeout")
@@ -212,6 +213,26 @@ def test_an_agent_that_the_kernel_ended_is_spoken_for(initramfs: Initramfs) -> N
         "why:          the guest has too little memory, the kernel ended secex-firstboot: give it more"
         " [SX-BOOT-05]\n" in shown
     )
+
+
+def test_secex_explain_reads_the_screen(initramfs: Initramfs, tmp_path: Path) -> None:
+    said = "secex-firstboot: it broke: mend it [SX-DISK-11]"
+    initramfs.stand_in("journalctl", f'case "$*" in *=secex-firstboot*) echo "{said}" ;; esac')
+    found = explained(initramfs.run("ignition.firstboot").stdout, tmp_path)
+    assert found.cause and (found.cause.id, found.cause.said) == ("SX-DISK-11", "it broke: mend it")
+    assert found.failed_unit == "secex-firstboot.service"
+    assert found.screen_cure.startswith("The image is unchanged.")
+    fails_in_ignition(initramfs, "files")
+    initramfs.stand_in("secex-firstboot", "echo Its stage: x; echo Do so.")
+    found = explained(initramfs.run("ignition.firstboot").stdout, tmp_path)
+    assert found.cause and (found.cause.id, found.cause.said) == ("", "Its stage: x")
+    assert (found.failed_unit, found.screen_cure) == ("ignition-files.service", "Do so.")
+
+
+def explained(shown: str, directory: Path) -> console_log.Explanation:
+    log = directory / "console.log"
+    log.write_text(f"Linux version 6.12 (x)\n{shown}")
+    return console_log.explain(log)
 
 
 def fails_in_ignition(initramfs: Initramfs, stage: str) -> None:

@@ -50,7 +50,7 @@ function _shtab_secex_using
   test "$_shtab_secex_cmdpath" = "$argv"
 end
 
-set -g _shtab_secex_commands build seal adopt inspect status update hosts 'hosts list' 'hosts add' 'hosts remove' 'hosts check' enable kargs
+set -g _shtab_secex_commands build seal adopt inspect explain status update hosts 'hosts list' 'hosts add' 'hosts remove' 'hosts check' enable kargs
 set -g _shtab_secex_opts_with_value --append --boot-free --cert --config-key --crl --delete --file-system --hostkey --metadata --options --output --partition --proof --recipe --ref --root --root-free --se --stateroot
 
 complete -c secex -e
@@ -120,6 +120,10 @@ complete -c secex -n '_shtab_secex_using inspect' -l verify -d 'read everything 
 complete -c secex -n '_shtab_secex_using inspect' -l hostkey -xka "(__fish_complete_path (commandline -ct))" -d 'whose key to call by its name'
 complete -c secex -n '_shtab_secex_using inspect' -l json -d 'print JSON for programs'
 complete -c secex -n '_shtab_secex_using inspect; and test $_shtab_secex_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a disk image (qcow2, raw), or an sdboot'
+complete -c secex -n '_shtab_secex_using; and test $_shtab_secex_npos -eq 0' -a explain -d 'What a guest'"'"'s console log says: which step ended, why, what to do.'
+complete -c secex -n '_shtab_secex_using explain' -s h -l help -d 'show this help message and exit'
+complete -c secex -n '_shtab_secex_using explain' -l json -d 'print JSON for programs'
+complete -c secex -n '_shtab_secex_using explain; and test $_shtab_secex_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'what a guest printed, or QEMU'"'"'s log'
 complete -c secex -n '_shtab_secex_using; and test $_shtab_secex_npos -eq 0' -a status -d 'In a guest: hosts, volumes, growth, versions, and how first boot went.'
 complete -c secex -n '_shtab_secex_using status' -s h -l help -d 'show this help message and exit'
 complete -c secex -n '_shtab_secex_using status' -l json -d 'print JSON for programs'
