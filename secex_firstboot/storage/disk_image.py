@@ -43,12 +43,17 @@ def read(image: Path, shown_as: Path) -> Disk:
 
 def is_disk(file: Path) -> bool:
     """Whether it is a qcow2, or has a partition table."""
-    if _start(file).startswith(_MAGIC):
+    if is_qcow2(file):
         return True
     try:
         return bool(gpt.block_size_of(file))
     except gpt.UnsoundTable:
         return False
+
+
+def is_qcow2(file: Path) -> bool:
+    """Raises Refusal if it cannot be read."""
+    return _start(file).startswith(_MAGIC)
 
 
 @contextmanager
