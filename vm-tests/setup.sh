@@ -8,6 +8,7 @@ set -eu
 
 packages="qemu-system-s390x qemu-utils qemu-user-static mmdebstrap arch-test debian-archive-keyring
     cryptsetup-bin libcryptsetup12 ostree e2fsprogs xfsprogs fdisk cpio zstd gpg gpg-agent openssh-client
+    libvirt-clients libvirt-daemon-driver-qemu libxml2-utils
     nbdkit nbdkit-plugin-python shellcheck python3-venv systemd
     dpkg-dev debhelper dh-python lintian rpm rpmlint"
 

@@ -38,7 +38,7 @@ class Verb(Protocol):
         """Do it. Raises FirstbootError and OSError."""
 
 
-def add_json(parser: argparse.ArgumentParser) -> None:
+def add_json(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
 
 

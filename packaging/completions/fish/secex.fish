@@ -50,8 +50,8 @@ function _shtab_secex_using
   test "$_shtab_secex_cmdpath" = "$argv"
 end
 
-set -g _shtab_secex_commands build seal adopt inspect explain status update hosts 'hosts list' 'hosts add' 'hosts remove' 'hosts check' enable kargs
-set -g _shtab_secex_opts_with_value --append --boot-free --cert --config-key --crl --delete --file-system --hostkey --metadata --options --output --partition --proof --recipe --ref --root --root-free --se --stateroot
+set -g _shtab_secex_commands build seal adopt inspect domain explain status update hosts 'hosts list' 'hosts add' 'hosts remove' 'hosts check' enable kargs
+set -g _shtab_secex_opts_with_value --append --boot-free --cert --check --config --config-key --console --cpus --crl --delete --file-system --hostkey --loadparm --memory --metadata --name --network --options --output --partition --proof --recipe --ref --root --root-free --se --stateroot
 
 complete -c secex -e
 complete -c secex -f
@@ -120,6 +120,20 @@ complete -c secex -n '_shtab_secex_using inspect' -l verify -d 'read everything 
 complete -c secex -n '_shtab_secex_using inspect' -l hostkey -xka "(__fish_complete_path (commandline -ct))" -d 'whose key to call by its name'
 complete -c secex -n '_shtab_secex_using inspect' -l json -d 'print JSON for programs'
 complete -c secex -n '_shtab_secex_using inspect; and test $_shtab_secex_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a disk image (qcow2, raw), or an sdboot'
+complete -c secex -n '_shtab_secex_using; and test $_shtab_secex_npos -eq 0' -a domain -d 'The libvirt domain or QEMU command of a guest: make it, or look at one.'
+complete -c secex -n '_shtab_secex_using domain' -s h -l help -d 'show this help message and exit'
+complete -c secex -n '_shtab_secex_using domain' -l check -xka "(__fish_complete_path (commandline -ct))" -d 'look at a domain instead of making one'
+complete -c secex -n '_shtab_secex_using domain' -l later -d 'the guest has had its first boot (told by the disk, if it is here)'
+complete -c secex -n '_shtab_secex_using domain' -l json -d 'print JSON for programs'
+complete -c secex -n '_shtab_secex_using domain' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the encrypted config, for the first boot'
+complete -c secex -n '_shtab_secex_using domain' -l name -x -d 'of the guest (default: the image'"'"'s)'
+complete -c secex -n '_shtab_secex_using domain' -l memory -x -d 'of the guest (default: 2048)'
+complete -c secex -n '_shtab_secex_using domain' -l cpus -x -d 'of the guest (default: 2)'
+complete -c secex -n '_shtab_secex_using domain' -l network -x -d 'libvirt'"'"'s network, or none (default: default)'
+complete -c secex -n '_shtab_secex_using domain' -l console -xka "(__fish_complete_path (commandline -ct))" -d 'where the host keeps what the guest prints'
+complete -c secex -n '_shtab_secex_using domain' -l loadparm -xka "1 2" -d 'which boot image starts: 2 is the one before'
+complete -c secex -n '_shtab_secex_using domain' -l qemu -d 'print a command of QEMU'
+complete -c secex -n '_shtab_secex_using domain; and test $_shtab_secex_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'the guest'"'"'s disk, qcow2 or raw'
 complete -c secex -n '_shtab_secex_using; and test $_shtab_secex_npos -eq 0' -a explain -d 'What a guest'"'"'s console log says: which step ended, why, what to do.'
 complete -c secex -n '_shtab_secex_using explain' -s h -l help -d 'show this help message and exit'
 complete -c secex -n '_shtab_secex_using explain' -l json -d 'print JSON for programs'
