@@ -30,6 +30,7 @@ VERBS = {
     "seal": "make what is encrypted of an image that was built unsealed",
     "adopt": "make a published image one's own: other hosts, another config key",
     "inspect": "look at an image, the disk of a guest, or an sdboot",
+    "host": "on a host, or of what was copied from one: can it run guests of Secure Execution?",
     "domain": "the libvirt domain or QEMU command of a guest: make it, or look at one",
     "explain": "what a guest's console log says: which step ended, why, what to do",
     "status": "in a guest: hosts, volumes, growth, versions, and how first boot went",

@@ -50,7 +50,7 @@ function _shtab_secex_using
   test "$_shtab_secex_cmdpath" = "$argv"
 end
 
-set -g _shtab_secex_commands build seal adopt inspect domain explain status update hosts 'hosts list' 'hosts add' 'hosts remove' 'hosts check' enable kargs
+set -g _shtab_secex_commands build seal adopt inspect host domain explain status update hosts 'hosts list' 'hosts add' 'hosts remove' 'hosts check' enable kargs
 set -g _shtab_secex_opts_with_value --append --boot-free --cert --check --config --config-key --console --cpus --crl --delete --file-system --hostkey --loadparm --memory --metadata --name --network --options --output --partition --proof --recipe --ref --root --root-free --se --stateroot
 
 complete -c secex -e
@@ -120,6 +120,11 @@ complete -c secex -n '_shtab_secex_using inspect' -l verify -d 'read everything 
 complete -c secex -n '_shtab_secex_using inspect' -l hostkey -xka "(__fish_complete_path (commandline -ct))" -d 'whose key to call by its name'
 complete -c secex -n '_shtab_secex_using inspect' -l json -d 'print JSON for programs'
 complete -c secex -n '_shtab_secex_using inspect; and test $_shtab_secex_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a disk image (qcow2, raw), or an sdboot'
+complete -c secex -n '_shtab_secex_using; and test $_shtab_secex_npos -eq 0' -a host -d 'On a host, or of what was copied from one: can it run guests of Secure Execution?.'
+complete -c secex -n '_shtab_secex_using host' -s h -l help -d 'show this help message and exit'
+complete -c secex -n '_shtab_secex_using host' -l root -xka "(__fish_complete_directories)" -d 'read copies of a host'"'"'s files there, in place of this machine'"'"'s own (default: /)'
+complete -c secex -n '_shtab_secex_using host' -l json -d 'print JSON for programs'
+complete -c secex -n '_shtab_secex_using host; and test $_shtab_secex_npos -ge 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a host-key document'
 complete -c secex -n '_shtab_secex_using; and test $_shtab_secex_npos -eq 0' -a domain -d 'The libvirt domain or QEMU command of a guest: make it, or look at one.'
 complete -c secex -n '_shtab_secex_using domain' -s h -l help -d 'show this help message and exit'
 complete -c secex -n '_shtab_secex_using domain' -l check -xka "(__fish_complete_path (commandline -ct))" -d 'look at a domain instead of making one'
