@@ -11,7 +11,7 @@ import io
 import json
 import struct
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -33,6 +33,9 @@ from secex_firstboot.contract.partitions import LAYOUT, VOLUMES
 from secex_firstboot.hostkeys import document
 from secex_firstboot.hostkeys.key import key_hash
 from secex_firstboot.ignition import config, kernel_arguments, merge, openpgp, ownership, transport, validity
+from secex_firstboot.owner import console_log, domain, domain_check
+from secex_firstboot.owner.console_log import Outcome
+from secex_firstboot.owner.domain import Guest
 from secex_firstboot.roots import crypttab
 from secex_firstboot.sdboot import boot_map, image
 from secex_firstboot.sdboot.boot_map import Extent
@@ -408,11 +411,47 @@ METADATA = Metadata(
 
 
 def read_metadata(content: bytes) -> None:
+    with written(content) as path:
+        found = Metadata.load(path)
+    assert all(each.size > 0 for each in found.volumes.values())
+
+
+# a domain of libvirt, a console log
+
+DOMAIN = domain.xml(Guest("guest", Path("/none"), "raw", Path("/none"), Path("/none"), loadparm="1")).encode()
+LOG_LINES = [
+    b"LOADPARM=[        ]\r\n",
+    b"[    2.6] Linux version 6.12 (x) #1\r\n",
+    b"[   83.8] secex-firstboot[339]: [2/12] config: done in 5.2 s: it has\n",
+    b"\x1b[0;32msecex-firstboot: it broke: mend it [SX-DISK-11]\x1b[0m\n",
+    b"what failed:  secex-firstboot.service\n",
+    b"why:          it broke\n",
+    b"Protected boot failed: 0xa02, KVM_PV_VERIFY - RC: 0x102, RRC:0x1a\n",
+    b"Kernel panic - not syncing: WHAT\n",
+]
+logs = st.lists(st.sampled_from(LOG_LINES) | mutated(LOG_LINES)).map(b"".join)
+
+
+def check_domain(content: bytes) -> None:
+    with written(content) as path:
+        found = domain_check.check(path)
+    assert all(1 <= each.line <= content.count(b"\n") + 1 for each in found.findings if each.line is not None)
+
+
+def explain_log(content: bytes) -> None:
+    with written(content) as path:
+        found = console_log.explain(path)
+    told = [found.cause, *found.also] if found.cause else found.also
+    assert all(each.said.isprintable() for each in told if each)
+    assert (found.outcome is Outcome.UNKNOWN) <= (not found.starts)
+
+
+@contextlib.contextmanager
+def written(content: bytes) -> Iterator[Path]:
     with tempfile.NamedTemporaryFile() as file:
         file.write(content)
         file.flush()
-        found = Metadata.load(Path(file.name))
-    assert all(each.size > 0 for each in found.volumes.values())
+        yield Path(file.name)
 
 
 READERS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], None]]] = {
@@ -430,6 +469,8 @@ READERS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], None]]] = {
     "verity superblock": (st.binary() | mutated([SUPERBLOCK]) | superblocks, read_superblock),
     "boot map": (st.binary() | mutated([BOOT_DISK]) | boot_disks, read_boot_map),
     "metadata": (st.binary() | mutated([METADATA.encode()]), read_metadata),
+    "domain": (st.binary() | mutated([DOMAIN]), check_domain),
+    "console log": (st.binary() | logs, explain_log),
     "key slots": (st.binary() | mutated(IMAGES) | broken_headers, read_key_slots),
 }
 
