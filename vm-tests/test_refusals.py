@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -14,6 +15,8 @@ from harness import console, firstboot, se_ready
 from harness.firstboot import Site
 from harness.guest import Disk, Network
 from harness.se_ready import OPTIONS, SMALL, Recipe
+
+from secex_firstboot.owner import console_log
 
 MIB = 1 << 20
 RECIPE = SMALL
@@ -128,6 +131,9 @@ def test_wrong_ground_is_refused_with_the_cure_and_nothing_is_touched(
         guest.wait_for(console.UNCHANGED, TIMEOUT)
         assert guest.wait(TIMEOUT) == "guest-shutdown"
         assert "personalise: done" not in guest.console
+    explained = console_log.explain(tmp_path / "console.log")
+    assert explained.cause and re.search(case.says, explained.cause.said)
+    assert explained.cause.id and explained.cause.cure
     subprocess.run(["qemu-img", "compare", "-q", "-f", "raw", "-F", "qcow2", before, disk], check=True)
 
 
