@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import secex_firstboot
-from secex_firstboot.builder.metadata import Metadata
 from secex_firstboot.contract import parameters
+from secex_firstboot.contract.metadata import Metadata
 from secex_firstboot.contract.parameters import Parameter
 
 PAGE = Path(__file__).with_name("secex-firstboot.8")

@@ -6,12 +6,16 @@ import hashlib
 import os
 import shutil
 import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from secex_firstboot.basic.errors import FirstbootError
 
 _LEFT_OF_A_FULL_DISK = 8 << 20  # bytes, at most
+_MEMORY = Path("/dev/shm")  # noqa: S108 - shm_overview(7)
 
 
 def exists(path: Path, *, follow_symlinks: bool = True) -> bool:
@@ -68,6 +72,14 @@ def write_private(path: Path, content: bytes | bytearray) -> None:
         os.fsync(stream.fileno())
     new.replace(path)
     sync(path.parent)
+
+
+@contextmanager
+def secret_directory() -> Iterator[Path]:
+    """For secrets, for a moment: in memory, where the system has a place for that."""
+    memory = _MEMORY if is_directory(_MEMORY) else None
+    with tempfile.TemporaryDirectory(prefix="secex-", dir=memory) as directory:  # mode 0700
+        yield Path(directory)
 
 
 def sync(path: Path) -> None:

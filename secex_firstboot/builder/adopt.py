@@ -14,11 +14,11 @@ from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.builder import boot_files, outputs, sealing, volumes
 from secex_firstboot.builder.layout import Layout, Region
-from secex_firstboot.builder.metadata import Metadata
 from secex_firstboot.builder.outputs import Outputs, Pieces
 from secex_firstboot.builder.recipe import Recipe
 from secex_firstboot.builder.sealing import Sealing, Unsealed
 from secex_firstboot.builder.volumes import Same
+from secex_firstboot.contract.metadata import Metadata
 from secex_firstboot.contract.partitions import HASH_TREES, VOLUMES
 from secex_firstboot.storage import disk_image
 
@@ -42,7 +42,7 @@ def _unsealed(context: Context, image: Path, metadata: Metadata, same: Same, wor
     regions = {each.name: Region(each.start, each.size) for each in metadata.partitions}
     boot = work / "boot"
     with disk_image.raw(image, whole=True) as raw:
-        if not metadata.has_partitions_of(disk_image.read(raw, image)):
+        if not disk_image.is_laid_out_as(disk_image.read(raw, image), metadata):
             raise Refusal("SX-BUILD-42", f"{image} has other partitions than the metadata say", _CURE)
         pieces = Pieces.of(Layout(regions, metadata.disk_size), work, same)
         for name in VOLUMES:

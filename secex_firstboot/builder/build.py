@@ -13,11 +13,11 @@ from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.files import sha256
 from secex_firstboot.builder import layout, ostree, outputs, rules, sealing, tree, volumes
 from secex_firstboot.builder.layout import MIB
-from secex_firstboot.builder.metadata import BootEntry, Metadata, Partition, Volume
 from secex_firstboot.builder.outputs import Outputs, Pieces
 from secex_firstboot.builder.recipe import Recipe
 from secex_firstboot.builder.sealing import Sealing, Unsealed
 from secex_firstboot.builder.volumes import Content, Same
+from secex_firstboot.contract.metadata import BootEntry, Metadata, Partition, Volume
 from secex_firstboot.contract.partitions import HASH_TREES, LAYOUT, VOLUMES
 from secex_firstboot.sdboot import boot_entry
 

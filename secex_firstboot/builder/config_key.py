@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from secex_firstboot.basic.errors import Refusal
-from secex_firstboot.basic.files import is_directory, is_regular
+from secex_firstboot.basic.files import is_regular, secret_directory
 from secex_firstboot.basic.process import run
 
 _NAME = "SE-ready image"
-_MEMORY = Path("/dev/shm")  # noqa: S108 - shm_overview(7)
 _CURE = "export one: gpg --armor --export-secret-keys FINGERPRINT; or leave it out, for a fresh one"
 
 
@@ -51,14 +49,6 @@ def _take(gpg: list[str], given: Path) -> None:
     if not is_regular(given):
         raise Refusal("SX-BUILD-18", f"{given} is missing or no regular file", _CURE)
     run([*gpg, "--passphrase=", "--import", str(given)], ok=(0, 2))
-
-
-@contextmanager
-def secret_directory() -> Iterator[Path]:
-    """For secrets, for a moment: in memory, where the system has a place for that."""
-    memory = _MEMORY if is_directory(_MEMORY) else None
-    with tempfile.TemporaryDirectory(prefix="secex-", dir=memory) as directory:  # mode 0700
-        yield Path(directory)
 
 
 @contextmanager

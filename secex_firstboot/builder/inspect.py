@@ -19,8 +19,8 @@ from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.basic.files import is_regular
 from secex_firstboot.builder import outputs, volumes
-from secex_firstboot.builder.metadata import Metadata
 from secex_firstboot.contract import parameters
+from secex_firstboot.contract.metadata import Metadata
 from secex_firstboot.contract.partitions import HASH_TREES, LASTING, VOLUMES
 from secex_firstboot.hostkeys import document
 from secex_firstboot.hostkeys.document import Document
@@ -170,7 +170,7 @@ class _Look:
         """With the metadata; a guest's root has grown, and its hosts are the owner's."""
         if not self.metadata:
             return
-        if not self.metadata.has_partitions_of(self.disk):
+        if not disk_image.is_laid_out_as(self.disk, self.metadata):
             self.damage.append("the partitions are not those that the metadata say")
         hosts = {each.sha256 for each in self.metadata.host_keys}
         if any({key.sha256 for key in each.host_keys} != hosts for each in images):

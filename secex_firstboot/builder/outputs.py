@@ -19,9 +19,9 @@ from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.basic.files import is_directory, is_full, sha256, sync, write_private
 from secex_firstboot.basic.process import ToolError
 from secex_firstboot.builder.layout import Layout
-from secex_firstboot.builder.metadata import Metadata
 from secex_firstboot.builder.programs import run_counted
 from secex_firstboot.builder.volumes import Same
+from secex_firstboot.contract.metadata import Metadata
 
 _PIECE = 1 << 20  # bytes
 _TOOLS = {

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from secex_firstboot.basic.errors import Refusal
-from secex_firstboot.builder.validation import first_error
+from secex_firstboot.basic.validation import first_error
 
 _LIMIT = 1 << 20  # bytes of a recipe
 _MOST_MIB = 1 << 24

@@ -16,16 +16,16 @@ from typing import Self
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError, Refusal
-from secex_firstboot.basic.files import is_regular, open_private
+from secex_firstboot.basic.files import is_regular, open_private, secret_directory
 from secex_firstboot.builder import outputs, volumes
-from secex_firstboot.builder.config_key import ConfigKey, key_pair, secret_directory
+from secex_firstboot.builder.config_key import ConfigKey, key_pair
 from secex_firstboot.builder.layout import SE_FILE_SYSTEM, SECTOR, Region
-from secex_firstboot.builder.metadata import HostKey, Metadata
 from secex_firstboot.builder.outputs import Outputs, Pieces
 from secex_firstboot.builder.recipe import Recipe, Trust
 from secex_firstboot.builder.tree import make_anew
 from secex_firstboot.builder.volumes import BLOCK, Content, Same
 from secex_firstboot.contract import parameters, paths
+from secex_firstboot.contract.metadata import HostKey, Metadata
 from secex_firstboot.hostkeys import certificates, document
 from secex_firstboot.hostkeys.document import Document
 from secex_firstboot.hostkeys.download import Unreachable
@@ -95,7 +95,7 @@ class Sealing:
         return cls(
             _proven(context, recipe.host_keys, recipe.trust, scratch),
             [
-                certificates.to_pem(certificates.parse(path.name, read_file(path)))
+                certificates.to_pem(certificates.parse(path.name, certificates.read_file(path)))
                 for path in recipe.trust.roots
             ],
             key_pair(recipe.config_key) if recipe.config_key else None,
@@ -272,14 +272,14 @@ def _proven(context: Context, host_keys: Sequence[Path], trust: Trust, scratch: 
     """The host-key documents, proven as first boot proves them."""
     if not host_keys:
         raise Refusal("SX-BUILD-31", "no host-key document is given", "--hostkey FILE: whose image is it?")
-    found = [document.parse(path.name, read_file(path)) for path in host_keys]
+    found = [document.parse(path.name, certificates.read_file(path)) for path in host_keys]
     if not trust.verify:
         context.warn("nothing proves that the host keys are those of IBM Z")
         return found
     roots = scratch / "roots"
     roots.mkdir()
     for path in trust.roots:
-        (roots / f"{path.stem}.crt").write_bytes(read_file(path))
+        (roots / f"{path.stem}.crt").write_bytes(certificates.read_file(path))
     _Proof(
         config=Config.model_validate({"ignition": {"version": "3.3.0"}}),
         image_certificates=roots,
@@ -300,17 +300,9 @@ class _Proof(Proof):
     offline: bool = False
 
     def _certificates(self) -> Iterable[tuple[str, bytes]]:
-        return [(path.name, read_file(path)) for path in self.given]
+        return [(path.name, certificates.read_file(path)) for path in self.given]
 
     def _crl(self, url: str, seconds: float | None) -> bytes:
         if self.offline:
             raise Unreachable("SX-BUILD-35", "It is not fetched", "do without --offline")
         return super()._crl(url, seconds)
-
-
-def read_file(path: Path) -> bytes:
-    """A small file that the user named. Raises Refusal."""
-    if not is_regular(path):
-        raise Refusal("SX-BUILD-36", f"{path} is missing or no regular file", "name the file to read")
-    with path.open("rb") as stream:
-        return stream.read(certificates.FILE_LIMIT + 1)

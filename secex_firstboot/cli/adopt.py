@@ -32,8 +32,8 @@ def add_image(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Exit:
     from secex_firstboot.builder import adopt, recipe
-    from secex_firstboot.builder.metadata import Metadata
     from secex_firstboot.builder.outputs import Outputs
+    from secex_firstboot.contract.metadata import Metadata
 
     image = options.image.absolute()
     made = adopt.adopt(

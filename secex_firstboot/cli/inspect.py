@@ -45,9 +45,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Exit:
     from secex_firstboot.basic.files import exists
-    from secex_firstboot.builder import inspect, sealing
-    from secex_firstboot.builder.metadata import Metadata
-    from secex_firstboot.hostkeys import document
+    from secex_firstboot.builder import inspect
+    from secex_firstboot.contract.metadata import Metadata
+    from secex_firstboot.hostkeys import certificates, document
 
     file = options.file.absolute()  # a name with a colon would be a protocol to qemu-img
     beside = file.parent / f"{file.stem}.json"
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> Exit:
         sealing_verbs.context(options),
         file,
         metadata=Metadata.load(path) if path else None,
-        documents=[document.parse(each.name, sealing.read_file(each)) for each in options.hostkey],
+        documents=[document.parse(each.name, certificates.read_file(each)) for each in options.hostkey],
         verify=options.verify,
     )
     if options.json:

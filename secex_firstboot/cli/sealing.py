@@ -13,7 +13,7 @@ from secex_firstboot.cli.verb import Exit, add_json, print_json
 
 if TYPE_CHECKING:
     from secex_firstboot.basic.context import Context
-    from secex_firstboot.builder.metadata import Metadata
+    from secex_firstboot.contract.metadata import Metadata
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,6 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from secex_firstboot.basic.errors import Refusal
+from secex_firstboot.basic.files import is_regular
 from secex_firstboot.hostkeys import form
 from secex_firstboot.hostkeys.document import DECODING_ERRORS
 from secex_firstboot.hostkeys.form import Item
@@ -45,6 +46,14 @@ def load(image: Path, config: Iterable[tuple[str, bytes]] = ()) -> Material:
     # One may be in the image and in the config.
     certificates = dict.fromkeys(item for item in trusted + given if isinstance(item, x509.Certificate))
     return Material(tuple(roots), tuple(certificates), tuple(only_crls(trusted + given)))
+
+
+def read_file(path: Path) -> bytes:
+    """A small file that the user named. Raises Refusal."""
+    if not is_regular(path):
+        raise Refusal("SX-BUILD-36", f"{path} is missing or no regular file", "name the file to read")
+    with path.open("rb") as stream:
+        return stream.read(FILE_LIMIT + 1)
 
 
 def parse(name: str, content: bytes) -> list[Item]:

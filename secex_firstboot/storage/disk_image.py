@@ -12,6 +12,7 @@ from pathlib import Path
 from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.basic.files import is_full
 from secex_firstboot.basic.process import ToolError, run
+from secex_firstboot.contract.metadata import Metadata
 from secex_firstboot.storage import gpt
 from secex_firstboot.storage.disk import Disk, Partition
 
@@ -39,6 +40,11 @@ def read(image: Path, shown_as: Path) -> Disk:
         for each in gpt.whole(image, block_size).entries
     ]
     return Disk.of(shown_as, image.stat().st_size // block_size * block_size, block_size, found)
+
+
+def is_laid_out_as(disk: Disk, metadata: Metadata) -> bool:
+    found = [(each.number, each.name, each.start, each.size) for each in disk.all]
+    return found == [(each.number, each.name, each.start, each.size) for each in metadata.partitions]
 
 
 def is_disk(file: Path) -> bool:

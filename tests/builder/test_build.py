@@ -21,9 +21,9 @@ from support.builds import CONTEXT, adopted, change, copy_of, look, made_of, par
 from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.builder import build, inspect, recipe, volumes
 from secex_firstboot.builder.inspect import Kind, Verity
-from secex_firstboot.builder.metadata import Metadata
 from secex_firstboot.builder.outputs import Outputs
 from secex_firstboot.builder.recipe import Trust
+from secex_firstboot.contract.metadata import Metadata
 from secex_firstboot.hostkeys import document
 from secex_firstboot.sdboot import boot_record
 from secex_firstboot.storage import progress_record

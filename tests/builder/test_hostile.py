@@ -31,10 +31,10 @@ from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.basic.files import size_of
 from secex_firstboot.builder import boot_files, build, inspect, outputs, recipe, rules, sealing, tree, volumes
 from secex_firstboot.builder.inspect import Kind
-from secex_firstboot.builder.metadata import HostKey, Metadata
 from secex_firstboot.builder.outputs import Outputs
 from secex_firstboot.builder.volumes import Content, Same
 from secex_firstboot.cli import secex
+from secex_firstboot.contract.metadata import HostKey, Metadata
 
 pytestmark = needs.programs("mkfs.ext4", "debugfs", "veritysetup", "qemu-img", "qemu-io", "sfdisk", "gpg")
 

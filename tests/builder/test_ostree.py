@@ -16,9 +16,9 @@ from secex_firstboot.basic.console import Console
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.builder import build, ostree
-from secex_firstboot.builder.metadata import Metadata
 from secex_firstboot.builder.outputs import Outputs
 from secex_firstboot.contract import parameters
+from secex_firstboot.contract.metadata import Metadata
 
 pytestmark = [
     needs.programs("ostree", "chattr", "mkfs.ext4", "debugfs", "veritysetup", "qemu-img", "sfdisk", "gpg"),

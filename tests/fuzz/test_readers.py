@@ -26,9 +26,9 @@ from support import TEST_VECTORS, fuzzing, gpt_disks, needs
 
 from secex_firstboot.basic import process
 from secex_firstboot.basic.errors import FirstbootError
-from secex_firstboot.builder.metadata import BootEntry, Metadata, Partition, Volume
 from secex_firstboot.contract import parameters
 from secex_firstboot.contract.command_line import loosely, name, value_of
+from secex_firstboot.contract.metadata import BootEntry, Metadata, Partition, Volume
 from secex_firstboot.contract.partitions import LAYOUT, VOLUMES
 from secex_firstboot.hostkeys import document
 from secex_firstboot.hostkeys.key import key_hash

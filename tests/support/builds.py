@@ -14,9 +14,9 @@ from harness.site import Host
 from secex_firstboot.basic.context import Context
 from secex_firstboot.builder import adopt, inspect, recipe
 from secex_firstboot.builder.inspect import Inspection
-from secex_firstboot.builder.metadata import Metadata
 from secex_firstboot.builder.outputs import Outputs
 from secex_firstboot.builder.recipe import Recipe, Trust
+from secex_firstboot.contract.metadata import Metadata
 from secex_firstboot.hostkeys import document
 
 CONTEXT = Context("")

@@ -17,11 +17,11 @@ from secex_firstboot.builder import adopt as builder_adopt
 from secex_firstboot.builder import outputs, rules, sealing, volumes
 from secex_firstboot.builder import recipe as builder
 from secex_firstboot.builder.build import Build
-from secex_firstboot.builder.metadata import Metadata
 from secex_firstboot.builder.outputs import Outputs
 from secex_firstboot.builder.recipe import Trust
 from secex_firstboot.builder.sealing import Sealing
 from secex_firstboot.builder.volumes import Content, Same
+from secex_firstboot.contract.metadata import Metadata
 from secex_firstboot.roots.kinds import Plain
 
 MIB = 1 << 20

@@ -14,9 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from secex_firstboot import __version__
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.basic.files import is_regular, write_private
-from secex_firstboot.builder.validation import first_error
+from secex_firstboot.basic.validation import first_error
 from secex_firstboot.contract.partitions import LAYOUT, VOLUMES
-from secex_firstboot.storage.disk import Disk
 
 _LIMIT = 1 << 20  # bytes
 
@@ -106,10 +105,6 @@ class Metadata(_Model):
             raise Refusal(
                 "SX-BUILD-06", f"{path}: {first_error(error)}", "get it again from who published the image"
             ) from None
-
-    def has_partitions_of(self, disk: Disk) -> bool:
-        found = [(each.number, each.name, each.start, each.size) for each in disk.all]
-        return found == [(each.number, each.name, each.start, each.size) for each in self.partitions]
 
     def write(self, path: Path) -> None:
         write_private(path, self.model_dump_json(indent=2).encode() + b"\n")
