@@ -20,6 +20,7 @@ from secex_firstboot.contract.partitions import LAYOUT, VOLUMES
 _LIMIT = 1 << 20  # bytes
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Fingerprint = Annotated[str, StringConstraints(pattern=r"^[0-9A-F]{40,64}$")]
 
 
 class _Model(BaseModel):
@@ -61,7 +62,9 @@ class BootEntry(_Model):
 
 class Metadata(_Model):
     """``config_key``: the fingerprint of the OpenPGP key that configs are encrypted to, None if the image is
-    not sealed. ``outputs``: SHA-256 of the other files of the build, by name."""
+    not sealed. ``config_signers``: of the keys of which one must have signed a config, and said that it is
+    for this image if ``config_bound``; none: anybody can send one. ``outputs``: SHA-256 of the other files
+    of the build, by name."""
 
     format: Literal[1] = 1  # raised when a program that reads it would no longer understand it
     secex_firstboot: str = __version__
@@ -70,7 +73,9 @@ class Metadata(_Model):
     volumes: dict[str, Volume]
     boot_entry: BootEntry
     agent: str
-    config_key: Annotated[str, StringConstraints(pattern=r"^[0-9A-F]{40,64}$")] | None = None
+    config_key: Fingerprint | None = None
+    config_signers: tuple[Fingerprint, ...] = ()
+    config_bound: bool = False
     host_keys: tuple[HostKey, ...] = ()
     roots: tuple[Sha256, ...] = ()
     tools: dict[str, str] = {}
