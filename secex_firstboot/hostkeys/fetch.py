@@ -48,10 +48,14 @@ class Fetcher:
             raise Refusal(
                 "SX-HOSTKEY-17", f"{what} has appended parts", "put the whole file into its contents"
             )
-        if not _is_remote(entry.contents):
-            return _content(what, entry.contents, limit, None)
+        return self.content(entry.contents, what, limit)
+
+    def content(self, resource: Resource, what: str, limit: int) -> bytes:
+        """What it leads to, as for ``file``."""
+        if not is_over_http(resource):
+            return _content(what, resource, limit, None)
         with self._client() as client:
-            return _content(what, entry.contents, limit, client)
+            return _content(what, resource, limit, client)
 
     def url(self, url: str, what: str, limit: int) -> bytes:
         """What is at a URL (http or https), at most ``limit`` bytes."""
@@ -95,7 +99,7 @@ def _authority(index: int, resource: Resource, client: Client) -> bytes:
     return to_pem(authorities)  # what was not read here is not for OpenSSL to read
 
 
-def _is_remote(resource: Resource) -> bool:
+def is_over_http(resource: Resource) -> bool:
     return _scheme(resource) in ("http", "https")
 
 
@@ -117,7 +121,7 @@ def _raw(what: str, resource: Resource, limit: int, client: Client | None) -> by
         raise Refusal("SX-HOSTKEY-20", f"{what} has no contents.source", "give its URL in the config")
     if _scheme(resource) == "data":
         return _data_url(what, resource.source)
-    if client is None or not _is_remote(resource):
+    if client is None or not is_over_http(resource):
         raise Refusal(
             "SX-HOSTKEY-21",
             f"{what}: URLs of scheme {_printable_scheme(resource.source)} are not supported",

@@ -6,7 +6,7 @@ first boot, Ignition itself has merged the config that is looked at.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from secex_firstboot.basic.errors import Refusal
@@ -14,43 +14,60 @@ from secex_firstboot.ignition import inline
 from secex_firstboot.ignition.config import Config, Resource, fields_of, of_fields, shape
 from secex_firstboot.ignition.go_json import Decoder, Field, Shape
 
-_LIMIT = 64 << 20  # bytes of one config, as of that on the config disk
+LIMIT = 64 << 20  # bytes of one config, as of that on the config disk
 _MOST = 64  # references; Ignition has no bound
 
 Fields = dict[str, Any]
+Fetch = Callable[[Config, Resource, str], bytes | None]
+"""What a config refers to, got with that config's own timeouts, proxy and authorities; None: not to be had.
+
+The text is the reference's place. Raises Refusal.
+"""
 
 
-def read(text: bytes, decoder: Decoder | None = None) -> tuple[Config, dict[str, Resource]]:
-    """The config with what it refers to inline, and by place the references that first boot has to follow.
+def nothing(config: Config, reference: Resource, place: str) -> None:
+    """The references to elsewhere are left."""
+
+
+def read(
+    text: bytes, decoder: Decoder | None = None, fetch: Fetch = nothing
+) -> tuple[Config, dict[str, Resource]]:
+    """The config with what it refers to inline, or can be got with ``fetch``, and by place the references
+    that first boot has to follow.
 
     Where ``replace`` is one of those, nothing of the config itself will count. ``decoder`` is for ``text``
     alone. Raises Refusal.
     """
-    reader = _Reader()
+    reader = _Reader(fetch)
     merged = reader.rendered(fields_of(text, decoder), "ignition.config")
     return of_fields(merged), reader.elsewhere
 
 
 class _Reader:
-    def __init__(self) -> None:
+    def __init__(self, fetch: Fetch) -> None:
+        self.fetch = fetch
         self.elsewhere: dict[str, Resource] = {}
         self.followed = 0
 
     def rendered(self, fields: Any, place: str) -> Fields:
         """With its references, and theirs. ``place`` is where the references are."""
-        references = of_fields(fields).ignition.config
+        config = of_fields(fields)
+        references = config.ignition.config
         merged: Fields = fields
         if references.replace.source is not None:
-            new = self._referenced(references.replace, f"{place}.replace")
+            new = self._referenced(config, references.replace, f"{place}.replace")
             return merged if new is None else self.rendered(new, f"{place}.replace")
         for index, reference in enumerate(references.merge):
             where = f"{place}.merge[{index}]"
-            if (new := self._referenced(reference, where)) is not None:
+            if (new := self._referenced(config, reference, where)) is not None:
                 merged = _merged(merged, self.rendered(new, where), shape(Config))
         return merged
 
-    def _referenced(self, reference: Resource, place: str) -> Any:
-        if not inline.is_inline(reference):
+    def _referenced(self, config: Config, reference: Resource, place: str) -> Any:
+        """The fields of the config that it leads to, or None: then it leads elsewhere."""
+        is_inline = inline.is_inline(reference)
+        text = _content(reference, place) if is_inline else self.fetch(config, reference, place)
+        if text is None:
             self.elsewhere[place] = reference
             return None
         self.followed += 1
@@ -58,11 +75,15 @@ class _Reader:
             raise Refusal(
                 "SX-CONFIG-10", f"the Ignition config has more than {_MOST} references", "merge some of them"
             )
-        try:
-            return fields_of(inline.content(reference, _LIMIT))
-        except inline.ContentError as error:
-            cure = "correct it; butane makes sources, hashes and compression from files"
-            raise Refusal("SX-CONFIG-11", f"the Ignition config's {place} {error}", cure) from None
+        return fields_of(text)
+
+
+def _content(reference: Resource, place: str) -> bytes:
+    try:
+        return inline.content(reference, LIMIT)
+    except inline.ContentError as error:
+        cure = "correct it; butane makes sources, hashes and compression from files"
+        raise Refusal("SX-CONFIG-11", f"the Ignition config's {place} {error}", cure) from None
 
 
 def _merged(parent: Mapping[str, Any], child: Mapping[str, Any], kind: Shape) -> Fields:
