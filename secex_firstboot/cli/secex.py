@@ -26,6 +26,7 @@ from secex_firstboot.cli import table
 from secex_firstboot.cli.verb import Exit, Verb
 
 VERBS = {
+    "config": "make a config to begin with, for the machines that may start a guest",
     "build": "make an SE-ready image of a root file system",
     "seal": "make what is encrypted of an image that was built unsealed",
     "adopt": "make a published image one's own: other hosts, another config key",

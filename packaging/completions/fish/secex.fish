@@ -50,8 +50,8 @@ function _shtab_secex_using
   test "$_shtab_secex_cmdpath" = "$argv"
 end
 
-set -g _shtab_secex_commands build seal adopt inspect host domain explain status update hosts 'hosts list' 'hosts add' 'hosts remove' 'hosts check' enable kargs
-set -g _shtab_secex_opts_with_value --append --boot-free --cert --check --config --config-key --console --cpus --crl --delete --file-system --hostkey --loadparm --memory --metadata --name --network --options --output --partition --proof --recipe --ref --root --root-free --se --stateroot
+set -g _shtab_secex_commands config build seal adopt inspect host domain explain status update hosts 'hosts list' 'hosts add' 'hosts remove' 'hosts check' enable kargs
+set -g _shtab_secex_opts_with_value --append --boot-free --cert --check --config --config-key --console --cpus --crl --delete --file-system --hostkey --hostname --loadparm --memory --metadata --name --network --options --output --partition --proof --recipe --ref --root --root-free --se --ssh-key --stateroot --user
 
 complete -c secex -e
 complete -c secex -f
@@ -59,6 +59,16 @@ complete -c secex -f
 complete -c secex -n _shtab_secex_using -s h -l help -d 'show this help message and exit'
 complete -c secex -n _shtab_secex_using -l debug -d 'log every program that is run'
 complete -c secex -n _shtab_secex_using -l version -d 'show program'"'"'s version number and exit'
+complete -c secex -n '_shtab_secex_using; and test $_shtab_secex_npos -eq 0' -a config -d 'Make a config to begin with, for the machines that may start a guest.'
+complete -c secex -n '_shtab_secex_using config' -s h -l help -d 'show this help message and exit'
+complete -c secex -n '_shtab_secex_using config' -l hostkey -xka "(__fish_complete_path (commandline -ct))" -d 'host-key document of a machine that may start the guest; may be repeated'
+complete -c secex -n '_shtab_secex_using config' -l cert -xka "(__fish_complete_path (commandline -ct))" -d 'certificate between a root of the image and the documents; may be repeated'
+complete -c secex -n '_shtab_secex_using config' -l crl -xka "(__fish_complete_path (commandline -ct))" -d 'revocation list, for a first boot that can fetch none; may be repeated'
+complete -c secex -n '_shtab_secex_using config' -l ssh-key -xka "(__fish_complete_path (commandline -ct))" -d 'SSH public key of who may log in; may be repeated'
+complete -c secex -n '_shtab_secex_using config' -l user -x -d 'who logs in (default: core)'
+complete -c secex -n '_shtab_secex_using config' -l hostname -x -d 'the guest'"'"'s name'
+complete -c secex -n '_shtab_secex_using config' -l butane -d 'write YAML for Butane, not Ignition'"'"'s JSON'
+complete -c secex -n '_shtab_secex_using config' -l output -xka "(__fish_complete_path (commandline -ct))" -d 'a new file, in place of standard output'
 complete -c secex -n '_shtab_secex_using; and test $_shtab_secex_npos -eq 0' -a build -d 'Make an SE-ready image of a root file system.'
 complete -c secex -n '_shtab_secex_using build' -s h -l help -d 'show this help message and exit'
 complete -c secex -n '_shtab_secex_using build' -l ref -x -d 'the branch or commit of an ostree repository to deploy'
