@@ -44,7 +44,7 @@ def validate(system: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> A
         warnings: list[str] = []
         path = tmp_path / "config.ign"
         path.write_text(json.dumps(config))
-        return config_file.validate(path, Context("", warn=warnings.append)), warnings
+        return config_file.validate(path.read_bytes(), Context("", warn=warnings.append)), warnings
 
     return validate
 

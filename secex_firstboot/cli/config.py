@@ -10,7 +10,7 @@ from secex_firstboot.cli.verb import Exit
 EXAMPLES = """\
   secex config --hostkey HKD-3932-0123456.crt --cert ibm-z-host-key-signing-gen2.crt --cert DigiCertCA.crt \\
           --ssh-key ~/.ssh/id_ed25519.pub --output config.ign
-      a config that first boot takes
+      a config that secex check takes, and Ignition
   secex config --butane --hostkey a.crt --hostkey b.crt --ssh-key id_ed25519.pub --hostname a > config.bu
       the same for Butane, to be edited
 """

@@ -109,8 +109,7 @@ def parser() -> argparse.ArgumentParser:
     workstation.add_argument(
         "--hostkey-verify",
         choices=HOSTKEY_VERIFY.values,
-        default=HOSTKEY_VERIFY.default,
-        help=f"as {HOSTKEY_VERIFY.name}= of the image (default: %(default)s)",
+        help=f"as {HOSTKEY_VERIFY.name}= of the image (default: as its metadata say, or strict)",
     )
     workstation.add_argument(
         "--offline", action="store_true", help="fetch nothing; name what only a server has"
@@ -133,11 +132,11 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.DEBUG if options.debug else logging.WARNING, format="%(message)s")
     if options.explain:
         return _explain()
-    if options.config:
-        return _check_on_workstation(options)
-    if options.dry_run:
+    if options.dry_run and not options.config:
         return _dry_run(as_json=options.json)
     try:
+        if options.config:
+            return _check(options)
         if options.stage:
             _run(options.stage)
         else:
@@ -248,37 +247,20 @@ def _dry_run(*, as_json: bool) -> int:
     return _print(machine.dry_run(context), context.phase, as_json=as_json)
 
 
-def _check_on_workstation(options: argparse.Namespace) -> int:
-    from secex_firstboot.agent.steps import STEPS
-    from secex_firstboot.owner.check import Preflight
+def _check(options: argparse.Namespace) -> int:
+    from secex_firstboot.cli import check
 
-    look = Preflight(
-        options.config,
-        options.disk,
-        options.certificates,
-        options.hostkey_verify,
-        Context(kernel_command_line(), say=_to_stderr, warn=_to_stderr),
-        offline=options.offline,
-    )
-    seen = look.run([step.described for step in STEPS])
-    return _print(seen, "a workstation", as_json=options.json, columns=table.COLUMNS)
+    as_for_check = argparse.Namespace(**vars(options), image=options.disk, metadata=None, fetch=False)
+    return 1 if check.run(as_for_check) else 0
 
 
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
-def _print(seen: list[Observation], phase: str, *, as_json: bool, columns: int = sys.maxsize) -> int:
+def _print(seen: list[Observation], phase: str, *, as_json: bool) -> int:
     """A table, or JSON; the exit code."""
     if as_json:
         print(json.dumps(dry_run.as_json(phase, seen), indent=2))
     else:
-        width = max(len(row.step.name) for row in seen)
         print(f"started from: {phase}")
-        for row in seen:
-            begin = f"{row.step.name:<{width}}  {row.state:<7}  "
-            texts = (row.detail, *(f"not told here: {each}" for each in row.untold))
-            print(*table.row(begin, texts, columns), sep="\n")
+        print(*table.steps(seen, sys.maxsize), sep="\n")
     return 1 if any(row.state is State.REFUSED for row in seen) else 0
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from secex_firstboot.contract.dry_run import Observation
 
 COLUMNS = 100  # of what is for people, on a workstation or in a guest
 _LABEL = 12
@@ -12,10 +16,19 @@ _LABEL = 12
 def page(rows: Iterable[tuple[str, Iterable[str]]]) -> Iterator[str]:
     """The lines of a table of labels and texts."""
     for label, texts in rows:
-        yield from row(f"{label:<{_LABEL}}", texts, COLUMNS, break_words=True)
+        yield from row(f"{label:<{_LABEL}}", texts, COLUMNS)
 
 
-def row(label: str, texts: Iterable[str], columns: int, *, break_words: bool = False) -> list[str]:
+def steps(seen: Sequence[Observation], columns: int) -> Iterator[str]:
+    """The lines of what a dry run says."""
+    width = max(len(each.step.name) for each in seen)
+    for each in seen:
+        begin = f"{each.step.name:<{width}}  {each.state:<7}  "
+        texts = (each.detail, *(f"not told here: {untold}" for untold in each.untold))
+        yield from row(begin, texts, columns)
+
+
+def row(label: str, texts: Iterable[str], columns: int) -> list[str]:
     """The lines of one row; each text begins behind the label's column. Only printable characters."""
     indent = " " * len(label)
     lines: list[str] = []
@@ -26,7 +39,6 @@ def row(label: str, texts: Iterable[str], columns: int, *, break_words: bool = F
             columns,
             initial_indent=first,
             subsequent_indent=indent,
-            break_long_words=break_words,
             break_on_hyphens=False,
         ) or [first.rstrip()]
     return lines

@@ -112,7 +112,7 @@ _KINDS = (
     ),
     _Kind(
         ("not a config", "config is not valid"),
-        "Ignition does not take that (secex-firstboot --dry-run --config and ignition-validate say more)",
+        "Ignition does not take that (secex check and ignition-validate say more)",
         Blame.CONFIG,
     ),
     _Kind(("no space left on device",), "no space is left on the device", Blame.EITHER),

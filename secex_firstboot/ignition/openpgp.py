@@ -79,7 +79,7 @@ def refused() -> Refusal:
     return Refusal(
         "SX-CONFIG-12",
         "the config is damaged or was altered, is not for this image's key, or is no valid Ignition config",
-        "look at it with secex-firstboot --dry-run --config FILE on a workstation, and encrypt it again",
+        "look at it with secex check FILE on a workstation, and encrypt it again",
     )
 
 

@@ -1,9 +1,10 @@
-"""``secex config``."""
+"""``secex config``: what it writes passes ``secex check``."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,17 @@ from secex_firstboot.ignition import config, inline
 def desk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Desk:
     needs.require("openssl")
     return Desk(tmp_path, capsys)
+
+
+def test_what_it_writes_passes_check(desk: Desk) -> None:
+    made = desk.file("a.ign")
+    assert desk.secex("config", *desk.material(), "--hostname=a.example.com", "--output", made).code == 0
+    checked = desk.secex("check", made, *desk.certificates(), "--offline", "--json")
+    assert checked.code == 0
+    steps = {row["step"]: row for row in json.loads(checked.out)["steps"]}
+    assert steps["hostkeys"]["state"] == "ready"
+    untold = [] if shutil.which("ignition-validate") else ["what Ignition itself looks at"]
+    assert [each.partition(" (")[0] for each in steps["config"]["untold"]] == untold
 
 
 def test_documents_proof_key_and_name_are_where_they_belong(desk: Desk) -> None:

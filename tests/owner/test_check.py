@@ -14,13 +14,16 @@ from typing import Any
 
 import pytest
 from harness import pki, site
-from support import needs, se_disk
+from support import needs, owners_desk, se_disk
 
 from secex_firstboot.cli.firstboot import main
 from secex_firstboot.contract import paths
+from secex_firstboot.contract.metadata import Partition
+from secex_firstboot.contract.partitions import NUMBERS
 from secex_firstboot.hostkeys import download
 from secex_firstboot.ignition import config
-from secex_firstboot.owner.check import config_file, hostkeys
+from secex_firstboot.owner.check import config_file, patience
+from secex_firstboot.storage import disk_image
 
 MIB = 1 << 20
 Rows = dict[str, dict[str, Any]]
@@ -149,10 +152,10 @@ def test_an_image_without_a_partition_is_refused(look: Look, image: Path) -> Non
 @pytest.mark.parametrize(
     ("at", "says"),
     [
-        (512 + 56, "there is no sound partition table: its header is damaged: --disk=IMAGE names"),
+        (512 + 56, "there is no sound partition table: its header is damaged: name the SE-ready image"),
         (
             300 * MIB - 512 + 56,
-            "there is no sound partition table: its header is damaged: --disk=IMAGE names",
+            "there is no sound partition table: its header is damaged: name the SE-ready image",
         ),
         (121 * MIB + 64, "the dm-verity superblock for boot asks for (1, 1, 'sha256', 4097, 4096)"),
         (123 * MIB + 81, "the dm-verity superblock for root has a salt of another form"),
@@ -183,7 +186,10 @@ def test_a_flipped_bit_in_what_says_where_things_are_is_refused(
         (b"\n-----BEGIN PGP MESSAGE-----\n\nhQ", "is encrypted already: "),
         (b"\x85\x01\x8c\x03", "is encrypted already: "),
         (b"\xc1\x8c\x03", "is encrypted already: "),
-        (b"variant: fcos\nversion: 1.5.0\n", "is Butane's YAML: make the Ignition config of it: butane "),
+        (
+            b"variant: fcos\nversion: 1.5.0\n",
+            "is Butane's YAML: install butane, or make the Ignition config of it: butane ",
+        ),
         (b"# mine\nvariant: fcos\n", "is Butane's YAML: "),
         (b'\xef\xbb\xbf{"ignition": {}}', "begins with a byte order mark, which Ignition does not take: "),
     ],
@@ -216,7 +222,7 @@ def test_a_config_that_cannot_be_read_is_refused_with_the_cure(
     for path, reason in {"none": "No such file or directory", ".": "Is a directory"}.items():
         code, rows = run(capsys, "--config", tmp_path / path)
         assert code == 1
-        assert f"cannot be read: {reason}: --config=FILE names" in rows["config"]["detail"]
+        assert f"cannot be read: {reason}: name the Ignition config" in rows["config"]["detail"]
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, Rows]:
@@ -298,7 +304,7 @@ def test_what_it_warns_of_is_shown(
 def test_a_check_that_comes_to_no_verdict_is_none(
     look: Look, validator: Validator, monkeypatch: pytest.MonkeyPatch, script: str, why: str
 ) -> None:
-    monkeypatch.setattr(config_file, "_VALIDATOR_TIMEOUT", 1)
+    monkeypatch.setattr(config_file, "_TIMEOUT", 1)
     validator(f"PATH=/usr/bin:/bin; {script}")
     code, rows = look(GOOD)
     assert (code, rows["config"]["state"]) == (0, "unknown")
@@ -489,7 +495,7 @@ def fetched(port: int, name: str = "b") -> dict[str, Any]:
 @pytest.fixture
 def nobody(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """A port where nobody listens, and no patience."""
-    monkeypatch.setattr(hostkeys, "_PATIENCE", 1)
+    monkeypatch.setattr(patience, "SECONDS", 1)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield taken.getsockname()[1]
@@ -542,7 +548,7 @@ def test_a_server_that_answers_no_is_a_refusal(look: Look) -> None:
 @pytest.mark.parametrize(("asked", "granted"), [(3600, 30), (0, 30), (5, 5)])
 def test_servers_are_not_waited_for_as_long_as_a_config_may_ask(asked: int, granted: int) -> None:
     given = {"ignition": {"version": "3.3.0", "timeouts": {"httpTotal": asked}}}
-    found = hostkeys._impatient(config.parse(json.dumps(given).encode()))
+    found = patience.impatient(config.parse(json.dumps(given).encode()))
     assert found.ignition.timeouts.http_total == granted
 
 
@@ -610,8 +616,23 @@ def test_what_is_no_image_is_refused_with_the_cure(look: Look, tmp_path: Path) -
     }.items():
         code, rows = look(GOOD, f"--disk={tmp_path / name}")
         assert (code, rows["personalise"]["state"]) == (1, "refused")
-        cure = "--disk=IMAGE names the SE-ready image" if name == "blank" else "name a disk image"
+        cure = "name the SE-ready image" if name == "blank" else "name a disk image"
         assert f"{says}: {cure}" in rows["personalise"]["detail"]
+
+
+def test_an_image_with_other_partitions_than_its_metadata_say_is_refused(look: Look, image: Path) -> None:
+    found = disk_image.read(image, image).all
+    partitions = tuple(
+        Partition(number=each.number, name=each.name, start=each.start, size=each.size) for each in found
+    )
+    for made, code, state in (
+        (owners_desk.metadata(partitions=partitions), 0, "ready"),
+        (owners_desk.metadata(), 1, "refused"),
+    ):
+        made.write(image.with_suffix(".json"))
+        found_code, rows = look(GOOD, f"--disk={image}", "--offline")
+        assert (found_code, rows["personalise"]["state"]) == (code, state)
+    assert f"{image} has other partitions than its metadata say" in rows["personalise"]["detail"]
 
 
 # --- the table ---

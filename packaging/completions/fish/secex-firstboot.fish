@@ -71,7 +71,7 @@ complete -c secex-firstboot -n _shtab_secex_firstboot_using -l explain -d 'after
 complete -c secex-firstboot -n _shtab_secex_firstboot_using -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the Ignition config, not encrypted'
 complete -c secex-firstboot -n _shtab_secex_firstboot_using -l disk -xka "(__fish_complete_path (commandline -ct))" -d 'the SE-ready image, raw or qcow2'
 complete -c secex-firstboot -n _shtab_secex_firstboot_using -l certificates -xka "(__fish_complete_directories)" -d 'the root certificates that the image trusts, and others (default: /usr/lib/secex-firstboot/certs, if this machine has it)'
-complete -c secex-firstboot -n _shtab_secex_firstboot_using -l hostkey-verify -xka "strict no" -d 'as secex.hostkey_verify= of the image (default: strict)'
+complete -c secex-firstboot -n _shtab_secex_firstboot_using -l hostkey-verify -xka "strict no" -d 'as secex.hostkey_verify= of the image (default: as its metadata say, or strict)'
 complete -c secex-firstboot -n _shtab_secex_firstboot_using -l offline -d 'fetch nothing; name what only a server has'
 complete -c secex-firstboot -n _shtab_secex_firstboot_using -l json -d 'with --dry-run: print JSON for programs'
 complete -c secex-firstboot -n _shtab_secex_firstboot_using -l debug -d 'log every program that is run'

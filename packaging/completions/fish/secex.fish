@@ -50,8 +50,8 @@ function _shtab_secex_using
   test "$_shtab_secex_cmdpath" = "$argv"
 end
 
-set -g _shtab_secex_commands config build seal adopt inspect host domain explain status update hosts 'hosts list' 'hosts add' 'hosts remove' 'hosts check' enable kargs
-set -g _shtab_secex_opts_with_value --append --boot-free --cert --check --config --config-key --console --cpus --crl --delete --file-system --hostkey --hostname --loadparm --memory --metadata --name --network --options --output --partition --proof --recipe --ref --root --root-free --se --ssh-key --stateroot --user
+set -g _shtab_secex_commands config check build seal adopt inspect host domain explain status update hosts 'hosts list' 'hosts add' 'hosts remove' 'hosts check' enable kargs
+set -g _shtab_secex_opts_with_value --append --boot-free --cert --certificates --check --config --config-key --console --cpus --crl --delete --file-system --hostkey --hostkey-verify --hostname --image --loadparm --memory --metadata --name --network --options --output --partition --proof --recipe --ref --root --root-free --se --ssh-key --stateroot --user
 
 complete -c secex -e
 complete -c secex -f
@@ -69,6 +69,16 @@ complete -c secex -n '_shtab_secex_using config' -l user -x -d 'who logs in (def
 complete -c secex -n '_shtab_secex_using config' -l hostname -x -d 'the guest'"'"'s name'
 complete -c secex -n '_shtab_secex_using config' -l butane -d 'write YAML for Butane, not Ignition'"'"'s JSON'
 complete -c secex -n '_shtab_secex_using config' -l output -xka "(__fish_complete_path (commandline -ct))" -d 'a new file, in place of standard output'
+complete -c secex -n '_shtab_secex_using; and test $_shtab_secex_npos -eq 0' -a check -d 'What first boot would say of a config, before it is encrypted.'
+complete -c secex -n '_shtab_secex_using check' -s h -l help -d 'show this help message and exit'
+complete -c secex -n '_shtab_secex_using check' -l image -xka "(__fish_complete_path (commandline -ct))" -d 'the SE-ready image, raw or qcow2'
+complete -c secex -n '_shtab_secex_using check' -l metadata -xka "(__fish_complete_path (commandline -ct))" -d 'the build'"'"'s NAME.json (default: beside the image, if there)'
+complete -c secex -n '_shtab_secex_using check' -l certificates -xka "(__fish_complete_directories)" -d 'the root certificates that the image trusts, and others (default: /usr/lib/secex-firstboot/certs, if this machine has it)'
+complete -c secex -n '_shtab_secex_using check' -l hostkey-verify -xka "strict no" -d 'as secex.hostkey_verify= of the image (default: as its metadata say, or strict)'
+complete -c secex -n '_shtab_secex_using check' -l fetch -d 'fetch the configs that it refers to, and check them, too'
+complete -c secex -n '_shtab_secex_using check' -l offline -d 'fetch nothing; name what only a server has'
+complete -c secex -n '_shtab_secex_using check' -l json -d 'print JSON for programs'
+complete -c secex -n '_shtab_secex_using check; and test $_shtab_secex_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'an Ignition config, not encrypted; or Butane'"'"'s YAML, where butane is installed'
 complete -c secex -n '_shtab_secex_using; and test $_shtab_secex_npos -eq 0' -a build -d 'Make an SE-ready image of a root file system.'
 complete -c secex -n '_shtab_secex_using build' -s h -l help -d 'show this help message and exit'
 complete -c secex -n '_shtab_secex_using build' -l ref -x -d 'the branch or commit of an ostree repository to deploy'

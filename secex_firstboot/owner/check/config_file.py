@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,9 @@ from secex_firstboot.owner.check.look import Look, listed
 # any image's Ignition knows: Debian has had none older than 2.14.
 _KNOWN_SINCE = {4: "2.15", 5: "2.20", 6: "2.26"}
 
+_BUTANE = "butane"
 _VALIDATOR = "ignition-validate"
-_VALIDATOR_TIMEOUT = 60  # seconds
+_TIMEOUT = 60  # seconds, for each of the two
 _TIMED_OUT, _NO_SUCH_PROGRAM = 124, 127  # timeout(1)
 
 
@@ -36,10 +38,11 @@ _TIMED_OUT, _NO_SUCH_PROGRAM = 124, 127  # timeout(1)
 class Given:
     """The config of a file, with what it refers to in itself; ``elsewhere``: the other references.
 
-    ``unknown`` are the places of what Ignition does not read, such as misspelled names.
+    ``text`` is what Ignition gets; ``unknown`` are the places of what it does not read, such as misspelled
+    names.
     """
 
-    path: Path
+    text: bytes
     config: Config
     elsewhere: dict[str, Resource]
     unknown: Sequence[str] = ()
@@ -55,8 +58,21 @@ class Given:
             yield f"storage.files[{index}]", entry
 
 
-def read(path: Path) -> Given:
-    """Raises Refusal saying what the file is, if it is no config, and what to do instead."""
+def read(path: Path, fetch: merge.Fetch = merge.nothing) -> Given:
+    """The Ignition config of a file, or that which butane makes of it.
+
+    Raises Refusal saying what the file is, if it is neither, and what to do instead.
+    """
+    text = _content(path)
+    if foreign := _foreign(text):
+        raise Refusal("SX-CHECK-03", f"{path} {foreign[0]}", foreign[1])
+    if _is_butane(text):
+        text = _translated(path)
+    decoder = go_json.Decoder()
+    return Given(text, *merge.read(text, decoder, fetch), decoder.unknown)
+
+
+def _content(path: Path) -> bytes:
     try:
         with path.open("rb") as stream:
             text = stream.read(openpgp.CONFIG_LIMIT + 1)
@@ -64,16 +80,13 @@ def read(path: Path) -> Given:
         raise Refusal(
             "SX-CHECK-01",
             f"{path} cannot be read: {error.strerror}",
-            "--config=FILE names the Ignition config that is not encrypted yet",
+            "name the Ignition config that is not encrypted yet",
         ) from None
     if len(text) > openpgp.CONFIG_LIMIT:
         raise Refusal(
             "SX-CHECK-02", f"{path} is larger than a config may be", "let Ignition fetch the large files"
         )
-    if foreign := _foreign(text):
-        raise Refusal("SX-CHECK-03", f"{path} {foreign[0]}", foreign[1])
-    decoder = go_json.Decoder()
-    return Given(path, *merge.read(text, decoder), decoder.unknown)
+    return text
 
 
 def _foreign(text: bytes) -> tuple[str, str] | None:
@@ -86,9 +99,31 @@ def _foreign(text: bytes) -> tuple[str, str] | None:
         return "is encrypted already", "give the config as it was before gpg encrypted it"
     if text.startswith(b"\xef\xbb\xbf"):
         return "begins with a byte order mark, which Ignition does not take", "save it as UTF-8 without one"
-    if not begin.startswith(b"{") and re.search(rb"^(variant|version):\s", text, re.MULTILINE):
-        return "is Butane's YAML", "make the Ignition config of it: butane --strict FILE > config.ign"
+    if _is_butane(text) and not shutil.which(_BUTANE):
+        cure = f"install {_BUTANE}, or make the Ignition config of it: butane --strict FILE > config.ign"
+        return "is Butane's YAML", cure
     return None
+
+
+def _is_butane(text: bytes) -> bool:
+    return not text.lstrip().startswith(b"{") and bool(
+        re.search(rb"^(variant|version):\s", text, re.MULTILINE)
+    )
+
+
+def _translated(path: Path) -> bytes:
+    """Butane's internal/main.go: JSON on standard output, and with --strict a warning is an error.
+
+    The files that it includes are those beside it.
+    """
+    path = path.absolute()
+    options = ("--strict", f"--files-dir={path.parent}")
+    try:
+        return process.run(["timeout", str(_TIMEOUT), _BUTANE, *options, path]).encode()
+    except process.ToolError as error:
+        raise Refusal(
+            "SX-CHECK-29", f"{_BUTANE} refuses {path}: {error.output[:500]}", "correct it"
+        ) from None
 
 
 def look(given: Given, context: Context) -> Look:
@@ -106,7 +141,7 @@ def look(given: Given, context: Context) -> Look:
     ownership.check(found, devices=())
     kernel_arguments.check(found.kernel_arguments)
     transport.check(found, context.warn)
-    untold += validate(given.path, context)
+    untold += validate(given.text, context)
     if devices := ownership.places_of_devices(found):
         untold.append(f"which of the guest's disks these are: {listed(devices)}")
     if remote := [place for place, entry in given.files() if not is_proof(entry) and is_remote(entry)]:
@@ -129,16 +164,21 @@ def _specification(version: str) -> list[str]:
     return [f"whether the image's Ignition is {since} or newer, and so knows {version}"] if since else []
 
 
-def validate(path: Path, context: Context) -> list[str]:
-    """Ignition's own check of the file, where it is installed; what that refuses is a Refusal."""
+def validate(text: bytes, context: Context) -> list[str]:
+    """Ignition's own check of a config, where it is installed; what that refuses is a Refusal.
+
+    Ignition's validate/main.go: ``-`` is standard input. What is no UTF-8 there, Go replaces, too.
+    """
     try:
-        warnings = process.run(["timeout", str(_VALIDATOR_TIMEOUT), _VALIDATOR, path.resolve()])
+        warnings = process.run(
+            ["timeout", str(_TIMEOUT), _VALIDATOR, "-"], stdin=text.decode(errors="replace")
+        )
     except process.ToolError as error:
         what = "what Ignition itself looks at"
         if error.code == _NO_SUCH_PROGRAM:
             return [f"{what} (install {_VALIDATOR}, and ask again)"]
         if error.code == _TIMED_OUT:
-            return [f"{what} ({_VALIDATOR} took longer than {_VALIDATOR_TIMEOUT} s)"]
+            return [f"{what} ({_VALIDATOR} took longer than {_TIMEOUT} s)"]
         if "unsupported config version" in error.output:
             return [f"{what} ({_VALIDATOR} here does not know this specification)"]
         raise Refusal(

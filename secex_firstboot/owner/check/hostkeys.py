@@ -14,14 +14,16 @@ from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.basic.files import exists
 from secex_firstboot.contract import paths
 from secex_firstboot.hostkeys.crl import NoCrl
-from secex_firstboot.hostkeys.download import Unreachable
+from secex_firstboot.hostkeys.download import Network, Unreachable
+from secex_firstboot.hostkeys.fetch import Fetcher
 from secex_firstboot.hostkeys.proof import Proof, named
 from secex_firstboot.ignition import config
 from secex_firstboot.ignition.config import Config, FileEntry
+from secex_firstboot.owner.check import patience
 from secex_firstboot.owner.check.config_file import Given, is_proof, is_remote
 from secex_firstboot.owner.check.look import Look, listed
+from secex_firstboot.owner.check.patience import impatient
 
-_PATIENCE = 30  # seconds for each file from a server
 _OPENSHIFT_NAME = re.compile(re.escape(str(paths.SYSTEM_HOST_KEYS)) + r"/ibm-z-reg-hostkey-[^/]*", re.DOTALL)
 _UNPROVEN = "whether the documents are genuine"
 
@@ -33,8 +35,12 @@ def look(
     verification: Literal["strict", "no"],
     offline: bool,
     context: Context,
+    kept: dict[str, bytes],
 ) -> Look:
-    """``certificates`` as for Preflight. Raises Refusal in the words of first boot."""
+    """``certificates`` as for Preflight; ``kept`` gets what servers gave, by path in the config or URL.
+
+    Raises Refusal in the words of first boot.
+    """
     if given.is_replaced or (given.elsewhere and not config.host_keys(given.config)):
         return Look("no document that can be looked at here", [_others(given)])
     _check_names(given, context)
@@ -51,10 +57,12 @@ def look(
         untold.append(f"{_UNPROVEN} (--certificates=DIRECTORY names the root certificates of the image)")
         verification, context = "no", replace(context, warn=lambda line: None)
     remote = [place for place, entry in given.files() if is_proof(entry) and is_remote(entry)]
-    whole = _Documents(given.config, trusted, verification, context)
+    whole = _Documents(given.config, trusted, verification, context, kept)
     if not offline:
         if remote or verification == "strict":
-            context.say(f"what only a server has is asked for, {_PATIENCE} s a file at most (or --offline)")
+            context.say(
+                f"what only a server has is asked for, {patience.SECONDS} s a file at most (or --offline)"
+            )
         try:
             return whole.proven(untold)
         except Unreachable as error:
@@ -84,6 +92,7 @@ class _Documents:
     certificates: Path
     verification: Literal["strict", "no"]
     context: Context
+    kept: dict[str, bytes]
     offline: bool = False
 
     def proven(self, untold: Sequence[str]) -> Look:
@@ -93,11 +102,12 @@ class _Documents:
             return Look("no document that can be looked at here", untold)
         with tempfile.TemporaryDirectory() as scratch:
             proof = _Proof(
-                _impatient(self.config),
+                impatient(self.config),
                 self.certificates,
                 self.verification,
                 Path(scratch),
                 self.context,
+                kept=self.kept,
                 offline=self.offline,
             )
             try:
@@ -132,6 +142,7 @@ class _Documents:
 class _Proof(Proof):
     """``unreachable``: the revocation lists that could not be fetched."""
 
+    kept: dict[str, bytes]
     offline: bool = False
     unreachable: list[str] = field(default_factory=list)
 
@@ -144,9 +155,18 @@ class _Proof(Proof):
             self.unreachable.append(url)
             raise
 
+    def _fetcher(self, network: Network) -> Fetcher:
+        return _Keeper(self.config, network, self.context.say, self.kept)
 
-def _impatient(found: Config) -> Config:
-    """The config with less patience for servers than it may ask for."""
-    total = min(found.ignition.timeouts.http_total or _PATIENCE, _PATIENCE)
-    timeouts = found.ignition.timeouts.model_copy(update={"http_total": total})
-    return found.model_copy(update={"ignition": found.ignition.model_copy(update={"timeouts": timeouts})})
+
+@dataclass(frozen=True)
+class _Keeper(Fetcher):
+    kept: dict[str, bytes]
+
+    def file(self, entry: FileEntry, what: str, limit: int) -> bytes:
+        self.kept[entry.path] = found = super().file(entry, what, limit)
+        return found
+
+    def url(self, url: str, what: str, limit: int) -> bytes:
+        self.kept[url] = found = super().url(url, what, limit)
+        return found

@@ -141,7 +141,7 @@ def test_what_anybody_can_see_on_the_disk_is_said(gpg: Gpg, config_disk: Path) -
 
 
 def test_the_words_say_where_the_owner_learns_more() -> None:
-    assert "--dry-run --config FILE" in openpgp.refused().cure
+    assert "secex check FILE" in openpgp.refused().cure
 
 
 def test_key_and_config_are_mixed_into_the_kernels_random_numbers_before_any_key_is_made(
