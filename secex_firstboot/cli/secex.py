@@ -28,6 +28,7 @@ from secex_firstboot.cli.verb import Exit, Verb
 VERBS = {
     "config": "make a config to begin with, for the machines that may start a guest",
     "check": "what first boot would say of a config, before it is encrypted",
+    "encrypt": "check, sign and encrypt a config for an image",
     "build": "make an SE-ready image of a root file system",
     "seal": "make what is encrypted of an image that was built unsealed",
     "adopt": "make a published image one's own: other hosts, another config key",

@@ -19,7 +19,6 @@ from support import needs, owners_desk, se_disk
 from secex_firstboot.cli.firstboot import main
 from secex_firstboot.contract import paths
 from secex_firstboot.contract.metadata import Partition
-from secex_firstboot.contract.partitions import NUMBERS
 from secex_firstboot.hostkeys import download
 from secex_firstboot.ignition import config
 from secex_firstboot.owner.check import config_file, patience

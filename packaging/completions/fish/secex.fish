@@ -50,8 +50,8 @@ function _shtab_secex_using
   test "$_shtab_secex_cmdpath" = "$argv"
 end
 
-set -g _shtab_secex_commands config check build seal adopt inspect host domain explain status update hosts 'hosts list' 'hosts add' 'hosts remove' 'hosts check' enable kargs
-set -g _shtab_secex_opts_with_value --append --boot-free --cert --certificates --check --config --config-key --console --cpus --crl --delete --file-system --hostkey --hostkey-verify --hostname --image --loadparm --memory --metadata --name --network --options --output --partition --proof --recipe --ref --root --root-free --se --ssh-key --stateroot --user
+set -g _shtab_secex_commands config check encrypt build seal adopt inspect host domain explain status update hosts 'hosts list' 'hosts add' 'hosts remove' 'hosts check' enable kargs
+set -g _shtab_secex_opts_with_value --append --boot-free --cert --certificates --check --config --config-key --console --cpus --crl --delete --expires --file-system --hostkey --hostkey-verify --hostname --image --key --loadparm --memory --metadata --name --network --options --output --partition --proof --recipe --ref --root --root-free --se --sign-with --ssh-key --stateroot --user
 
 complete -c secex -e
 complete -c secex -f
@@ -79,6 +79,20 @@ complete -c secex -n '_shtab_secex_using check' -l fetch -d 'fetch the configs t
 complete -c secex -n '_shtab_secex_using check' -l offline -d 'fetch nothing; name what only a server has'
 complete -c secex -n '_shtab_secex_using check' -l json -d 'print JSON for programs'
 complete -c secex -n '_shtab_secex_using check; and test $_shtab_secex_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'an Ignition config, not encrypted; or Butane'"'"'s YAML, where butane is installed'
+complete -c secex -n '_shtab_secex_using; and test $_shtab_secex_npos -eq 0' -a encrypt -d 'Check, sign and encrypt a config for an image.'
+complete -c secex -n '_shtab_secex_using encrypt' -s h -l help -d 'show this help message and exit'
+complete -c secex -n '_shtab_secex_using encrypt' -l image -xka "(__fish_complete_path (commandline -ct))" -d 'the SE-ready image, raw or qcow2'
+complete -c secex -n '_shtab_secex_using encrypt' -l metadata -xka "(__fish_complete_path (commandline -ct))" -d 'the build'"'"'s NAME.json (default: beside the image, if there)'
+complete -c secex -n '_shtab_secex_using encrypt' -l certificates -xka "(__fish_complete_directories)" -d 'the root certificates that the image trusts, and others (default: /usr/lib/secex-firstboot/certs, if this machine has it)'
+complete -c secex -n '_shtab_secex_using encrypt' -l hostkey-verify -xka "strict no" -d 'as secex.hostkey_verify= of the image (default: as its metadata say, or strict)'
+complete -c secex -n '_shtab_secex_using encrypt' -l fetch -d 'fetch the configs that it refers to, and check them, too'
+complete -c secex -n '_shtab_secex_using encrypt' -l offline -d 'fetch nothing; name what only a server has'
+complete -c secex -n '_shtab_secex_using encrypt' -l key -xka "(__fish_complete_path (commandline -ct))" -d 'the image'"'"'s public key (default: NAME.pub.asc beside image or metadata)'
+complete -c secex -n '_shtab_secex_using encrypt' -l output -xka "(__fish_complete_path (commandline -ct))" -d 'the config disk (default: CONFIG'"'"'s name with .asc)'
+complete -c secex -n '_shtab_secex_using encrypt' -l sign-with -x -d 'as gpg'"'"'s --local-user: a fingerprint, an address'
+complete -c secex -n '_shtab_secex_using encrypt' -l expires -x -d 'when the signature does: in 30d, 8w, 6m or 1y, or at the end of a day (UTC) like 2027-12-31'
+complete -c secex -n '_shtab_secex_using encrypt' -l even-if-refused -d 'also a config that first boot would refuse'
+complete -c secex -n '_shtab_secex_using encrypt; and test $_shtab_secex_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'an Ignition config, not encrypted; or Butane'"'"'s YAML, where butane is installed'
 complete -c secex -n '_shtab_secex_using; and test $_shtab_secex_npos -eq 0' -a build -d 'Make an SE-ready image of a root file system.'
 complete -c secex -n '_shtab_secex_using build' -s h -l help -d 'show this help message and exit'
 complete -c secex -n '_shtab_secex_using build' -l ref -x -d 'the branch or commit of an ostree repository to deploy'
