@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from support import REPOSITORY
 
-from secex_firstboot.ignition import config, ownership, transport, validity
+from secex_firstboot.cli import secex
 from secex_firstboot.owner import domain
+from secex_firstboot.owner.draft import Draft
 
 DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")])
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(#[^)\s]*)?\)")
@@ -190,23 +191,27 @@ def example(document: str, begin: str, end: str) -> str:
     return textwrap.dedent(found[0])
 
 
-def test_the_example_of_a_config_is_one_that_first_boot_takes() -> None:
-    _, *lines, _ = example("run-a-guest.md", "cat > config.ign <<END", "END").splitlines()
-    text = re.sub(r"\$\(base64 [^)]*\)", "eA==", "\n".join(lines))
-    text = re.sub(r"\$\(sha256sum [^)]*\)", "0" * 64, text)
-    found = config.parse(text.encode())
-    validity.check(found)
-    ownership.check(found, devices=())
-    transport.check(found, warn=pytest.fail)
-    assert [entry.name for entry in config.host_keys(found)] == ["ibm-z-hostkey-a", "ibm-z-hostkey-b"]
-    butane = example("run-a-guest.md", "variant: fcos", "contents: { local: DigiCertCA.crt }")
-    assert re.findall(r"path: (\S+)", butane) == [entry.path for entry in found.storage.files]
+def test_the_example_of_a_config_is_what_secex_config_writes() -> None:
+    written = Draft(
+        {"/etc/se-hostkeys/ibm-z-hostkey-HKD-3932-0123456": "-----BEGIN CERTIFICATE-----\n...\n"},
+        ["ssh-ed25519 AAAA..."],
+        "core",
+    )
+    assert example("run-a-guest.md", "variant: fcos", "...") == written.butane().rstrip("\n")
+
+
+def test_commands_of_the_guide_are_ones_that_secex_knows() -> None:
+    text = (REPOSITORY / "docs/run-a-guest.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = re.findall(r"^    (?:\$ )?secex (.*)$", text, re.MULTILINE)
+    assert {command.split()[0] for command in commands} >= {"config", "check", "encrypt"}
+    for command in commands:
+        secex.parser().parse_args(command.split())
 
 
 def test_the_example_of_a_domain_is_what_secex_writes() -> None:
     images = Path("/var/lib/libvirt/images")
     log = Path("/var/log/libvirt/qemu/guest-console.log")
-    guest = domain.Guest("guest", images / "disk.qcow2", "qcow2", images / "config.asc", log)
+    guest = domain.Guest("guest", images / "my-linux.qcow2", "qcow2", images / "config.asc", log)
     assert example("run-a-guest.md", '<domain type="kvm">', "</domain>") + "\n" == domain.xml(guest)
 
 
