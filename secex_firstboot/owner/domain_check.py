@@ -277,7 +277,7 @@ def _is_to_be_provisioned(file: Path, found: Checked) -> bool | None:
 def _image(file: Path, system: Element) -> Iterator[Finding]:
     """What first boot says of it, in its words."""
     try:
-        image.look(file)
+        image.look(file, None, headroom=0)
     except (FirstbootError, OSError) as error:
         yield _wrong(system, _as_error(error))
 
