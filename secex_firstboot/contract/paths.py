@@ -11,6 +11,11 @@ from pathlib import Path, PurePath, PurePosixPath
 PRIVATE_KEY = Path("/usr/lib/coreos/ignition.asc")
 CONFIG_DISK_SERIAL = "ignition_crypted"
 
+# Whose configs an image takes, FINGERPRINT.asc each; not there if it takes anybody's. A file beside them says
+# that a config has to be for this image.
+CONFIG_SIGNERS = Path("/usr/lib/secex-firstboot/config-signers")
+BOUND = "bound"
+
 # Root certificates, and what else the image's builder knows of IBM's certificates and revocation lists.
 CERTIFICATES = Path("/usr/lib/secex-firstboot/certs")
 NO_LOCAL_LOGIN = Path("/usr/lib/secex-firstboot/no-local-login.ign")  # a base config of Ignition's

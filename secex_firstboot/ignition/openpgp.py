@@ -30,8 +30,9 @@ import gnupg
 from secex_firstboot.basic import process
 from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.basic.files import exists
-from secex_firstboot.ignition import packets
-from secex_firstboot.ignition.packets import ENCRYPT_AGAIN, MESSAGE_LIMIT, Packets
+from secex_firstboot.ignition import packets, signers
+from secex_firstboot.ignition.packets import ENCRYPT_AGAIN, MESSAGE_LIMIT, Packets, Plaintext
+from secex_firstboot.ignition.signers import Signers, status_line
 
 CONFIG_LIMIT = 64 << 20  # bytes
 
@@ -78,7 +79,8 @@ def refused() -> Refusal:
     """
     return Refusal(
         "SX-CONFIG-12",
-        "the config is damaged or was altered, is not for this image's key, or is no valid Ignition config",
+        "the config is damaged or was altered, is not for this image's key or by none of its signers, "
+        "or is no valid Ignition config",
         "look at it with secex check FILE on a workstation, and encrypt it again",
     )
 
@@ -197,27 +199,55 @@ class _Result:
     output: BinaryIO
 
 
-def decrypt(message: BinaryIO, private_key: Path, work: Path) -> bytes:
+def decrypt(message: BinaryIO, private_key: Path, work: Path, trusted: Signers | None = None) -> bytes:
     """Decrypt with the OpenPGP private key (no passphrase) in a file; at most CONFIG_LIMIT bytes.
+
+    One of ``trusted`` has to have signed it; None: anybody may have made it, and no signature is looked at.
 
     ``message`` is one of ``read_message``, and closed afterwards. ``work`` is a directory in RAM with a short
     path that every user may enter: gpg's homes lie in it while this runs.
 
     The private key is used on one layer only: gpg takes that one off, and looks at nothing within.
 
-    Raises Refusal if this key does not open the message, or the message was altered, or is not one plaintext.
+    Raises Refusal if this key does not open the message, or the message was altered, or is not one plaintext,
+    or not by one of ``trusted``.
     """
     with message, _home(work) as home:
         gpg = _gpg(home)
-        _import_key(gpg, private_key)
+        image_keys = _import_key(gpg, private_key)
         result = _unwrap(home, message)
         if not _is_one_layer(result):
             raise _why_not(result.status, gpg)
     with result.output as inner:
         try:
-            return packets.plaintext(inner, CONFIG_LIMIT)
+            found = packets.plaintext(inner, CONFIG_LIMIT)
         except Refusal:
             raise refused() from None
+    if trusted and not _is_signed(found, trusted, image_keys, work):
+        raise refused()
+    return found.text
+
+
+def _is_signed(found: Plaintext, trusted: Signers, image_keys: set[str], work: Path) -> bool:
+    """Whether there is one signature, and it is good, of one of ``trusted``, for the image with these keys.
+
+    gpg has a home without a private key here, and gets signature and text as they were understood: one
+    packet, encoded anew, and the bytes that Ignition gets.
+    """
+    if len(found.signatures) != 1 or not trusted.accept(found.signatures[0], image_keys):
+        return False
+    with _home(work) as home, packets.in_memory("signature") as signature, packets.in_memory("text") as text:
+        gpg = _gpg(home, *signers.OPTIONS)
+        for key in trusted.keys.values():
+            gpg.import_keys(key)
+        packets.write(signature, packets.packet(packets.SIGNATURE, found.signatures[0]))
+        signature.seek(0)
+        packets.write(text, found.text)
+        number = signature.fileno()
+        words = [*signers.OPTIONS, "--enable-special-filenames", "--verify", "--", f"-&{number}", "-"]
+        result = _run(home, words, text, number)
+        result.output.close()
+    return trusted.have_made(result.code, result.status)
 
 
 @contextmanager
@@ -247,11 +277,11 @@ class _Gpg(gnupg.GPG):  # type: ignore[misc]  # gnupg has no types
         return [*_sandbox(), *super().make_args(args, passphrase)]
 
 
-def _gpg(home: Path) -> Any:
+def _gpg(home: Path, *options: str) -> Any:
     # It logs what it is given to import: on debug level the private key.
     logging.getLogger("gnupg").setLevel(logging.CRITICAL)
     try:
-        return _Gpg(gnupghome=str(home), options=_OPTIONS, env=_environment())
+        return _Gpg(gnupghome=str(home), options=[*_OPTIONS, *options], env=_environment())
     except (OSError, ValueError) as error:
         raise FirstbootError(
             "SX-CONFIG-19",
@@ -264,7 +294,8 @@ def _environment() -> dict[str, str]:
     return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
 
 
-def _import_key(gpg: Any, private_key: Path) -> None:
+def _import_key(gpg: Any, private_key: Path) -> set[str]:
+    """The fingerprints of what the file has."""
     try:
         result = gpg.import_keys(private_key.read_bytes())
     except OSError as error:
@@ -277,19 +308,25 @@ def _import_key(gpg: Any, private_key: Path) -> None:
         raise Refusal(
             "SX-CONFIG-21", f"the image's private key {private_key} is none that gpg can read", _BUILD_AGAIN
         )
+    return set(result.fingerprints)
 
 
 def _unwrap(home: Path, message: BinaryIO) -> _Result:
-    """Let gpg decrypt. Its status has a descriptor of its own; what else it says is for nobody."""
-    output = packets.in_memory("unwrapped")
+    """Let gpg decrypt."""
+    return _run(home, ["--unwrap", "--decrypt"], message)
+
+
+def _run(home: Path, command: list[str], stdin: BinaryIO, *inherited: int) -> _Result:
+    """Its status has a descriptor of its own; what else it says is for nobody."""
+    output = packets.in_memory("output")
     with packets.in_memory("status") as status:
         number = status.fileno()
         words = ["gpg", "--homedir", str(home), "--batch", "--no-tty", "--no-armor", *_OPTIONS]
         code = process.run_on_files(
-            [*_sandbox(), *words, "--status-fd", str(number), "--unwrap", "--decrypt"],
-            stdin=message,
+            [*_sandbox(), *words, "--status-fd", str(number), *command],
+            stdin=stdin,
             stdout=output,
-            inherited=[number],
+            inherited=[number, *inherited],
             environment=_environment(),
         )
         status.seek(0)
@@ -297,20 +334,16 @@ def _unwrap(home: Path, message: BinaryIO) -> _Result:
     return _Result(code, lines, output)
 
 
-def _line(*keywords: str) -> str:
-    return rf"\[GNUPG:\] (?:{'|'.join(keywords)})(?: [^\n]*)?\n"
-
-
 # GnuPG: doc/DETAILS for the lines; g10/mainproc.c, proc_encrypted(), for their order.
 # In older versions the compliance mode comes earlier.
-_RECIPIENTS = _line("ENC_TO", "KEY_CONSIDERED", "CARDCTRL", "NO_SECKEY")
-_COMPLIANCE = _line("DECRYPTION_COMPLIANCE_MODE")
+_RECIPIENTS = status_line("ENC_TO", "KEY_CONSIDERED", "CARDCTRL", "NO_SECKEY")
+_COMPLIANCE = status_line("DECRYPTION_COMPLIANCE_MODE")
 _ONE_LAYER = re.compile(
-    f"(?:{_RECIPIENTS})*{_line('DECRYPTION_KEY')}(?:{_RECIPIENTS})*"
-    f"{_line('BEGIN_DECRYPTION')}(?:{_COMPLIANCE})?{_line('DECRYPTION_INFO')}"
-    f"{_line('DECRYPTION_OKAY')}{_line('GOODMDC')}(?:{_COMPLIANCE})?{_line('END_DECRYPTION')}"
+    f"(?:{_RECIPIENTS})*{status_line('DECRYPTION_KEY')}(?:{_RECIPIENTS})*"
+    f"{status_line('BEGIN_DECRYPTION')}(?:{_COMPLIANCE})?{status_line('DECRYPTION_INFO')}"
+    f"{status_line('DECRYPTION_OKAY')}{status_line('GOODMDC')}(?:{_COMPLIANCE})?{status_line('END_DECRYPTION')}"
 )
-_GPG_EXIT = _line("FAILURE gpg-exit")
+_GPG_EXIT = status_line("FAILURE gpg-exit")
 
 
 def _is_one_layer(result: _Result) -> bool:

@@ -1,4 +1,4 @@
-"""OpenPGP's packets: where one message ends, and the one plaintext in what was encrypted.
+"""OpenPGP's packets: where one message ends and the one plaintext in what was encrypted, and its signatures.
 
 Formats: RFC 9580, sections 4.2 (lengths), 5 (packets) and 10.3 (which packets make a message); the same as
 RFC 4880's, but for packet 20 and lengths without end, which GnuPG writes.
@@ -11,6 +11,7 @@ import io
 import os
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, BinaryIO
 
@@ -22,7 +23,7 @@ _CHUNK = 1 << 16
 
 _SESSION_KEYS = {1, 3}
 _ENCRYPTED_DATA = {9, 18, 20}
-_SIGNATURE, _ONE_PASS_SIGNATURE, _COMPRESSED, _LITERAL = 2, 4, 8, 11
+SIGNATURE, _ONE_PASS_SIGNATURE, _COMPRESSED, _LITERAL = 2, 4, 8, 11
 _MARKER = 10  # to be ignored before encrypted data
 
 _DECOMPRESSORS: dict[bytes, Callable[[], Any]] = {
@@ -158,11 +159,23 @@ def _tag(header: int) -> int:
     return header & 0x3F if header & 0x40 else header >> 2 & 0x0F
 
 
-def plaintext(file: BinaryIO, limit: int) -> bytes:
+@dataclass(frozen=True)
+class Plaintext:
+    """``signatures``: the bodies of the packets that say who has signed the text. Nothing proves them yet."""
+
+    text: bytes
+    signatures: tuple[bytes, ...] = ()
+
+
+def packet(tag: int, body: bytes) -> bytes:
+    return bytes([0xC0 | tag, 255]) + len(body).to_bytes(4, "big") + body
+
+
+def plaintext(file: BinaryIO, limit: int) -> Plaintext:
     """The one plaintext, of at most ``limit`` bytes, in packets that were encrypted.
 
-    These are as gpg writes them: a literal, with signatures (which are not looked at) or without, and all of
-    it compressed once or not. Raises Refusal for any other packet, or a further one.
+    These are as gpg writes them: a literal, with signatures or without, and all of it compressed once or not.
+    Raises Refusal for any other packet, or a further one.
     """
     packets = Packets(file)
     tag, body = packets.next()
@@ -202,9 +215,10 @@ def _decompressed(decompressor: Any, piece: bytes) -> Iterator[bytes]:
         raise _damaged() from None
 
 
-def _literal(packets: Packets, limit: int) -> bytes:
-    """The text of the only literal. Signatures lie around it, or before it as of old."""
+def _literal(packets: Packets, limit: int) -> Plaintext:
+    """The only literal. Signatures lie around it, or before it as of old."""
     literal: _Body | None = None
+    signatures: list[_Body] = []
     before: list[int] = []
     after: list[int] = []
     while not packets.at_end:
@@ -213,10 +227,17 @@ def _literal(packets: Packets, limit: int) -> bytes:
             literal = body
         else:
             (before if literal is None else after).append(tag)
-    around = before == [_ONE_PASS_SIGNATURE] * len(after) and after == [_SIGNATURE] * len(before)
-    if literal is None or not (around or before + after == [_SIGNATURE] * len(before)):
+            if tag == SIGNATURE:
+                signatures.append(body)
+    around = before == [_ONE_PASS_SIGNATURE] * len(after) and after == [SIGNATURE] * len(before)
+    if literal is None or not (around or before + after == [SIGNATURE] * len(before)):
         raise _damaged()
-    return _text(packets.content(literal), limit)
+    if sum(size for body in signatures for _, size in body) > _BESIDE_LITERAL:
+        raise _damaged()
+    return Plaintext(
+        _text(packets.content(literal), limit),
+        tuple(b"".join(packets.content(body)) for body in signatures),
+    )
 
 
 def _text(pieces: Iterator[bytes], limit: int) -> bytes:

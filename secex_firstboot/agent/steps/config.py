@@ -14,6 +14,7 @@ from secex_firstboot.basic.files import exists, write_private
 from secex_firstboot.contract import paths
 from secex_firstboot.contract.parameters import LOGIN, value
 from secex_firstboot.ignition import checks, config, merge, openpgp, ownership, specification, transport
+from secex_firstboot.ignition.signers import Signers
 from secex_firstboot.storage import disk
 
 
@@ -39,14 +40,17 @@ class DecryptConfig(Step):
                 "build the SE-ready image with the key that configs are encrypted to",
             )
         value(context.command_line, LOGIN)
-        return ready(f"decrypt the Ignition config on {disk.find_by_serial(paths.CONFIG_DISK_SERIAL)}")
+        config_disk = disk.find_by_serial(paths.CONFIG_DISK_SERIAL)
+        return ready(f"decrypt the Ignition config on {config_disk}; {_whose(_signers())}")
 
     def perform(self, context: Context) -> None:
         try:
             message = openpgp.read_message(disk.find_by_serial(paths.CONFIG_DISK_SERIAL))
-            plain = openpgp.decrypt(message, paths.PRIVATE_KEY, Path(tempfile.gettempdir()))
+            signers = _signers()
+            plain = openpgp.decrypt(message, paths.PRIVATE_KEY, Path(tempfile.gettempdir()), signers)
             memory.stir(paths.PRIVATE_KEY.read_bytes(), plain)
             _check(plain)
+            (context.say if signers else context.warn)(_whose(signers))
             _forbid_local_login(context)
             write_private(places.IGNITION_USER_CONFIG, plain)
         except FirstbootError as error:
@@ -54,6 +58,17 @@ class DecryptConfig(Step):
             raise
         finally:
             paths.PRIVATE_KEY.unlink(missing_ok=True)
+
+
+def _signers() -> Signers | None:
+    return Signers.of_image(paths.CONFIG_SIGNERS)
+
+
+def _whose(signers: Signers | None) -> str:
+    if signers is None:
+        return "the image names no signers, so anybody can send it a config"
+    for_it = ", for this image," if signers.bound else ""
+    return f"a config is signed{for_it} by one of {', '.join(signers.keys) or 'nobody'}"
 
 
 def _check(plain: bytes) -> None:

@@ -6,6 +6,7 @@ import base64
 import fcntl
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from secex_firstboot.basic import memory
 from secex_firstboot.basic.errors import DeviceMissing, FirstbootError, Refusal
 from secex_firstboot.contract import paths
 from secex_firstboot.contract.dry_run import State
-from secex_firstboot.ignition import openpgp, specification
+from secex_firstboot.ignition import config, openpgp, specification
 from secex_firstboot.storage import disk
 
 NO_LOCAL_LOGIN = REPOSITORY / "dracut/no-local-login.ign"
@@ -164,13 +165,72 @@ def test_key_and_config_are_mixed_into_the_kernels_random_numbers_before_any_key
     assert asked == [(0x5207, 128, False)]  # RNDRESEEDCRNG, when both are in, before anything else happens
 
 
+# --- whose it is ---
+
+
+def test_a_config_that_no_signer_of_the_image_has_signed_is_refused_before_it_is_read(
+    gpg: Gpg, config_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, key = json.dumps(GOOD).encode(), paths.PRIVATE_KEY.read_bytes()
+    paths.CONFIG_SIGNERS.mkdir(parents=True)
+    (paths.CONFIG_SIGNERS / f"{fingerprint(gpg, 'image')}.asc").write_bytes(gpg("--export", "image"))
+    with monkeypatch.context() as unread:
+        unread.setattr(config, "parse", lambda text: pytest.fail("it was read"))
+        assert refusal(config_disk, gpg.encrypt(text)) == str(openpgp.refused())
+    places.CONFIG_REFUSED.unlink()
+    paths.PRIVATE_KEY.write_bytes(key)
+    config_disk.write_bytes(gpg.encrypt(text, "--sign", "--local-user=image") + bytes(512))
+    said: list[str] = []
+    warned: list[str] = []
+    DecryptConfig().perform(Context("ignition.firstboot", say=said.append, warn=warned.append))
+    assert places.IGNITION_USER_CONFIG.read_bytes() == text
+    assert said == [f"a config is signed by one of {fingerprint(gpg, 'image')}"]
+    assert not warned
+
+
+def fingerprint(gpg: Gpg, user: str) -> str:
+    listed = gpg("--with-colons", "--list-keys", user).decode()
+    found: list[str] = re.findall(r"^fpr:+([0-9A-F]{40}):", listed, re.M)
+    return found[0]
+
+
+def test_an_image_without_signers_says_that_anybody_can_send_a_config(gpg: Gpg, config_disk: Path) -> None:
+    config_disk.write_bytes(gpg.encrypt(json.dumps(GOOD).encode()) + bytes(512))
+    warned: list[str] = []
+    DecryptConfig().perform(Context("ignition.firstboot", warn=warned.append))
+    assert warned == ["the image names no signers, so anybody can send it a config"]
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        ([], "signed by one of nobody"),
+        (["A.asc", "B.asc"], "signed by one of A, B"),
+        (["A.asc", "bound"], "signed, for this image, by one of A"),
+    ],
+)
+def test_before_it_is_decrypted_it_is_told_who_must_have_signed_it(
+    machine: Machine, names: list[str], says: str
+) -> None:
+    put(paths.PRIVATE_KEY)
+    paths.CONFIG_SIGNERS.mkdir(parents=True)
+    for name in names:
+        put(paths.CONFIG_SIGNERS / name)
+    machine.serials["ignition_crypted"] = Path("/dev/vdb")
+    assert observe(machine, DecryptConfig()).detail.endswith(f"a config is {says}")
+
+
 # --- what it says of what it sees ---
 
 
 def test_config_is_ready_with_a_private_key_and_a_config_disk(machine: Machine) -> None:
     put(paths.PRIVATE_KEY)
     machine.serials["ignition_crypted"] = Path("/dev/vdb")
-    assert observe(machine, DecryptConfig()) == Status(State.READY, "decrypt the Ignition config on /dev/vdb")
+    assert observe(machine, DecryptConfig()) == Status(
+        State.READY,
+        "decrypt the Ignition config on /dev/vdb; "
+        "the image names no signers, so anybody can send it a config",
+    )
 
 
 def test_config_without_a_disk_is_refused(machine: Machine) -> None:
@@ -219,7 +279,7 @@ def test_the_private_key_is_gone_also_after_a_config_that_cannot_be_read(machine
 @pytest.fixture
 def decrypted(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Ground on which the config step can be performed; what Ignition would get in addition."""
-    monkeypatch.setattr(openpgp, "decrypt", lambda message, key, work: (CONFIG % "").encode())
+    monkeypatch.setattr(openpgp, "decrypt", lambda message, key, work, signers: (CONFIG % "").encode())
     machine.serials["ignition_crypted"] = put(machine.root / "vdb", "-----BEGIN PGP MESSAGE-----")
     monkeypatch.setattr(openpgp, "read_message", lambda device: b"")
     put(paths.PRIVATE_KEY)
