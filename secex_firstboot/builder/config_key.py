@@ -27,7 +27,7 @@ class ConfigKey:
 
 def key_pair(given: Path | None = None) -> ConfigKey:
     """A fresh key, or the one of a file. Raises Refusal if that is not one private key without passphrase."""
-    with _keyring() as gpg:
+    with keyring() as gpg:
         if given is None:
             run([*gpg, "--passphrase=", "--quick-generate-key", _NAME, "default", "default", "never"])
         else:
@@ -52,7 +52,7 @@ def _take(gpg: list[str], given: Path) -> None:
 
 
 @contextmanager
-def _keyring() -> Iterator[list[str]]:
+def keyring() -> Iterator[list[str]]:
     """gpg with a home of its own, and without its agent behind it in the end."""
     with secret_directory() as home:
         try:

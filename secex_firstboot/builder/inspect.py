@@ -95,6 +95,9 @@ class Inspection:
     boot_images: list[BootImage] = field(default_factory=list)
     first_boot: str = ""
     """Of an image: what first boot lacks on a disk of this size, or that it lacks nothing."""
+    config_signers: tuple[str, ...] | None = None
+    """As the metadata say, if there are any: an image's own are encrypted."""
+    config_bound: bool = False
     damage: list[str] = field(default_factory=list)
 
 
@@ -164,7 +167,13 @@ class _Look:
             self._compare(images)
         elif self.verify:
             self.damage.append("there is no hash tree, and so nothing is proven: it is a guest's disk")
-        return Inspection(self.kind, self.disk.size, partitions, images, self._first_boot(), self.damage)
+        found = Inspection(
+            self.kind, self.disk.size, partitions, images, self._first_boot(), damage=self.damage
+        )
+        if self.kind is Kind.IMAGE and self.metadata and self.metadata.config_key:
+            found.config_signers = self.metadata.config_signers
+            found.config_bound = self.metadata.config_bound
+        return found
 
     def _compare(self, images: Sequence[BootImage]) -> None:
         """With the metadata; a guest's root has grown, and its hosts are the owner's."""

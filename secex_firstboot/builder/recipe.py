@@ -71,6 +71,7 @@ class Recipe(Model):
     ostree repository that has it, and ``stateroot`` is the name of what shares a /var.
 
     ``options`` are added to the boot entry's. ``config_key``: an OpenPGP private key; None: a fresh one.
+    ``config_signers``: public keys of which one must have signed a config, ``config_bound``: for this image.
     ``keep_header`` and ``keep_cck``: see sealing.Sealing.
     """
 
@@ -80,6 +81,8 @@ class Recipe(Model):
     host_keys: tuple[File, ...] = ()
     trust: Trust = Trust()
     config_key: File | None = None
+    config_signers: tuple[File, ...] = ()
+    config_bound: bool = False
     keep_header: bool = False
     keep_cck: bool = False
     options: str = ""

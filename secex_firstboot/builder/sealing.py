@@ -17,7 +17,7 @@ from typing import Self
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.basic.files import is_regular, open_private, secret_directory
-from secex_firstboot.builder import outputs, volumes
+from secex_firstboot.builder import config_signers, initramfs_files, outputs, volumes
 from secex_firstboot.builder.config_key import ConfigKey, key_pair
 from secex_firstboot.builder.layout import SE_FILE_SYSTEM, SECTOR, Region
 from secex_firstboot.builder.outputs import Outputs, Pieces
@@ -31,6 +31,7 @@ from secex_firstboot.hostkeys.document import Document
 from secex_firstboot.hostkeys.download import Unreachable
 from secex_firstboot.hostkeys.proof import Proof
 from secex_firstboot.ignition.config import Config
+from secex_firstboot.ignition.signers import Signers
 from secex_firstboot.roots.kinds import Root
 from secex_firstboot.sdboot import boot_entry, boot_map, boot_record, image
 from secex_firstboot.sdboot.boot_entry import BootEntry
@@ -44,6 +45,7 @@ _FEW = 64  # extents of a file on a new file system
 _FOR_ALL_TO_READ = 0o644
 _LOADER_LIMIT = 64 << 10  # bytes
 _OVERHEAD = 1 << 20  # of a boot image: boot loaders, header, what is private
+_HEEDS_SIGNERS = "/secex_firstboot/ignition/signers.pyc"  # by dracut/module-setup.sh
 
 
 _IBMS = tuple(f"usr/share/s390-tools/{name}" for name in ("pvimg", "genprotimg"))
@@ -86,6 +88,8 @@ class Sealing:
     roots: Sequence[bytes]
     key: ConfigKey | None = None
     """None: a fresh one."""
+    signers: Signers | None = None
+    """None: a config may be anybody's."""
     keep_header: bool = False
     keep_cck: bool = False
 
@@ -99,6 +103,7 @@ class Sealing:
                 for path in recipe.trust.roots
             ],
             key_pair(recipe.config_key) if recipe.config_key else None,
+            config_signers.given(recipe.config_signers, bound=recipe.config_bound),
             recipe.keep_header,
             recipe.keep_cck,
         )
@@ -121,11 +126,13 @@ def finish(
     region = unsealed.pieces.layout.regions["se"]
     entry = boot_entry.find(unsealed.boot)
     check_room(entry, region.size)
+    if wanted.signers:
+        _check_heeds_signers(entry)
     content = work / "se"
     content.mkdir()
     with secret_directory() as private:
         overlay = private / "overlay.cpio"
-        write_archive(overlay, _overlay(key, wanted.roots))
+        write_archive(overlay, _overlay(key, wanted))
         kept = _make_sdboot(context, content / boot_record.IMAGE, unsealed, entry, overlay, wanted.documents)
     stage3 = _loader(unsealed.boot, _STAGE3).read_bytes()
     made, record = _make_bootable(context, content, stage3, region, same, work)
@@ -133,6 +140,8 @@ def finish(
     metadata = unsealed.metadata.model_copy(
         update={
             "config_key": key.fingerprint,
+            "config_signers": tuple(wanted.signers.keys) if wanted.signers else (),
+            "config_bound": bool(wanted.signers and wanted.signers.bound),
             "host_keys": tuple(
                 HostKey(document=each.name, sha256=document.key_hash(each).hex()) for each in wanted.documents
             ),
@@ -156,11 +165,23 @@ def finish(
     )
 
 
-def _overlay(key: ConfigKey, roots: Sequence[bytes]) -> dict[str, Entry]:
-    files: dict[str, Entry] = {str(paths.PRIVATE_KEY): File(key.private)}
-    for number, content in enumerate(roots):
-        files[str(paths.CERTIFICATES / f"owner-{number}.crt")] = File(content, _FOR_ALL_TO_READ)
-    return files
+def _check_heeds_signers(entry: BootEntry) -> None:
+    """An agent from before there were any would take a config from anybody. Raises Refusal."""
+    files = set().union(*map(initramfs_files.names, entry.initrd))
+    if not any(each.endswith(_HEEDS_SIGNERS) for each in files):
+        raise Refusal(
+            "SX-BUILD-75",
+            "the secex-firstboot in the image's initramfs is too old for --config-signer",
+            "have the image built with a newer one, or do without",
+        )
+
+
+def _overlay(key: ConfigKey, wanted: Sealing) -> dict[str, Entry]:
+    public = {paths.CERTIFICATES / f"owner-{number}.crt": each for number, each in enumerate(wanted.roots)}
+    if wanted.signers:
+        public |= wanted.signers.files()
+    files: dict[str, Entry] = {str(path): File(content, _FOR_ALL_TO_READ) for path, content in public.items()}
+    return files | {str(paths.PRIVATE_KEY): File(key.private)}
 
 
 def _make_sdboot(

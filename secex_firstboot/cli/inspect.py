@@ -72,6 +72,7 @@ def _page(found: Inspection) -> Iterator[str]:
         ("partitions", [_part(each) for each in found.partitions]),
         *(("starts" if each.default else "", _boot_image(each)) for each in found.boot_images),
         ("first boot", [found.first_boot] if found.first_boot else []),
+        ("configs", sealing_verbs.configs(found.config_signers, bound=found.config_bound)),
         ("damage", found.damage),
     ]
     yield from table.page(rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="OpenPGP private key, without passphrase, that configs are encrypted to (default: a fresh one)",
     )
+    parser.add_argument(
+        "--config-signer",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="OpenPGP public key: one of these must have signed a config (default: anybody can send one);"
+        " may be repeated",
+    )
+    parser.add_argument(
+        "--config-bound", action="store_true", help="and the signature must say that it is for this image"
+    )
     for name, what in (
         ("header", "NAME.header and NAME.header-key, which opens the image"),
         ("cck", "NAME.cck, the customer communication key, for attestation"),
@@ -64,6 +76,8 @@ def given(options: argparse.Namespace) -> dict[str, Any]:
         "host-keys": absolute(options.hostkey),
         "trust": without_nothing(trust),
         "config-key": key,
+        "config-signers": absolute(options.config_signer),
+        "config-bound": options.config_bound or None,
         "keep-header": options.keep_header or None,
         "keep-cck": options.keep_cck or None,
     }
@@ -99,6 +113,15 @@ def show(options: argparse.Namespace, made: Metadata) -> Exit:
     return Exit.DONE
 
 
+def configs(signers: Sequence[str] | None, *, bound: bool) -> list[str]:
+    """None: it is not told."""
+    if signers is None:
+        return []
+    if not signers:
+        return ["anybody can send one: no --config-signer"]
+    return [f"signed{', for this image,' if bound else ''} by {each}" for each in signers]
+
+
 def _page(made: Metadata) -> Iterator[str]:
     volumes = [
         f"{name}: {each.file_system}, {each.size >> 20} MiB, root hash {each.root_hash}"
@@ -111,6 +134,7 @@ def _page(made: Metadata) -> Iterator[str]:
         ("volumes", volumes),
         ("hosts", hosts or ["none: the image is not sealed"]),
         ("config key", [made.config_key or "none: the image is not sealed"]),
+        ("configs", configs(made.config_signers if made.config_key else None, bound=made.config_bound)),
         ("files", [f"{name}: {digest}" for name, digest in made.outputs.items()]),
     )
     yield from table.page(rows)

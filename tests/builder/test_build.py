@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from harness import ultravisor
 from harness.site import Host
 from support import host_keys, needs, se_tree
-from support.builds import CONTEXT, adopted, change, copy_of, look, made_of, partition
+from support.builds import CONTEXT, adopted, change, copy_of, look, made_of, opened, partition, sdboot
 
 from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.builder import build, inspect, recipe, volumes
@@ -25,7 +25,6 @@ from secex_firstboot.builder.outputs import Outputs
 from secex_firstboot.builder.recipe import Trust
 from secex_firstboot.contract.metadata import Metadata
 from secex_firstboot.hostkeys import document
-from secex_firstboot.sdboot import boot_record
 from secex_firstboot.storage import progress_record
 
 pytestmark = needs.programs(
@@ -33,23 +32,6 @@ pytestmark = needs.programs(
 )
 
 PRIVATE_KEY = "usr/lib/coreos/ignition.asc"
-
-
-def sdboot(outputs: Outputs, directory: Path) -> bytes:
-    raw, file = directory / "raw", directory / "sdboot.dumped"
-    subprocess.run(["qemu-img", "convert", "-O", "raw", outputs.image, raw], check=True)
-    se = f"{raw}?offset={partition(outputs, 'se')}"
-    subprocess.run(
-        ["debugfs", "-R", f"dump /{boot_record.IMAGE} {file}", se], check=True, capture_output=True
-    )
-    content = file.read_bytes()
-    for path in (raw, file):
-        path.unlink()
-    return content
-
-
-def opened(outputs: Outputs, host: Host, directory: Path) -> ultravisor.Unpacked:
-    return ultravisor.unpack(sdboot(outputs, directory), host.key)
 
 
 # --- build ---

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from harness import ultravisor
 from harness.site import Host
 
 from secex_firstboot.basic.context import Context
@@ -18,6 +19,7 @@ from secex_firstboot.builder.outputs import Outputs
 from secex_firstboot.builder.recipe import Recipe, Trust
 from secex_firstboot.contract.metadata import Metadata
 from secex_firstboot.hostkeys import document
+from secex_firstboot.sdboot import boot_record
 
 CONTEXT = Context("")
 MIB = 1 << 20
@@ -48,6 +50,23 @@ def change(image: Path, at: int) -> None:
 def partition(built: Outputs, name: str) -> int:
     (found,) = (part.start for part in Metadata.load(built.metadata).partitions if part.name == name)
     return found
+
+
+def sdboot(outputs: Outputs, directory: Path) -> bytes:
+    raw, file = directory / "raw", directory / "sdboot.dumped"
+    subprocess.run(["qemu-img", "convert", "-O", "raw", outputs.image, raw], check=True)
+    se = f"{raw}?offset={partition(outputs, 'se')}"
+    subprocess.run(
+        ["debugfs", "-R", f"dump /{boot_record.IMAGE} {file}", se], check=True, capture_output=True
+    )
+    content = file.read_bytes()
+    for path in (raw, file):
+        path.unlink()
+    return content
+
+
+def opened(outputs: Outputs, host: Host, directory: Path) -> ultravisor.Unpacked:
+    return ultravisor.unpack(sdboot(outputs, directory), host.key)
 
 
 def copy_of(built: Outputs, directory: Path) -> Outputs:

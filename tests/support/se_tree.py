@@ -16,7 +16,7 @@ OPTIONS = "root=/dev/mapper/root rw init_on_free=1 systemd.gpt_auto=0 fsck.mode=
 
 
 def make(tree: Path) -> Path:
-    """A kernel by its looks, an initramfs with the agent's script, boot loaders by their size."""
+    """A kernel by its looks, an initramfs with the agent by its names, boot loaders by their size."""
     files = {
         f"boot/vmlinuz-{RELEASE}": _kernel(),
         "etc/os-release": b'PRETTY_NAME="The Test Linux"\n',
@@ -39,11 +39,14 @@ def make(tree: Path) -> Path:
     return tree
 
 
+AGENT = (
+    "/usr/lib/secex-firstboot/check-root",
+    "/usr/lib/python3/dist-packages/secex_firstboot/ignition/signers.pyc",
+)
+
+
 def make_initramfs(path: Path, *names: str) -> None:
-    write_archive(
-        path,
-        {name: File(b"#!/bin/sh\n", 0o755) for name in names or ("/usr/lib/secex-firstboot/check-root",)},
-    )
+    write_archive(path, {name: File(b"#!/bin/sh\n", 0o755) for name in names or AGENT})
     path.chmod(0o644)
 
 

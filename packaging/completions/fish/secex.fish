@@ -51,7 +51,7 @@ function _shtab_secex_using
 end
 
 set -g _shtab_secex_commands config check encrypt build seal adopt inspect host domain explain status update hosts 'hosts list' 'hosts add' 'hosts remove' 'hosts check' enable kargs
-set -g _shtab_secex_opts_with_value --append --boot-free --cert --certificates --check --config --config-key --console --cpus --crl --delete --expires --file-system --hostkey --hostkey-verify --hostname --image --key --loadparm --memory --metadata --name --network --options --output --partition --proof --recipe --ref --root --root-free --se --sign-with --ssh-key --stateroot --user
+set -g _shtab_secex_opts_with_value --append --boot-free --cert --certificates --check --config --config-key --config-signer --console --cpus --crl --delete --expires --file-system --hostkey --hostkey-verify --hostname --image --key --loadparm --memory --metadata --name --network --options --output --partition --proof --recipe --ref --root --root-free --se --sign-with --ssh-key --stateroot --user
 
 complete -c secex -e
 complete -c secex -f
@@ -106,6 +106,8 @@ complete -c secex -n '_shtab_secex_using build' -l crl -xka "(__fish_complete_pa
 complete -c secex -n '_shtab_secex_using build' -l offline -d 'ask no server for revocation lists'
 complete -c secex -n '_shtab_secex_using build' -l no-verify -d 'take --hostkey unproven, for tests'
 complete -c secex -n '_shtab_secex_using build' -l config-key -xka "(__fish_complete_path (commandline -ct))" -d 'OpenPGP private key, without passphrase, that configs are encrypted to (default: a fresh one)'
+complete -c secex -n '_shtab_secex_using build' -l config-signer -xka "(__fish_complete_path (commandline -ct))" -d 'OpenPGP public key: one of these must have signed a config (default: anybody can send one); may be repeated'
+complete -c secex -n '_shtab_secex_using build' -l config-bound -d 'and the signature must say that it is for this image'
 complete -c secex -n '_shtab_secex_using build' -l keep-header -d 'write NAME.header and NAME.header-key, which opens the image'
 complete -c secex -n '_shtab_secex_using build' -l keep-cck -d 'write NAME.cck, the customer communication key, for attestation'
 complete -c secex -n '_shtab_secex_using build' -l json -d 'print JSON for programs'
@@ -128,6 +130,8 @@ complete -c secex -n '_shtab_secex_using seal' -l crl -xka "(__fish_complete_pat
 complete -c secex -n '_shtab_secex_using seal' -l offline -d 'ask no server for revocation lists'
 complete -c secex -n '_shtab_secex_using seal' -l no-verify -d 'take --hostkey unproven, for tests'
 complete -c secex -n '_shtab_secex_using seal' -l config-key -xka "(__fish_complete_path (commandline -ct))" -d 'OpenPGP private key, without passphrase, that configs are encrypted to (default: a fresh one)'
+complete -c secex -n '_shtab_secex_using seal' -l config-signer -xka "(__fish_complete_path (commandline -ct))" -d 'OpenPGP public key: one of these must have signed a config (default: anybody can send one); may be repeated'
+complete -c secex -n '_shtab_secex_using seal' -l config-bound -d 'and the signature must say that it is for this image'
 complete -c secex -n '_shtab_secex_using seal' -l keep-header -d 'write NAME.header and NAME.header-key, which opens the image'
 complete -c secex -n '_shtab_secex_using seal' -l keep-cck -d 'write NAME.cck, the customer communication key, for attestation'
 complete -c secex -n '_shtab_secex_using seal' -l json -d 'print JSON for programs'
@@ -143,6 +147,8 @@ complete -c secex -n '_shtab_secex_using adopt' -l crl -xka "(__fish_complete_pa
 complete -c secex -n '_shtab_secex_using adopt' -l offline -d 'ask no server for revocation lists'
 complete -c secex -n '_shtab_secex_using adopt' -l no-verify -d 'take --hostkey unproven, for tests'
 complete -c secex -n '_shtab_secex_using adopt' -l config-key -xka "(__fish_complete_path (commandline -ct))" -d 'OpenPGP private key, without passphrase, that configs are encrypted to (default: a fresh one)'
+complete -c secex -n '_shtab_secex_using adopt' -l config-signer -xka "(__fish_complete_path (commandline -ct))" -d 'OpenPGP public key: one of these must have signed a config (default: anybody can send one); may be repeated'
+complete -c secex -n '_shtab_secex_using adopt' -l config-bound -d 'and the signature must say that it is for this image'
 complete -c secex -n '_shtab_secex_using adopt' -l keep-header -d 'write NAME.header and NAME.header-key, which opens the image'
 complete -c secex -n '_shtab_secex_using adopt' -l keep-cck -d 'write NAME.cck, the customer communication key, for attestation'
 complete -c secex -n '_shtab_secex_using adopt' -l json -d 'print JSON for programs'
