@@ -60,11 +60,11 @@ def run(output: Path, *, closely: bool, at_length: bool = False, root: str = "xf
     asks for. ``at_length``: in the initramfs list all files, and try a dry run, too, which takes the guest
     minutes.
     """
-    recipe, size, configure = Recipe(root_file_system=root), DISK_SIZE, firstboot.plain_config
+    recipe, size, configure = Recipe(root_file_system=root, signed=True), DISK_SIZE, firstboot.plain_config
     if closely:
         configure = owners_volume.configure
         more = " secex-test.manifest secex-test.dry-run" if at_length else ""
-        recipe = Recipe(options=f"{_GROWING}{more}")
+        recipe = Recipe(options=f"{_GROWING}{more}", signed=True)
         size = _GROWING_DISK_SIZE
     with firstboot.make_site(output, recipe, configure, adopted=True) as (where, network):
         firstboot.enlarge(where.image, where.disk, size)

@@ -14,8 +14,9 @@ import pytest
 from harness import console, firstboot, se_ready
 from harness.firstboot import Site
 from harness.guest import Disk, Network
-from harness.se_ready import OPTIONS, SMALL, Recipe
+from harness.se_ready import OPTIONS, SMALL, Recipe, Signature
 
+from secex_firstboot.builder import config_key
 from secex_firstboot.owner import console_log
 
 MIB = 1 << 20
@@ -62,10 +63,18 @@ class Case:
     with_config: bool = True
     config: dict[str, Any] = field(default_factory=dict)
     """Sections in place of the config's own."""
+    sign: Callable[[Signature], Signature | None] = lambda signature: signature
+    """What becomes of the signature, of an image that wants one."""
     grow_mib: int = 256
 
 
 BOOT_ENTRY = {"name": "../../../../boot/loader/entries/zz.conf", "contents": "options init=/bin/sh"}
+
+SIGNED = replace(SMALL, signed=True)
+NOT_SIGNED = (
+    "the config is damaged or was altered, is not for this image's key or by none of its signers, "
+    "or is no valid Ignition config: look at it"
+)
 
 CASES = [
     Case(
@@ -99,6 +108,37 @@ CASES = [
         "the file system of root is neither ext4 nor xfs: build the image with one of them",
         recipe=replace(SMALL, root_file_system=None),
     ),
+    Case(
+        "a config of the host's own",
+        NOT_SIGNED,
+        recipe=SIGNED,
+        config={"storage": {}, "passwd": {}},
+        sign=lambda signature: None,
+    ),
+    Case(
+        "the owner's config, stripped of its signature",
+        NOT_SIGNED,
+        recipe=SIGNED,
+        sign=lambda signature: None,
+    ),
+    Case(
+        "a config by somebody else",
+        NOT_SIGNED,
+        recipe=SIGNED,
+        sign=lambda signature: replace(signature, by=config_key.key_pair()),
+    ),
+    Case(
+        "the owner's config for another image",
+        NOT_SIGNED,
+        recipe=SIGNED,
+        sign=lambda signature: replace(signature, image=signature.by.fingerprint),
+    ),
+    Case(
+        "a config that has expired",
+        NOT_SIGNED,
+        recipe=SIGNED,
+        sign=lambda signature: replace(signature, expires="seconds=1"),
+    ),
 ]
 
 
@@ -113,9 +153,9 @@ def test_wrong_ground_is_refused_with_the_cure_and_nothing_is_touched(
     with before.open("r+b") as stream:
         stream.truncate(before.stat().st_size + case.grow_mib * MIB)
     case.change(before)
-    if case.config:
-        other = tmp_path / "config.asc"
-        se_ready.encrypt_config(where.served.config | case.config, where.public_key, other)
+    if case.config or where.signature:
+        other, signature = tmp_path / "config.asc", where.signature and case.sign(where.signature)
+        se_ready.encrypt_config(where.served.config | case.config, where.public_key, other, signature)
         where = replace(where, config_disk=other)
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", before, disk], check=True)
     with firstboot.start(
@@ -135,6 +175,26 @@ def test_wrong_ground_is_refused_with_the_cure_and_nothing_is_touched(
     assert explained.cause and re.search(case.says, explained.cause.said)
     assert explained.cause.id and explained.cause.cure
     subprocess.run(["qemu-img", "compare", "-q", "-f", "raw", "-F", "qcow2", before, disk], check=True)
+
+
+@pytest.mark.sampled("wrong ground")
+def test_a_config_by_the_signer_and_for_the_image_is_taken(images: Images, tmp_path: Path) -> None:
+    """The neighbour of what is refused; all else that comes of it is the main job's."""
+    where, network = images.site(SIGNED)
+    assert where.signature
+    with firstboot.start(
+        where,
+        network,
+        disk=Disk(where.image, "system"),
+        host_keys=[where.hosts["universal"].key],
+        log=tmp_path / "console.log",
+    ) as guest:
+        signer = where.signature.by.fingerprint
+        guest.wait_for(
+            f"{console.step_begins('config')}.*; a config is signed, for this image, by one of {signer}",
+            TIMEOUT,
+        )
+        guest.wait_for(console.step_done("config"), TIMEOUT)
 
 
 def test_the_image_does_not_start_on_a_host_it_was_not_built_for(images: Images, tmp_path: Path) -> None:

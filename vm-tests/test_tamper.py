@@ -363,7 +363,8 @@ CONFIG = [
         IMAGE,
         config_within_one_of_the_hosts,
         REFUSED,
-        "the config is damaged or was altered, is not for this image's key, or is no valid Ignition config",
+        "the config is damaged or was altered, is not for this image's key or by none of its signers, "
+        "or is no valid Ignition config",
     ),
     Case("two config disks", IMAGE, attach_second_config, REFUSED, "both have the serial"),
 ]

@@ -17,11 +17,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from secex_firstboot.builder.metadata import Metadata
+
 from harness import console, debian, pki, raw_disk, se_ready, site, ultravisor
 from harness.guest import SERVICES_ADDRESS, Disk, Guest, Network
 from harness.pki import Chain
-from harness.se_ready import Recipe
+from harness.se_ready import Recipe, Signature
 from harness.site import Host
+from secex_firstboot.builder import config_key
 
 MIB = 1 << 20
 FIRST_BOOT_TIMEOUT = 2400.0  # seconds; bounds a guest that hangs, measures nothing
@@ -65,6 +68,8 @@ class Site:
     """On which first boot runs."""
     published: Path | None = None
     """What ``image`` was adopted from."""
+    signature: Signature | None = None
+    """Of the config, if the image wants one."""
 
     @property
     def disk(self) -> Path:
@@ -108,6 +113,9 @@ def make_site(
     tree = debian.repository() if recipe.ref else debian.build()
     image = directory / "se-ready.qcow2"
     identity = site.make_ssh_identity(directory)
+    signer, signers_key = directory / "signer.asc", config_key.key_pair() if recipe.signed else None
+    if signers_key:
+        signer.write_bytes(signers_key.public)
     debian.say("making the SE-ready image")
     published = directory / "published.qcow2" if adopted else None
     built = se_ready.build(
@@ -116,6 +124,7 @@ def make_site(
         published or image,
         host_key_document=hosts["universal"].document,
         root_certificate=chain.certificates()["root.crt"],
+        signer=signer if signers_key and not published else None,
     )
     public_key = built.public_key
     if published:
@@ -125,10 +134,13 @@ def make_site(
             image,
             documents=[hosts[name].document for name in ("customer-1", "customer-2")],
             root_certificate=chain.certificates()["root.crt"],
+            signer=signer if signers_key else None,
         )
+    image_key = Metadata.load(image.with_suffix(".json")).config_key
+    signature = Signature(signers_key, image_key) if signers_key and image_key else None
     served = configure(Owner(hosts, chain, identity.with_suffix(".pub").read_text().strip()))
     config_disk = directory / "ignition_crypted.asc"
-    se_ready.encrypt_config(served.config, public_key, config_disk)
+    se_ready.encrypt_config(served.config, public_key, config_disk, signature)
     made = Site(
         directory,
         tree,
@@ -142,6 +154,7 @@ def make_site(
         served,
         first_host="customer-2" if adopted else "universal",
         published=published,
+        signature=signature,
     )
     with services(served) as network:
         yield made, network

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from harness import debian
 from secex_firstboot.basic.context import Context
@@ -17,11 +18,13 @@ from secex_firstboot.builder import adopt as builder_adopt
 from secex_firstboot.builder import outputs, rules, sealing, volumes
 from secex_firstboot.builder import recipe as builder
 from secex_firstboot.builder.build import Build
+from secex_firstboot.builder.config_key import ConfigKey
 from secex_firstboot.builder.outputs import Outputs
 from secex_firstboot.builder.recipe import Trust
 from secex_firstboot.builder.sealing import Sealing
 from secex_firstboot.builder.volumes import Content, Same
 from secex_firstboot.contract.metadata import Metadata
+from secex_firstboot.ignition.signers import FOR_IMAGE
 from secex_firstboot.roots.kinds import Plain
 
 MIB = 1 << 20
@@ -54,6 +57,7 @@ class Recipe:
     boot_free: int = 8  # in the boot file system
     boot_room: int | None = None  # behind it; None: what first boot needs
     ref: str = ""  # of an ostree repository, instead of a tree
+    signed: bool = False  # somebody has to have signed a config, for this image
 
     @property
     def boot_options(self) -> str:
@@ -77,6 +81,23 @@ ONE_MACHINES = ((HOST_KEY, b"-----BEGIN OPENSSH PRIVATE KEY-----\n"), ("etc/mach
 
 
 @dataclass(frozen=True)
+class Signature:
+    """Of a config. ``image``: fingerprint of the config key of the image that it is for; ``expires``: when,
+    as gpg takes it."""
+
+    by: ConfigKey
+    image: str
+    expires: str = "never"
+
+    @property
+    def words(self) -> list[str]:
+        return [
+            *("--sign", f"--local-user={self.by.fingerprint}", f"--default-sig-expire={self.expires}"),
+            f"--sig-notation={FOR_IMAGE}={self.image}",
+        ]
+
+
+@dataclass(frozen=True)
 class Made:
     """``public_key``: to which configs are encrypted; ``root_size``: bytes, as statvfs(3) has it."""
 
@@ -85,17 +106,24 @@ class Made:
 
 
 def build(
-    recipe: Recipe, tree: Path, image: Path, *, host_key_document: Path, root_certificate: bytes
+    recipe: Recipe,
+    tree: Path,
+    image: Path,
+    *,
+    host_key_document: Path,
+    root_certificate: bytes,
+    signer: Path | None = None,
 ) -> Made:
     """Make the qcow2 ``image`` for the host of the document, with what belongs to it beside it.
 
-    Its guests trust ``root_certificate`` for the documents of their hosts.
+    Its guests trust ``root_certificate`` for the documents of their hosts, and take configs of ``signer``, a
+    public key, alone.
     """
     target = Outputs(image.with_suffix(""))
     with outputs.working(target) as work:
         root = work / "root.crt"
         root.write_bytes(root_certificate)
-        what = _recipe(recipe, tree, host_key_document, root)
+        what = _recipe(recipe, tree, host_key_document, root, signer)
         wanted = Sealing.of(Context(""), what, work)
         same = Same.of({}, time.time())
         with debian.deploying() if recipe.ref else nullcontext():
@@ -105,20 +133,32 @@ def build(
     return Made(target.public_key, root_size)
 
 
-def adopt(published: Path, image: Path, *, documents: Sequence[Path], root_certificate: bytes) -> Path:
+def adopt(
+    published: Path,
+    image: Path,
+    *,
+    documents: Sequence[Path],
+    root_certificate: bytes,
+    signer: Path | None = None,
+) -> Path:
     """Make ``image`` of a published one, for the hosts of these documents; the public key of configs."""
     target = Outputs(image.with_suffix(""))
     with tempfile.NamedTemporaryFile(suffix=".crt") as root:
         root.write(root_certificate)
         root.flush()
         trust = Trust(roots=(Path(root.name),), verify=False)
-        recipe = builder.make("a test", {"source": published, "host_keys": documents, "trust": trust})
+        what = {"source": published, "host_keys": documents, "trust": trust} | _signed_by(signer)
+        recipe = builder.make("a test", what)
         metadata = Metadata.load(published.with_suffix(".json"))
         builder_adopt.adopt(Context(""), recipe, metadata, target)
     return target.public_key
 
 
-def _recipe(recipe: Recipe, tree: Path, document: Path, root: Path) -> builder.Recipe:
+def _signed_by(signer: Path | None) -> dict[str, Any]:
+    return {"config_signers": (signer,), "config_bound": True} if signer else {}
+
+
+def _recipe(recipe: Recipe, tree: Path, document: Path, root: Path, signer: Path | None) -> builder.Recipe:
     sizes = builder.Sizes(
         se=recipe.se_size,
         boot_free=recipe.boot_free,
@@ -137,7 +177,8 @@ def _recipe(recipe: Recipe, tree: Path, document: Path, root: Path) -> builder.R
             "sizes": sizes,
             "host_keys": (document,),
             "trust": Trust(roots=(root,), verify=False),
-        },
+        }
+        | _signed_by(signer),
     )
 
 
@@ -207,14 +248,17 @@ def _usable(root: Path) -> int:
     return (int.from_bytes(head[8:16], "big") - log) * block
 
 
-def encrypt_config(config: object, public_key: Path, output: Path) -> None:
-    """``gpg --armor --encrypt`` of an Ignition config, padded with zeros to whole 512-byte blocks."""
+def encrypt_config(
+    config: object, public_key: Path, output: Path, signature: Signature | None = None
+) -> None:
+    """``gpg --armor --sign --encrypt`` of an Ignition config, padded with zeros to whole 512-byte blocks."""
     with tempfile.TemporaryDirectory() as home:
+        gpg = ["gpg", "--homedir", home, "--batch", "--quiet", "--trust-model=always"]
+        if signature:
+            subprocess.run([*gpg, "--import"], input=signature.by.private, check=True, capture_output=True)
+            gpg += signature.words
         done = subprocess.run(
-            [
-                *("gpg", "--homedir", home, "--batch", "--quiet", "--trust-model=always"),
-                *("--armor", "--encrypt", f"--recipient-file={public_key}"),
-            ],
+            [*gpg, "--armor", "--encrypt", f"--recipient-file={public_key}"],
             input=json.dumps(config).encode(),
             check=True,
             capture_output=True,
@@ -236,7 +280,7 @@ def opens(private_key: bytes, config_disk: Path) -> bool:
         gpg = ["gpg", "--homedir", home, "--batch", "--quiet"]
         subprocess.run([*gpg, "--import"], input=private_key, check=True, capture_output=True)
         message = config_disk.read_bytes().rstrip(b"\0")
-        done = subprocess.run([*gpg, "--decrypt"], input=message, capture_output=True)
+        done = subprocess.run([*gpg, "--unwrap", "--decrypt"], input=message, capture_output=True)
         subprocess.run(["gpgconf", "--homedir", home, "--kill", "all"], check=True)
     return done.returncode == 0
 

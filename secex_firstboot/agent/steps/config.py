@@ -50,7 +50,8 @@ class DecryptConfig(Step):
             plain = openpgp.decrypt(message, paths.PRIVATE_KEY, Path(tempfile.gettempdir()), signers)
             memory.stir(paths.PRIVATE_KEY.read_bytes(), plain)
             _check(plain)
-            (context.say if signers else context.warn)(_whose(signers))
+            if signers is None:
+                context.warn(_whose(signers))
             _forbid_local_login(context)
             write_private(places.IGNITION_USER_CONFIG, plain)
         except FirstbootError as error:
