@@ -17,14 +17,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from secex_firstboot.builder.metadata import Metadata
-
 from harness import console, debian, pki, raw_disk, se_ready, site, ultravisor
 from harness.guest import SERVICES_ADDRESS, Disk, Guest, Network
 from harness.pki import Chain
 from harness.se_ready import Recipe, Signature
 from harness.site import Host
 from secex_firstboot.builder import config_key
+from secex_firstboot.contract.metadata import Metadata
 
 MIB = 1 << 20
 FIRST_BOOT_TIMEOUT = 2400.0  # seconds; bounds a guest that hangs, measures nothing
