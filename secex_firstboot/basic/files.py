@@ -53,6 +53,11 @@ def _mode(path: Path, *, follow_symlinks: bool = True) -> int | None:
         ) from error
 
 
+def in_memory(name: str) -> BinaryIO:
+    """An anonymous file in RAM."""
+    return os.fdopen(os.memfd_create(name, os.MFD_CLOEXEC), "w+b", buffering=0)
+
+
 def open_private(path: Path) -> BinaryIO:
     """A new file for writing that only its owner can ever open; replaces what was there."""
     path.unlink(missing_ok=True)

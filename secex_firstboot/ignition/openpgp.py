@@ -29,7 +29,7 @@ import gnupg
 
 from secex_firstboot.basic import process
 from secex_firstboot.basic.errors import FirstbootError, Refusal
-from secex_firstboot.basic.files import exists
+from secex_firstboot.basic.files import exists, in_memory
 from secex_firstboot.ignition import packets, signers
 from secex_firstboot.ignition.packets import ENCRYPT_AGAIN, MESSAGE_LIMIT, Packets, Plaintext
 from secex_firstboot.ignition.signers import Signers, status_line
@@ -96,7 +96,7 @@ def read_message(device: Path, limit: int = MESSAGE_LIMIT) -> BinaryIO:
     anything but zeros behind it.
     """
     with ExitStack() as if_refused:
-        message = if_refused.enter_context(packets.in_memory("message"))
+        message = if_refused.enter_context(in_memory("message"))
         try:
             with device.open("rb") as disk:
                 _copy_message(disk, message, limit)
@@ -236,7 +236,7 @@ def _is_signed(found: Plaintext, trusted: Signers, image_keys: set[str], work: P
     """
     if len(found.signatures) != 1 or not trusted.accept(found.signatures[0], image_keys):
         return False
-    with _home(work) as home, packets.in_memory("signature") as signature, packets.in_memory("text") as text:
+    with _home(work) as home, in_memory("signature") as signature, in_memory("text") as text:
         gpg = _gpg(home, *signers.OPTIONS)
         for key in trusted.keys.values():
             gpg.import_keys(key)
@@ -318,8 +318,8 @@ def _unwrap(home: Path, message: BinaryIO) -> _Result:
 
 def _run(home: Path, command: list[str], stdin: BinaryIO, *inherited: int) -> _Result:
     """Its status has a descriptor of its own; what else it says is for nobody."""
-    output = packets.in_memory("output")
-    with packets.in_memory("status") as status:
+    output = in_memory("output")
+    with in_memory("status") as status:
         number = status.fileno()
         words = ["gpg", "--homedir", str(home), "--batch", "--no-tty", "--no-armor", *_OPTIONS]
         code = process.run_on_files(

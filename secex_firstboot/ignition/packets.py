@@ -16,6 +16,7 @@ from itertools import chain
 from typing import Any, BinaryIO
 
 from secex_firstboot.basic.errors import Refusal
+from secex_firstboot.basic.files import in_memory
 
 MESSAGE_LIMIT = 96 << 20  # bytes: a config of 64 MiB, encrypted and armored
 
@@ -38,11 +39,6 @@ _BESIDE_LITERAL = 1 << 16  # bytes: its header, and signatures
 ENCRYPT_AGAIN = "encrypt the config with gpg --encrypt and write the file to the start of the config disk"
 
 _Body = list[tuple[int, int]]  # start and size of each part
-
-
-def in_memory(name: str) -> BinaryIO:
-    """An anonymous file in RAM."""
-    return os.fdopen(os.memfd_create(name, os.MFD_CLOEXEC), "w+b", buffering=0)
 
 
 def write(stream: BinaryIO, content: bytes) -> None:

@@ -35,6 +35,7 @@ from support.openpgp_messages import (
 )
 
 from secex_firstboot.basic.errors import FirstbootError, Refusal
+from secex_firstboot.basic.files import in_memory
 from secex_firstboot.ignition import openpgp, packets
 
 VECTORS = TEST_VECTORS / "openpgp"
@@ -849,7 +850,7 @@ def test_gpg_has_no_privilege_no_network_and_leaves_no_process(
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     with openpgp._home(work) as home:
         assert home.stat().st_mode & 0o777 == 0o700
-        result = openpgp._unwrap(home, packets.in_memory("message"))
+        result = openpgp._unwrap(home, in_memory("message"))
         assert (home / "written").stat().st_uid == 65533
     assert result.code == 2
     result.output.seek(0)
