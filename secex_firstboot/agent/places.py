@@ -35,3 +35,4 @@ SYSROOT = Path("/sysroot")
 SECURE_EXECUTION_GUEST = Path("/sys/firmware/uv/prot_virt_guest")
 SWAPS = Path("/proc/swaps")
 THIS_HOSTS_KEYS = paths.THIS_HOSTS_KEYS
+THIS_HOSTS_HEADER_VERSIONS = paths.THIS_HOSTS_HEADER_VERSIONS

@@ -20,6 +20,7 @@ from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.basic.files import is_regular
 from secex_firstboot.builder import outputs, volumes
 from secex_firstboot.contract import parameters
+from secex_firstboot.contract.key_kind import KeyKind
 from secex_firstboot.contract.metadata import Metadata
 from secex_firstboot.contract.partitions import HASH_TREES, LASTING, VOLUMES
 from secex_firstboot.hostkeys import document
@@ -66,7 +67,8 @@ class Part:
 class HostKey:
     """``name``: of the given document that has this key, if one has."""
 
-    sha256: str
+    kind: KeyKind
+    hash: str
     name: str | None
 
 
@@ -146,7 +148,7 @@ def _boot_image(
         header_version=f"{header.version:#x}",
         header_size=header.size,
         dumping_allowed=header.dumping_allowed,
-        host_keys=tuple(HostKey(key.hex(), names.get(key)) for key in header.key_slots),
+        host_keys=tuple(HostKey(header.kind, key.hex(), names.get(key)) for key in header.key_slots),
     )
 
 
@@ -181,8 +183,8 @@ class _Look:
             return
         if not disk_image.is_laid_out_as(self.disk, self.metadata):
             self.damage.append("the partitions are not those that the metadata say")
-        hosts = {each.sha256 for each in self.metadata.host_keys}
-        if any({key.sha256 for key in each.host_keys} != hosts for each in images):
+        hosts = {each.hash for each in self.metadata.host_keys}
+        if any({key.hash for key in each.host_keys} != hosts for each in images):
             self.damage.append("a boot image is for other hosts than the metadata say")
 
     def _first_boot(self) -> str:

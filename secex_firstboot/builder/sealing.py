@@ -29,7 +29,7 @@ from secex_firstboot.contract.metadata import HostKey, Metadata
 from secex_firstboot.hostkeys import certificates, document
 from secex_firstboot.hostkeys.document import Document
 from secex_firstboot.hostkeys.download import Unreachable
-from secex_firstboot.hostkeys.proof import Proof
+from secex_firstboot.hostkeys.proof import Proof, tell_kind
 from secex_firstboot.ignition.config import Config
 from secex_firstboot.ignition.signers import Signers
 from secex_firstboot.roots.kinds import Root
@@ -143,7 +143,8 @@ def finish(
             "config_signers": tuple(wanted.signers.keys) if wanted.signers else (),
             "config_bound": bool(wanted.signers and wanted.signers.bound),
             "host_keys": tuple(
-                HostKey(document=each.name, sha256=document.key_hash(each).hex()) for each in wanted.documents
+                HostKey(document=each.name, kind=each.key.kind, hash=document.key_hash(each).hex())
+                for each in wanted.documents
             ),
             "roots": tuple(hashlib.sha256(each).hexdigest() for each in wanted.roots),
         }
@@ -200,7 +201,7 @@ def _make_sdboot(
             kernel=entry.linux,
             ramdisk=[*entry.initrd, overlay],
             command_line=boot_entry.command_line(entry.options, add=[parameters.FIRSTBOOT.name, *added]),
-            host_keys=[each.public_key for each in document.distinct(documents)],
+            host_keys=[each.key for each in document.distinct(documents)],
             boot_loaders=image.BootLoaders(_loader(boot, _STAGE3A), _loader(boot, _STAGE3B)),
             progress=lambda done, total: context.progress("encrypt the boot image", done, total),
         )
@@ -294,6 +295,7 @@ def _proven(context: Context, host_keys: Sequence[Path], trust: Trust, scratch: 
     if not host_keys:
         raise Refusal("SX-BUILD-31", "no host-key document is given", "--hostkey FILE: whose image is it?")
     found = [document.parse(path.name, certificates.read_file(path)) for path in host_keys]
+    tell_kind(found, context)
     if not trust.verify:
         context.warn("nothing proves that the host keys are those of IBM Z")
         return found

@@ -39,6 +39,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a certificate or CRL that leads from the image's root to the documents",
     )
+    added.add_argument(
+        "--replace",
+        action="store_true",
+        help="in place of all that are there, as for hybrid (quantum-safe) documents, which are experimental",
+    )
     removed = what.add_parser("remove", help="let machines start the guest no longer")
     removed.add_argument("names", nargs="+", metavar="NAME", help="as secex hosts list has it")
     removed.add_argument(
@@ -72,7 +77,7 @@ def run(options: argparse.Namespace) -> Exit:
     console = Console()
     context = Context(kernel_command_line(), say=console.say, warn=console.say, progress=console.progress)
     if options.what == "add":
-        hosts.add(context, root, options.files, options.proof)
+        hosts.add(context, root, options.files, options.proof, replace=options.replace)
     else:
         hosts.remove(root, options.names, moving=options.moving)
     _, images = update.in_system(context, root, moving=options.what == "remove" and options.moving)
@@ -85,7 +90,8 @@ def run(options: argparse.Namespace) -> Exit:
 def _json(each: Judged) -> dict[str, Any]:
     return {
         "name": each.name,
-        "sha256": each.sha256,
+        "kind": each.kind,
+        "hash": each.hash,
         "expires": each.expires.date().isoformat(),
         "this_machine": each.this_machine,
         "verdict": each.verdict,
@@ -98,6 +104,6 @@ def _page(judged: list[Judged]) -> list[str]:
     lines = []
     for each in judged:
         here = ", this machine" if each.this_machine else ""
-        texts = [f"{each.verdict}, until {each.expires.date().isoformat()}{here}", each.sha256]
+        texts = [f"{each.verdict}, {each.kind}, until {each.expires.date().isoformat()}{here}", each.hash]
         lines += table.row(f"{each.name:<{width}}  ", texts + [each.why] * bool(each.why), table.COLUMNS)
     return lines

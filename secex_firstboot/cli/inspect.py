@@ -86,7 +86,7 @@ def _part(each: Part) -> str:
 def _boot_image(each: BootImage) -> list[str]:
     number = "" if each.number is None else f"{each.number}: "
     dump = ", DUMPING ALLOWED" if each.dumping_allowed else ""
-    hosts = [f"  for {key.name or 'an unknown host'}: {key.sha256}" for key in each.host_keys]
+    hosts = [f"  for {key.name or 'an unknown host'}: {key.kind}, {key.hash}" for key in each.host_keys]
     return [
         f"{number}boot image of {each.size >> 20} MiB, {each.encrypted >> 20} MiB encrypted,"
         f" header {each.header_version} of {each.header_size} bytes{dump}",

@@ -127,7 +127,7 @@ def _page(made: Metadata) -> Iterator[str]:
         f"{name}: {each.file_system}, {each.size >> 20} MiB, root hash {each.root_hash}"
         for name, each in made.volumes.items()
     ]
-    hosts = [f"{each.document}: {each.sha256}" for each in made.host_keys]
+    hosts = [f"{each.document}: {each.kind}, {each.hash}" for each in made.host_keys]
     rows: tuple[tuple[str, list[str]], ...] = (
         ("kernel", [f"{made.boot_entry.release}, secex-firstboot {made.agent}"]),
         ("options", [made.boot_entry.options]),

@@ -128,10 +128,10 @@ def _guest(found: Status, phase: str, seen: list[Observation] | None) -> list[st
 
 
 def _host(host: Host) -> str:
-    if host.sha256 is None:
+    if host.hash is None:
         return f"{host.name}: not readable"
     here = ", this machine" if host.this_machine else ""
-    return f"{host.name}, expires {host.expires}{here}: {host.sha256}"
+    return f"{host.name}, {host.kind}, expires {host.expires}{here}: {host.hash}"
 
 
 def _volume(volume: Volume, *, running: bool) -> Iterator[str]:

@@ -15,6 +15,7 @@ from secex_firstboot import __version__
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.basic.files import is_regular, write_private
 from secex_firstboot.basic.validation import first_error
+from secex_firstboot.contract.key_kind import KeyKind
 from secex_firstboot.contract.partitions import LAYOUT, VOLUMES
 
 _LIMIT = 1 << 20  # bytes
@@ -45,10 +46,14 @@ class Volume(_Model):
 
 
 class HostKey(_Model):
-    """``sha256``: of the public key, as the image's header has it."""
+    """``hash``: of the public key, as the image's header has it: SHA-256, of a hybrid key SHA-512.
+
+    Hybrid (quantum-safe) keys are experimental.
+    """
 
     document: str
-    sha256: Sha256
+    kind: KeyKind = KeyKind.CLASSICAL
+    hash: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64}|[0-9a-f]{128})$")]
 
 
 class BootEntry(_Model):

@@ -35,6 +35,7 @@ CHECK_ROOT = "usr/lib/secex-firstboot/check-root"
 
 # Kernel: arch/s390/kernel/uv.c. Not there where kernel or firmware do not know the question.
 THIS_HOSTS_KEYS = Path("/sys/firmware/uv/keys")
+THIS_HOSTS_HEADER_VERSIONS = Path("/sys/firmware/uv/query/supp_se_hdr_ver")
 
 # That of the kernel that runs. Kernel: Documentation/admin-guide/sysctl/kernel.rst
 KERNEL_RELEASE = Path("/proc/sys/kernel/osrelease")

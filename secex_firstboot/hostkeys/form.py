@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 Item = x509.Certificate | x509.CertificateRevocationList
 
-_SEQUENCE = 0x30  # DER's tag
+_SEQUENCE, _VERSION = 0x30, 0xA0  # DER's tags
 
 
 def fault(item: Item) -> str:
@@ -27,6 +27,12 @@ def fault(item: Item) -> str:
     if _inner_algorithm(item) != _outer_algorithm(item):  # 4.1.1.2 and 5.1.1.2
         return "names two signature algorithms"
     return ""
+
+
+def public_key_info(certificate: x509.Certificate) -> bytes:
+    """Its SubjectPublicKeyInfo, in DER: 4.1. A version need not be told."""
+    elements = list(_elements(_content(certificate.tbs_certificate_bytes)))
+    return elements[6 if elements[0][0] == _VERSION else 5]
 
 
 def unknown_critical(extensions: x509.Extensions, known: Collection[x509.ObjectIdentifier]) -> str:

@@ -10,11 +10,13 @@ from typing import Literal
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import Refusal
+from secex_firstboot.contract.key_kind import KeyKind
 from secex_firstboot.contract.parameters import HOSTKEY_VERIFY
 from secex_firstboot.hostkeys import certificates, document, verify
 from secex_firstboot.hostkeys.document import Document
 from secex_firstboot.hostkeys.download import Network
 from secex_firstboot.hostkeys.fetch import DOCUMENT_LIMIT, Fetcher
+from secex_firstboot.hostkeys.key import EXPERIMENTAL
 from secex_firstboot.ignition import config
 from secex_firstboot.ignition.config import Config, FileEntry
 
@@ -33,6 +35,12 @@ def named(merged: Config) -> list[FileEntry]:
             "add a storage.files entry with a path /etc/se-hostkeys/ibm-z-hostkey-NAME",
         )
     return entries
+
+
+def tell_kind(documents: Sequence[Document], context: Context) -> None:
+    """Warn of a kind that is experimental. Raises Refusal if they are of two."""
+    if document.kind(documents) is KeyKind.HYBRID:
+        context.warn(EXPERIMENTAL)
 
 
 @dataclass(frozen=True)
@@ -54,9 +62,10 @@ class Proof:
         for entry in named(self.config):
             content = self._fetcher(Network()).file(entry, "host-key document", DOCUMENT_LIMIT)
             found.append(document.parse(entry.name, content))
+        tell_kind(found, self.context)
         self.verify(found)
         for each in found:
-            self.context.say(f"host key {each.name}: SHA-256 {document.key_hash(each).hex()}")
+            self.context.say(f"{each.key.kind} host key {each.name}: {document.key_hash(each).hex()}")
         return found
 
     def verify(self, documents: Sequence[Document]) -> None:

@@ -91,7 +91,12 @@ _ERROR = re.compile(
 
 
 class Revoked(Refusal):
-    """A document is."""
+    """A document's ``certificate`` is."""
+
+    def __init__(self, name: str, certificate: x509.Certificate) -> None:
+        fault, cure = _FAULTS[23]
+        super().__init__("SX-HOSTKEY-32", f"the host-key document {name} {fault}", cure)
+        self.certificate = certificate
 
 
 def verify(
@@ -108,21 +113,22 @@ def verify(
     ``fetch_crl`` None means offline. ``scratch`` is a directory for a moment's files.
     """
     signer, key = _signing_key(material.certificates)
-    for document in documents:
-        _check_issued(document, signer, key, now)
+    issued = [half for document in documents for half in document.halves()]
+    for name, certificate in issued:
+        _check_issued(name, certificate, signer, key, now)
 
     def missing(crls: crl.Crls) -> crl.NoCrl | None:
         """Judges with these CRLs; what it returns, other CRLs may mend."""
         try:
             _check_chain(signer, material, crls, now, scratch)
-            _check_not_revoked(documents, crl.usable(signer, key, crls, now))
+            _check_not_revoked(issued, crl.usable(signer, key, crls, now))
         except crl.NoCrl as refusal:
             return refusal
         return None
 
     lack, trouble = missing(material.crls), ""
     if fetch_crl:
-        subjects = [*(document.certificate for document in documents), *material.certificates]
+        subjects = [*(certificate for _, certificate in issued), *material.certificates]
         fetched, trouble = crl.fetch(subjects, fetch_crl, None if lack else NEWER_CRLS_SECONDS)
         if not lack:  # what is of no issuer here must not take the place of what is
             fetched = [each for each in fetched if _is_crl_of_any(each, material.certificates)]
@@ -175,9 +181,10 @@ def _is_signing_key(subject: x509.Name) -> bool:
     )
 
 
-def _check_issued(document: Document, signer: x509.Certificate, key: crl.SigningKey, now: datetime) -> None:
+def _check_issued(
+    name: str, certificate: x509.Certificate, signer: x509.Certificate, key: crl.SigningKey, now: datetime
+) -> None:
     """libpv/cert.c, pv_verify_host_key()."""
-    certificate = document.certificate
     unknown = form.unknown_critical(certificate.extensions, _KNOWN)
     if not _is_signed(certificate, key):
         fault, cure = "is not signed by the IBM host-key signing key that is given", "get both from IBM again"
@@ -191,7 +198,7 @@ def _check_issued(document: Document, signer: x509.Certificate, key: crl.Signing
         fault, cure = _FAULTS[10]
     else:
         return
-    raise Refusal("SX-HOSTKEY-30", f"the host-key document {document.name} {fault}", cure)
+    raise Refusal("SX-HOSTKEY-30", f"the host-key document {name} {fault}", cure)
 
 
 def _is_signed(certificate: x509.Certificate, key: crl.SigningKey) -> bool:
@@ -209,18 +216,17 @@ def _is_signed(certificate: x509.Certificate, key: crl.SigningKey) -> bool:
     return True
 
 
-def _check_not_revoked(documents: Sequence[Document], crls: crl.Crls) -> None:
-    for document in documents:
-        serial = document.certificate.serial_number
-        if not any(crl.covers(each, document.certificate) for each in crls):
+def _check_not_revoked(issued: Sequence[tuple[str, x509.Certificate]], crls: crl.Crls) -> None:
+    for name, certificate in issued:
+        if not any(crl.covers(each, certificate) for each in crls):
             raise crl.NoCrl(
                 "SX-HOSTKEY-31",
-                f"the CRL of IBM's host-key signing key does not cover the document {document.name}",
+                f"the CRL of IBM's host-key signing key does not cover the document {name}",
                 crl.CURE,
             )
+        serial = certificate.serial_number
         if any(each.get_revoked_certificate_by_serial_number(serial) for each in crls):
-            fault, cure = _FAULTS[23]
-            raise Revoked("SX-HOSTKEY-32", f"the host-key document {document.name} {fault}", cure)
+            raise Revoked(name, certificate)
 
 
 def _check_chain(

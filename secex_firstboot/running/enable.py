@@ -14,7 +14,7 @@ from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.basic.files import is_regular
 from secex_firstboot.contract import paths
 from secex_firstboot.contract.command_line import name, parameters
-from secex_firstboot.hostkeys import document
+from secex_firstboot.hostkeys.proof import tell_kind
 from secex_firstboot.roots.kinds import Root
 from secex_firstboot.running import hosts, system, update
 from secex_firstboot.sdboot import boot_entry, boot_record, contents
@@ -52,7 +52,8 @@ def make(context: Context, root: Root, partition: Path | None) -> Enabled:
             f"there is no host-key document in {paths.SYSTEM_HOST_KEYS}",
             f"put those of the guest's machines there, as {paths.HOST_KEY_PREFIX}NAME",
         )
-    document.check_this_host(found, hosts.this_machine(root))
+    tell_kind(found, context)
+    hosts.check_this_machine(root, found)
     hosts.proof(context, root, root.place(paths.CERTIFICATES)).verify(found)
     where = disk.find_partition("se", partition)
     with (

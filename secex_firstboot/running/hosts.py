@@ -8,17 +8,19 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path, PurePath
 
+from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.basic.files import exists, is_regular, sync, write_private
 from secex_firstboot.contract import parameters, paths
+from secex_firstboot.contract.key_kind import KeyKind
 from secex_firstboot.hostkeys import certificates, document
 from secex_firstboot.hostkeys.document import Document
 from secex_firstboot.hostkeys.download import Unreachable
 from secex_firstboot.hostkeys.fetch import DOCUMENT_LIMIT
-from secex_firstboot.hostkeys.proof import Proof
+from secex_firstboot.hostkeys.proof import Proof, tell_kind
 from secex_firstboot.hostkeys.verify import Revoked
 from secex_firstboot.ignition.config import Config
 from secex_firstboot.roots import system_image
@@ -47,7 +49,8 @@ class Judged:
     """``why``: empty for one that is valid."""
 
     name: str
-    sha256: str
+    kind: KeyKind
+    hash: str
     expires: datetime
     this_machine: bool | None
     verdict: Verdict
@@ -67,6 +70,7 @@ def settle(context: Context, root: Root, *, moving: bool = False) -> None:
     found = [document.parse(name, content) for name, content in given.items()]
     if given != kept:
         _check(root, found, moving=moving)
+        tell_kind(found, context)
         if new := [each for each in found if kept.get(each.name) != each.pem]:
             _prove(context, root, new)
             context.say(f"proven genuine: {', '.join(each.name for each in new)}")
@@ -77,19 +81,28 @@ def settle(context: Context, root: Root, *, moving: bool = False) -> None:
         _check_revoked(root, each)
 
 
-def add(context: Context, root: Root, files: Iterable[Path], proofs: Iterable[Path]) -> list[str]:
+def add(
+    context: Context, root: Root, files: Iterable[Path], proofs: Iterable[Path], *, replace: bool = False
+) -> list[str]:
     """Put documents into /etc/se-hostkeys, and certificates and CRLs beside them; the documents' names.
 
-    Raises Refusal for a document that cannot be proven; nothing is written then but what should prove it.
+    ``replace``: in place of all that are there. Raises Refusal for a document that cannot be proven, and for
+    what ``settle`` would refuse; nothing is written then but what should prove it.
     """
     for path in proofs:
         content = _read(path, certificates.FILE_LIMIT)
         certificates.parse(path.name, content)
         _write(root.place(paths.SYSTEM_CERTIFICATES) / path.name, content)
     found = [document.parse(_name(path.name), _read(path, DOCUMENT_LIMIT)) for path in files]
+    others = {name: content for name, content in _given(root).items() if name not in [e.name for e in found]}
+    left = [document.parse(name, content) for name, content in others.items()] if not replace else []
+    _check(root, [*left, *found])
+    tell_kind([*left, *found], context)
     _prove(context, root, found)
     for each in found:
         _write(root.place(paths.SYSTEM_HOST_KEYS) / each.name, each.pem)
+    if replace:
+        _unlink(root, others)
     return [each.name for each in found]
 
 
@@ -107,10 +120,7 @@ def remove(root: Root, names: Iterable[str], *, moving: bool = False) -> list[st
             raise Refusal("SX-SYSTEM-07", f"there is no host-key document {name}", _CURE)
     left = [document.parse(name, content) for name, content in given.items() if name not in gone]
     _check(root, left, moving=moving)
-    directory = root.place(paths.SYSTEM_HOST_KEYS)
-    for name in gone:
-        (directory / name).unlink(missing_ok=True)
-    sync(directory)
+    _unlink(root, gone)
     return gone
 
 
@@ -123,15 +133,13 @@ def judge(context: Context, root: Root, now: datetime, *, ask: bool) -> list[Jud
     found = []
     for name, content in sorted(_given(root).items()):
         each = document.parse(name, content)
-        key, ends = document.key_hash(each), each.certificate.not_valid_after_utc
-        if _fingerprint(each) in revoked:
+        if _fingerprints(each) & revoked:
             verdict, why = Verdict.REVOKED, "it was seen in a revocation list"
         else:
-            verdict, why = _judge(_proof(context, root, ask=ask), each, now)
-            if verdict is Verdict.REVOKED:
-                _note_revoked(root, each)
-        here = key in machine if machine else None
-        found.append(Judged(name, key.hex(), ends, here, verdict, why))
+            verdict, why = _judge(root, _proof(context, root, ask=ask), each, now)
+        here = document.is_of(each, machine) if machine else None
+        key = document.key_hash(each).hex()
+        found.append(Judged(name, each.key.kind, key, each.expires, here, verdict, why))
     return found
 
 
@@ -155,19 +163,28 @@ def proof(context: Context, root: Root, image_certificates: Path, *, ask: bool =
     )
 
 
-def this_machine(root: Root) -> set[bytes]:
-    """The hashes of its host keys; empty if its kernel does not tell."""
+def this_machine(root: Root) -> dict[bytes, KeyKind | None]:
+    """The hashes of its host keys, and their kinds; empty if its kernel does not tell."""
     return document.this_host_key_hashes(root.place(paths.THIS_HOSTS_KEYS))
 
 
-def _judge(proof: Proof, each: Document, now: datetime) -> tuple[Verdict, str]:
-    left = each.certificate.not_valid_after_utc - now
+def check_this_machine(root: Root, found: Sequence[Document]) -> None:
+    """Raise Refusal if this machine says that it does not start what is for these."""
+    document.check_header_version(found, root.place(paths.THIS_HOSTS_HEADER_VERSIONS))
+    document.check_this_host(found, this_machine(root))
+
+
+def _judge(root: Root, proof: Proof, each: Document, now: datetime) -> tuple[Verdict, str]:
+    left = each.expires - now
     if left <= timedelta():
         return Verdict.EXPIRED, "get the host's current document from IBM"
     try:
         proof.verify([each])
+    except Revoked as error:
+        _note_revoked(root, error)
+        return Verdict.REVOKED, str(error)
     except FirstbootError as error:
-        return (Verdict.REVOKED if isinstance(error, Revoked) else Verdict.UNPROVEN), str(error)
+        return Verdict.UNPROVEN, str(error)
     if left < _WARNING:
         return Verdict.ENDS, f"in {left.days} days: get the host's current document from IBM"
     return Verdict.VALID, ""
@@ -177,7 +194,7 @@ def _check(root: Root, left: Sequence[Document], *, moving: bool = False) -> Non
     if not left:
         raise Refusal("SX-SYSTEM-08", "no host could start the guest", "add another document first")
     if not moving:
-        document.check_this_host(left, this_machine(root))
+        check_this_machine(root, left)
 
 
 def _given(root: Root) -> dict[str, bytes]:
@@ -194,13 +211,13 @@ def _prove(context: Context, root: Root, found: Iterable[Document]) -> None:
         _check_revoked(root, each)
         try:
             proof.verify([each])
-        except Revoked:
-            _note_revoked(root, each)
+        except Revoked as error:
+            _note_revoked(root, error)
             raise
 
 
 def _check_revoked(root: Root, each: Document) -> None:
-    if _fingerprint(each) in _revoked(root):
+    if _fingerprints(each) & _revoked(root):
         raise Refusal(
             "SX-SYSTEM-06",
             f"the host-key document {each.name} is revoked",
@@ -208,9 +225,9 @@ def _check_revoked(root: Root, each: Document) -> None:
         )
 
 
-def _note_revoked(root: Root, each: Document) -> None:
+def _note_revoked(root: Root, error: Revoked) -> None:
     known = _revoked(root)
-    if (fingerprint := _fingerprint(each)) not in known:
+    if (fingerprint := _fingerprint(error.certificate)) not in known:
         lines = (f"{line}\n" for line in sorted(known | {fingerprint}))
         write_private(root.state(_REVOKED), "".join(lines).encode())
 
@@ -220,8 +237,12 @@ def _revoked(root: Root) -> set[str]:
     return set(_read(path, DOCUMENT_LIMIT).decode(errors="replace").split()) if exists(path) else set()
 
 
-def _fingerprint(each: Document) -> str:
-    return each.certificate.fingerprint(SHA256()).hex()
+def _fingerprint(certificate: x509.Certificate) -> str:
+    return certificate.fingerprint(SHA256()).hex()
+
+
+def _fingerprints(each: Document) -> set[str]:
+    return set(map(_fingerprint, each.certificates))
 
 
 def _name(name: str) -> str:
@@ -240,6 +261,13 @@ def _read(path: Path, limit: int) -> bytes:
     if len(content) > limit:
         raise Refusal("SX-SYSTEM-10", f"{path} is larger than {limit} bytes", "check what it is")
     return content
+
+
+def _unlink(root: Root, names: Iterable[str]) -> None:
+    directory = root.place(paths.SYSTEM_HOST_KEYS)
+    for name in names:
+        (directory / name).unlink(missing_ok=True)
+    sync(directory)
 
 
 def _write(path: Path, content: bytes) -> None:

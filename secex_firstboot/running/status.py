@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePath
@@ -21,6 +21,7 @@ from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.basic.files import exists, size_of
 from secex_firstboot.contract import paths
 from secex_firstboot.contract.boot_image import Image, Images
+from secex_firstboot.contract.key_kind import KeyKind
 from secex_firstboot.contract.partitions import VOLUMES
 from secex_firstboot.contract.report import Report
 from secex_firstboot.contract.settings import Fallback
@@ -52,14 +53,15 @@ _ENTRIES_LIMIT = 256  # hosts, volumes, kernels
 
 @dataclass(frozen=True)
 class Host:
-    """A host-key document. ``sha256`` is the hash by which host and boot image name the host's key; both it
-    and ``expires`` (the certificate's last day, ISO 8601) are None if the file is no such document.
+    """A host-key document. ``hash`` is that by which the boot image names the host's key; it, ``kind`` and
+    ``expires`` (the certificate's last day, ISO 8601) are None if the file is no such document.
 
     ``this_machine``: whether it is for the one that this runs on; None if the kernel does not tell.
     """
 
     name: str
-    sha256: str | None
+    kind: KeyKind | None
+    hash: str | None
     expires: str | None
     this_machine: bool | None
 
@@ -239,23 +241,27 @@ def _few(look: _Look, what: PurePath, names: list[str]) -> list[str]:
     return names[:_ENTRIES_LIMIT]
 
 
-def _hosts(look: _Look, this_machine: set[bytes]) -> tuple[Host, ...]:
+def _hosts(look: _Look, this_machine: Collection[bytes]) -> tuple[Host, ...]:
     directory = paths.SYSTEM_HOST_KEYS
     names = look.tell(str(directory), lambda: look.names(directory)) or []
     documents = _few(look, directory, [name for name in names if name.startswith(paths.HOST_KEY_PREFIX)])
     return tuple(_host(look, directory / name, this_machine) for name in documents)
 
 
-def _host(look: _Look, path: Path, this_machine: set[bytes]) -> Host:
+def _host(look: _Look, path: Path, this_machine: Collection[bytes]) -> Host:
     content = look.tell(str(path), lambda: look.read(path, _SMALL))
     if content is None:
-        return Host(path.name, None, None, None)
+        return Host(path.name, None, None, None, None)
     found = look.tell(str(path), lambda: document.parse(path.name, content))
     if found is None:
-        return Host(path.name, None, None, None)
-    key = document.key_hash(found)
-    expires = found.certificate.not_valid_after_utc.date().isoformat()
-    return Host(path.name, key.hex(), expires, key in this_machine if this_machine else None)
+        return Host(path.name, None, None, None, None)
+    return Host(
+        path.name,
+        found.key.kind,
+        document.key_hash(found).hex(),
+        found.expires.date().isoformat(),
+        document.is_of(found, this_machine) if this_machine else None,
+    )
 
 
 def _volumes(look: _Look, *, live: bool) -> tuple[Volume, ...]:

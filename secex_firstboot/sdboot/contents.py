@@ -67,7 +67,7 @@ def build_sdboot(
             kernel=entry.linux,
             ramdisk=[*entry.initrd, archive],
             command_line=command_line,
-            host_keys={documents / each.name: each.public_key for each in document.distinct(found)},
+            host_keys={documents / each.name: each.key for each in document.distinct(found)},
             progress=lambda done, total: context.progress("build sdboot", done, total),
             scratch=scratch,
         )

@@ -11,16 +11,17 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric import ec
-
 from secex_firstboot.basic import process
 from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.basic.files import is_regular, open_private, sync
-from secex_firstboot.hostkeys.key import key_hash
+from secex_firstboot.contract.key_kind import KeyKind
+from secex_firstboot.hostkeys.key import HostKey, key_hash
 from secex_firstboot.sdboot import ibms, image, initramfs
 
 BUILT_IN = "built-in"
 _TOOLS = (("pvimg", "create"), ("genprotimg",))
+# Of s390-tools 2.44, rust/pvimg/src/cli.rs; without it, and before it was there, they make version 1.
+_VERSION_2 = ("--hdr-version", "2")
 _REHEARSAL = "rehearsal"  # a command line
 BOOT_LOADER_DIRECTORIES = (Path("/usr/share/s390-tools/pvimg"), Path("/usr/share/s390-tools/genprotimg"))
 
@@ -31,7 +32,7 @@ def create(
     kernel: Path,
     ramdisk: Sequence[Path],
     command_line: str,
-    host_keys: Mapping[Path, ec.EllipticCurvePublicKey],
+    host_keys: Mapping[Path, HostKey],
     progress: image.Progress,
     scratch: Path,
 ) -> str:
@@ -45,13 +46,13 @@ def create(
     the built-in builder alone.
     """
     keys = list(host_keys.values())
-    image.check_host_keys(keys)
+    kind = image.check_host_keys(keys).kind
     image.command_line_component(command_line, kernel)
     image.check_ramdisk(ramdisk)
     unfinished = output.with_name(f"{output.name}.unfinished")
     unfinished.unlink(missing_ok=True)
     try:
-        tool = _installed_tool()
+        tool = _installed_tool(kind)
         if tool:
             _rehearse(tool, kernel, host_keys, scratch)
             _run(tool, unfinished, kernel, ramdisk, command_line, host_keys, scratch)
@@ -84,9 +85,7 @@ def create(
     return builder
 
 
-def _rehearse(
-    tool: tuple[str, ...], kernel: Path, host_keys: Mapping[Path, ec.EllipticCurvePublicKey], scratch: Path
-) -> None:
+def _rehearse(tool: tuple[str, ...], kernel: Path, host_keys: Mapping[Path, HostKey], scratch: Path) -> None:
     """Let the tool make an image with nothing secret in it, in memory, and see whose keys it takes.
 
     What it writes to ``output`` is on the disk of whoever runs the host before anybody can read it back.
@@ -97,7 +96,7 @@ def _rehearse(
         _check_key_slots(made, host_keys.values(), Path(tool[0]).name)
 
 
-def _check_key_slots(made: Path, keys: Iterable[ec.EllipticCurvePublicKey], builder: str) -> None:
+def _check_key_slots(made: Path, keys: Iterable[HostKey], builder: str) -> None:
     """Whatever a builder read in a document: the image is for the keys that were proven, and for no other."""
     with made.open("rb") as file:
         slots = image.key_slots(file)
@@ -123,8 +122,13 @@ def find_boot_loaders() -> image.BootLoaders:
     )
 
 
-def _installed_tool() -> tuple[str, ...] | None:
-    return next(((str(found), *words) for name, *words in _TOOLS if (found := ibms.find(name))), None)
+def _installed_tool(kind: KeyKind) -> tuple[str, ...] | None:
+    """How to call the first that makes images for such keys."""
+    installed = ((str(found), *words) for name, *words in _TOOLS if (found := ibms.find(name)))
+    if kind is KeyKind.HYBRID:
+        option, _ = _VERSION_2
+        installed = ((*tool, *_VERSION_2) for tool in installed if option in process.run([*tool, "--help"]))
+    return next(installed, None)
 
 
 def _run(

@@ -1,4 +1,4 @@
-"""The Secure Execution boot image, version 1: the format, a builder that streams, a reader of the SE header.
+"""The Secure Execution boot image: the format, a builder that streams, a reader of the SE header.
 
 An image is laid out as it is loaded (file offset = guest address): short PSW, what IBM's tools look for,
 stage3a, SE header, the encrypted components kernel, ramdisk, command line, stage3b, and the IPIB (IPL
@@ -8,6 +8,9 @@ integers are big-endian.
 Sources: s390-tools, https://github.com/ibm-s390-linux/s390-tools (rust/pvimg, rust/pv, before 2.36
 genprotimg/), and https://www.qemu.org/docs/master/system/s390x/protvirt.html. Where these leave a choice
 (order of the components, flags), images are made as pvimg 2.43 makes them.
+
+An SE header is of version 1, or, for hybrid host keys, of version 2. That is experimental: its form is from a
+fork of s390-tools 2.44, https://github.com/embedded4ever/s390-tools, and no machine has seen one.
 """
 
 from __future__ import annotations
@@ -28,7 +31,9 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES
 
 from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.basic.files import is_regular
-from secex_firstboot.hostkeys.key import coordinates, key_hash
+from secex_firstboot.contract.key_kind import KeyKind
+from secex_firstboot.hostkeys import ml_kem
+from secex_firstboot.hostkeys.key import HostKey, coordinates, key_hash, shared_point
 from secex_firstboot.sdboot import initramfs
 
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
@@ -69,9 +74,9 @@ _IPIB_TYPE_PV = 5
 
 _KERNEL, _RAMDISK, _COMMAND_LINE, _STAGE3B = 40, 50, 60, 70  # the first bytes of each tweak
 
-# Plaintext control flags, counted from the left: 56 DEA/TDEA, 57 AES, 58 ECC key encryption (PCKMO), as
-# both tools set them by default. Dumping (34) stays off.
-_PLAINTEXT_FLAGS = sum(1 << (63 - bit) for bit in (56, 57, 58))
+# Plaintext control flags, counted from the left: 56 DEA/TDEA, 57 AES, 58 ECC, 59 HMAC key encryption (PCKMO).
+# Dumping (34) stays off.
+_PCKMO = tuple(1 << (63 - bit) for bit in (56, 57, 58, 59))
 _DUMPING = 1 << (63 - 34)
 _SECRET_FLAGS = 0
 
@@ -92,11 +97,6 @@ _HEAD = (
     ("address list digest", 64),  # ALD: SHA-512 over the address of each page
     ("tweak list digest", 64),  # TLD: SHA-512 over the tweak of each page
 )
-_KEY_SLOT = (
-    ("host key hash", 32),  # SHA-256 of the host's public key, in the same form as the customer's
-    ("wrapped header key", 32),
-    ("wrapping tag", 16),
-)
 _ENCRYPTED_AREA = (
     ("customer communication key", 32),
     ("component key", 64),  # AES-256-XTS
@@ -107,9 +107,50 @@ _ENCRYPTED_AREA = (
     ("reserved", 4),
 )
 _MAGIC = b"IBMSecEx"
-_VERSION = 0x100
 _TAG_SIZE = 16
-_HEADER_PAGES = 2  # a host's KVM takes no more before Linux 7.0: KVM_PV_SET_SEC_PARMS in kvm-s390.c
+_LARGEST_MADE = 2 * PAGE  # a host's KVM takes no more before Linux 7.0: KVM_PV_SET_SEC_PARMS in kvm-s390.c
+_LARGEST_READ = 1 << 20  # from 7.0 on, and pvimg of 2.44
+
+
+@dataclass(frozen=True)
+class _Version:
+    """What differs between versions of the SE header.
+
+    ``key_slot``: name and bytes of each field; ``flags``: plaintext control flags, as IBM's tools set them.
+    """
+
+    kind: KeyKind
+    key_slot: tuple[tuple[str, int], ...]
+    flags: int
+
+    @property
+    def number(self) -> int:
+        return self.kind.header_version
+
+    def header_size(self, host_keys: int) -> int:
+        return _length(_HEAD) + host_keys * _length(self.key_slot) + _length(_ENCRYPTED_AREA) + _TAG_SIZE
+
+
+# rust/pvimg/src/pv_utils/se_hdr/hdr_v1.rs, hdr_v2.rs; rust/pv/src/req/keyslot.rs.
+_VERSIONS = {
+    version.kind: version
+    for version in (
+        _Version(
+            KeyKind.CLASSICAL,
+            (("host key hash", 32), ("wrapped header key", 32), ("wrapping tag", _TAG_SIZE)),
+            sum(_PCKMO[:3]),
+        ),
+        _Version(
+            KeyKind.HYBRID,
+            (
+                *(("host key hash", 64), ("wrapped header key", 32), ("wrapping tag", _TAG_SIZE)),
+                ("ciphertext", ml_kem.CIPHERTEXT_SIZE),
+            ),
+            sum(_PCKMO),
+        ),
+    )
+}
+_FORMAT_2 = b"PQC Secure Execution with Format-2 Key Slots KS2"  # what the hash of a hybrid slot ends with
 
 
 @dataclass(frozen=True)
@@ -157,7 +198,7 @@ def build(
     kernel: Path,
     ramdisk: Sequence[Path],
     command_line: str,
-    host_keys: Sequence[ec.EllipticCurvePublicKey],
+    host_keys: Sequence[HostKey],
     boot_loaders: BootLoaders,
     progress: Progress = _silent,
 ) -> Kept:
@@ -166,7 +207,7 @@ def build(
     ``ramdisk`` is a sequence of initramfs archives that become one; it may be empty. No component is ever
     whole in memory. Raises Refusal, before anything is written, if an input cannot make a bootable image.
     """
-    check_host_keys(host_keys)
+    version = check_host_keys(host_keys)
     line = command_line_component(command_line, kernel)
     stage3a = _boot_loader(boot_loaders.stage3a, _STAGE3A_ARGUMENTS)
     stage3b = _boot_loader(boot_loaders.stage3b, _STAGE3B_ARGUMENTS)
@@ -178,7 +219,7 @@ def build(
         components = _Components(
             output,
             writer,
-            address=header_address + _whole_pages(_header_size(len(host_keys))),
+            address=header_address + _whole_pages(version.header_size(len(host_keys))),
             key=component_key,
             report=lambda done: progress(done, total),
         )
@@ -188,7 +229,7 @@ def build(
         loader = components.add(_STAGE3B, [_with_stage3b_arguments(stage3b, plain)])
         components.finish()
 
-    kept = _header(host_keys, components, component_key, start=loader.address)
+    kept = _header(version, host_keys, components, component_key, start=loader.address)
     header = kept.header
     ipib_address = loader.address + loader.padded_size
     output.write(_ipib(components.written, header_address, len(header)))
@@ -222,8 +263,8 @@ def command_line_component(command_line: str, kernel: Path) -> bytes:
     return line + b"\0"
 
 
-def check_host_keys(host_keys: Sequence[ec.EllipticCurvePublicKey]) -> None:
-    """Raise Refusal unless an image can be made for exactly these hosts."""
+def check_host_keys(host_keys: Sequence[HostKey]) -> _Version:
+    """The version for them. Raises Refusal unless an image can be made for exactly these hosts."""
     if not host_keys:
         raise Refusal(
             "SX-SDBOOT-15",
@@ -231,20 +272,29 @@ def check_host_keys(host_keys: Sequence[ec.EllipticCurvePublicKey]) -> None:
             "name at least one host-key document: no host could start the image",
         )
     for key in host_keys:
-        if not isinstance(key.curve, ec.SECP521R1):
+        if not isinstance(key.ec.curve, ec.SECP521R1):
             raise Refusal(
                 "SX-SDBOOT-16",
-                f"a host key is on the curve {key.curve.name}, not secp521r1",
+                f"a host key is on the curve {key.ec.curve.name}, not secp521r1",
                 "use IBM Z host-key documents",
             )
-    most = (_HEADER_PAGES * PAGE - _header_size(0)) // _length(_KEY_SLOT)
+    kinds = {key.kind for key in host_keys}
+    if len(kinds) > 1:
+        raise Refusal(
+            "SX-SDBOOT-33",
+            "host keys of two kinds are given, classical and hybrid, and an SE header has slots of one",
+            "use documents of the same kind for all hosts",
+        )
+    version = _VERSIONS[kinds.pop()]
+    most = (_LARGEST_MADE - version.header_size(0)) // _length(version.key_slot)
     if len(host_keys) > most:
         raise Refusal(
             "SX-SDBOOT-17",
-            f"{len(host_keys)} host keys are given, an image takes {most}: KVM of a host before Linux 7.0"
-            f" starts none with an SE header larger than {_HEADER_PAGES * PAGE >> 10} KiB",
+            f"{len(host_keys)} {version.kind} host keys are given, an image takes {most}: KVM of a host"
+            f" before Linux 7.0 starts none with an SE header larger than {_LARGEST_MADE >> 10} KiB",
             "name fewer host-key documents",
         )
+    return version
 
 
 def check_ramdisk(ramdisk: Sequence[Path]) -> int:
@@ -259,16 +309,20 @@ def check_ramdisk(ramdisk: Sequence[Path]) -> int:
 class Header:
     """What an SE header says to all who read it. ``at``: byte of the image, ``size``: bytes.
 
-    ``key_slots``: the SHA-256 of the host keys that the image is for, in order; ``pages``: those that are
-    encrypted.
+    ``kind``: of the host keys that the image is for; ``key_slots``: their hashes, in order; ``pages``: those
+    that are encrypted.
     """
 
     at: int
     size: int
-    version: int
+    kind: KeyKind
     key_slots: tuple[bytes, ...]
     pages: int
     flags: int
+
+    @property
+    def version(self) -> int:
+        return self.kind.header_version
 
     @property
     def dumping_allowed(self) -> bool:
@@ -279,11 +333,11 @@ def header(image: BinaryIO) -> Header:
     """The SE header of a finished image of any builder.
 
     It is found as stage3a finds it, who hands it to the ultravisor: through its arguments, which are the same
-    in genprotimg's layout and in pvimg's. Raises FirstbootError unless exactly one is found, of version 1,
-    and its size is what its fields say.
+    in genprotimg's layout and in pvimg's. Raises FirstbootError unless exactly one is found, of a known
+    version, and its size is what its fields say.
     """
     image.seek(_STAGE3A_ADDRESS)
-    memory = image.read(_BOOT_LOADER_LIMIT + (1 + _HEADER_PAGES) * PAGE)  # the IPIB may lie between
+    memory = image.read(_BOOT_LOADER_LIMIT + PAGE + _LARGEST_READ)  # the IPIB may lie between
     found = {place for at in range(0, _BOOT_LOADER_LIMIT, 8) if (place := _header_place(memory, at))}
     if len(found) != 1:
         raise _no_image(f"{len(found)} SE headers instead of one")
@@ -302,22 +356,25 @@ def _header_place(memory: bytes, at: int) -> tuple[int, int] | None:
         return None
     offset, size, _ = _STAGE3A_ARGUMENTS.unpack_from(memory, at)
     start = at + offset
-    whole = _STAGE3A_ARGUMENTS.size <= offset and size <= _HEADER_PAGES * PAGE and start + size <= len(memory)
+    whole = _STAGE3A_ARGUMENTS.size <= offset and size <= _LARGEST_READ and start + size <= len(memory)
     return (start, size) if whole and memory.startswith(_MAGIC, start) else None
 
 
 def _parsed(header: bytes, at: int) -> Header:
     fields = {name: int.from_bytes(value, "big") for name, value in _unpack(_HEAD, header).items()}
-    version, size, count, area = (
+    number, size, count, area = (
         fields[name] for name in ("version", "header size", "key slots", "encrypted area size")
     )
-    if version != _VERSION:
-        raise _no_image(f"an SE header of version {version:#x}, not {_VERSION:#x}")
-    if not count or area != _length(_ENCRYPTED_AREA) or not len(header) == size == _header_size(count):
+    version = next((each for each in _VERSIONS.values() if each.number == number), None)
+    if not version:
+        known = " or ".join(f"{each.number:#x}" for each in _VERSIONS.values())
+        raise _no_image(f"an SE header of version {number:#x}, not {known}")
+    if not count or area != _length(_ENCRYPTED_AREA) or not len(header) == size == version.header_size(count):
         raise _no_image("an SE header whose size does not match its content")
-    starts = range(_length(_HEAD), _length(_HEAD) + count * _length(_KEY_SLOT), _length(_KEY_SLOT))
-    slots = tuple(_unpack(_KEY_SLOT, header[start:])["host key hash"] for start in starts)
-    return Header(at, size, version, slots, fields["encrypted pages"], fields["plaintext control flags"])
+    first, each = _length(_HEAD), _length(version.key_slot)
+    starts = range(first, first + count * each, each)
+    slots = tuple(_unpack(version.key_slot, header[start:])["host key hash"] for start in starts)
+    return Header(at, size, version.kind, slots, fields["encrypted pages"], fields["plaintext control flags"])
 
 
 def _no_image(what: str) -> FirstbootError:
@@ -393,7 +450,8 @@ class _Components:
 
 
 def _header(
-    host_keys: Sequence[ec.EllipticCurvePublicKey],
+    version: _Version,
+    host_keys: Sequence[HostKey],
     components: _Components,
     component_key: bytes,
     *,
@@ -407,14 +465,14 @@ def _header(
         _HEAD,
         {
             "magic": _MAGIC,
-            "version": _VERSION,
-            "header size": _header_size(len(host_keys)),
+            "version": version.number,
+            "header size": version.header_size(len(host_keys)),
             "IV": iv,
             "reserved": 0,
             "key slots": len(host_keys),
             "encrypted area size": _length(_ENCRYPTED_AREA),
             "encrypted pages": components.pages,
-            "plaintext control flags": _PLAINTEXT_FLAGS,
+            "plaintext control flags": version.flags,
             "customer public key": coordinates(customer.public_key()),
             "page list digest": components.page_digest.digest(),
             "address list digest": components.address_digest.digest(),
@@ -433,26 +491,38 @@ def _header(
             "reserved": 0,
         },
     )
-    public = head + b"".join(_key_slot(customer, host, header_key) for host in host_keys)
+    public = head + b"".join(_key_slot(version, customer, host, header_key) for host in host_keys)
     header = public + AESGCM(header_key).encrypt(iv, area, public)
     return Kept(header, communication_key, header_key)
 
 
 def _key_slot(
-    customer: ec.EllipticCurvePrivateKey, host: ec.EllipticCurvePublicKey, header_key: bytes
+    version: _Version, customer: ec.EllipticCurvePrivateKey, host: HostKey, header_key: bytes
 ) -> bytes:
     """The header key, wrapped for one host. The wrapping key is used once, hence the fixed IV."""
-    shared = customer.exchange(ec.ECDH(), host)
-    wrapping_key = hashlib.sha256(shared + struct.pack(">I", 1)).digest()
-    wrapped = AESGCM(wrapping_key).encrypt(bytes(12), header_key, None)
+    hashed, ciphertext = _agree(customer, host)
+    wrapped = AESGCM(hashlib.sha256(hashed).digest()).encrypt(bytes(12), header_key, None)
     return _pack(
-        _KEY_SLOT,
+        version.key_slot,
         {
             "host key hash": key_hash(host),
             "wrapped header key": wrapped[:-_TAG_SIZE],
             "wrapping tag": wrapped[-_TAG_SIZE:],
+            "ciphertext": ciphertext,
         },
     )
+
+
+def _agree(customer: ec.EllipticCurvePrivateKey, host: HostKey) -> tuple[bytes, bytes]:
+    """What the wrapping key is the SHA-256 of, and the ciphertext of a hybrid slot."""
+    counter = struct.pack(">I", 1)
+    if host.kind is KeyKind.CLASSICAL:
+        return customer.exchange(ec.ECDH(), host.ec) + counter, b""
+    secret, ciphertext = ml_kem.encapsulate(host.ml_kem)
+    shared, ours = shared_point(customer, host.ec), coordinates(customer.public_key())
+    return b"".join(
+        (counter, shared, secret, ours, ciphertext, coordinates(host.ec), host.ml_kem, _FORMAT_2)
+    ), ciphertext
 
 
 def _ipib(components: Sequence[_Component], header: int, header_size: int) -> bytes:
@@ -508,10 +578,6 @@ def _size(path: Path, cure: str = "check that it is on the boot partition") -> i
 
 def _length(fields: Sequence[tuple[str, int]]) -> int:
     return sum(size for _, size in fields)
-
-
-def _header_size(host_keys: int) -> int:
-    return _length(_HEAD) + host_keys * _length(_KEY_SLOT) + _length(_ENCRYPTED_AREA) + _TAG_SIZE
 
 
 def _pack(fields: Sequence[tuple[str, int]], values: Mapping[str, int | bytes]) -> bytes:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from harness import ultravisor
-from harness.site import Host
+from harness.site import Host, make_host
 from support import host_keys, needs, se_tree
 from support.builds import CONTEXT, adopted, change, copy_of, look, made_of, opened, partition, sdboot
 
@@ -23,6 +23,7 @@ from secex_firstboot.builder import build, inspect, recipe, volumes
 from secex_firstboot.builder.inspect import Kind, Verity
 from secex_firstboot.builder.outputs import Outputs
 from secex_firstboot.builder.recipe import Trust
+from secex_firstboot.contract.key_kind import KeyKind
 from secex_firstboot.contract.metadata import Metadata
 from secex_firstboot.hostkeys import document
 from secex_firstboot.storage import progress_record
@@ -296,6 +297,18 @@ def test_a_bare_boot_image_is_looked_at(built: Outputs, hosts: dict[str, Host], 
     file.write_bytes(b"no image".ljust(1 << 20, b"\0"))
     with pytest.raises(FirstbootError, match="0 SE headers instead of one"):
         inspect.inspect(CONTEXT, file)
+
+
+def test_an_image_for_a_hybrid_host_says_so_and_is_opened_by_it(built: Outputs, tmp_path: Path) -> None:
+    host = make_host("h", tmp_path / "hostkeys", host_keys.CHAIN, hybrid=True)
+    mine = Outputs(tmp_path / "mine")
+    adopted(built, host, mine)
+    (key,) = Metadata.load(mine.metadata).host_keys
+    assert (key.kind, key.hash) == (KeyKind.HYBRID, ultravisor.host_key_hash(host.key).hex())
+    (found,) = look(mine).boot_images
+    assert (found.header_version, found.header_size) == ("0x200", 2240)
+    assert [(each.kind, each.hash) for each in found.host_keys] == [(key.kind, key.hash)]
+    assert opened(mine, host, tmp_path).command_line
 
 
 def test_a_boot_record_that_is_gone_is_damage(built: Outputs, tmp_path: Path) -> None:

@@ -325,7 +325,7 @@ def test_nothing_behind_a_hash_tree_goes_along(
 
 
 def test_an_image_that_is_for_other_hosts_is_damaged(built: Outputs) -> None:
-    other = HostKey(document="another.crt", sha256="e" * 64)
+    other = HostKey(document="another.crt", hash="e" * 64)
     metadata = Metadata.load(built.metadata).model_copy(update={"host_keys": (other,)})
     found = inspect.inspect(CONTEXT, built.image, metadata=metadata)
     assert found.damage == ["a boot image is for other hosts than the metadata say"]

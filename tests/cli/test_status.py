@@ -20,6 +20,7 @@ from secex_firstboot.cli import secex
 from secex_firstboot.cli import status as verb
 from secex_firstboot.cli.verb import Exit
 from secex_firstboot.contract.dry_run import Observation, State
+from secex_firstboot.contract.key_kind import KeyKind
 from secex_firstboot.contract.settings import Fallback
 from secex_firstboot.running import status, system
 from secex_firstboot.running.status import BootImages, Growth, Header, Host, Mapping, Status, Versions, Volume
@@ -33,8 +34,8 @@ RUNNING = Status(
     sealed=True,
     this_machine=(HASH,),
     hosts=(
-        Host("ibm-z-hostkey-with-a-name-that-is-long", HASH, "2027-01-01", True),
-        Host("ibm-z-hostkey-\x1b[31m", None, None, None),
+        Host("ibm-z-hostkey-with-a-name-that-is-long", KeyKind.CLASSICAL, HASH, "2027-01-01", True),
+        Host("ibm-z-hostkey-\x1b[31m", None, None, None, None),
     ),
     volumes=(
         Volume(

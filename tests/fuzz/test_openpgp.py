@@ -32,6 +32,7 @@ from support.openpgp_messages import (
 )
 
 from secex_firstboot.basic.errors import Refusal
+from secex_firstboot.basic.files import in_memory
 from secex_firstboot.ignition import openpgp, packets
 from secex_firstboot.ignition.signers import Signers
 
@@ -118,7 +119,7 @@ class Site:
 
 def in_packets(message: bytes) -> list[bytes]:
     """Each encoded anew."""
-    with packets.in_memory("message") as file:
+    with in_memory("message") as file:
         packets.write(file, message)
         reader, found = packets.Packets(file), []
         while not reader.at_end:

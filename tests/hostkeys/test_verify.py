@@ -447,6 +447,44 @@ REFUSED: dict[str, tuple[Callable[[], Given], str]] = {
 }  # fmt: skip
 
 
+HALVES = (HOST, pki.ml_kem_key("host").public_key())
+BY_ANOTHER = make_chain(NOW, signing_key={"key": rsa_key("another signing key")})
+
+
+@pytest.mark.parametrize(
+    ("half", "options", "reason"),
+    [
+        (half, options, f"{name} {reason}")
+        for half, name in enumerate(("its EC certificate\\)", "its ML-KEM certificate\\)"))
+        for options, reason in (
+            ({"end": -SECOND}, "has expired"),
+            ({"start": SECOND}, "is not yet valid"),
+            ({"authority_key": b"x" * 20}, "names another authority key"),
+            (
+                {"more": [(x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3"), b""), True)]},
+                "has a critical",
+            ),
+            (None, "is not signed by"),
+            ({}, "is revoked"),
+        )
+    ],
+)
+def test_each_half_of_a_hybrid_document_is_proven_by_the_same_rules(
+    half: int, options: dict[str, Any] | None, reason: str, tmp_path: Path
+) -> None:
+    """Of the two certificates one is fine, the other differs in these options; None: in who signed it."""
+    given, halves = Given.of(CHAIN), [CHAIN.document(key) for key in HALVES]
+    given.documents["hkd-1"] = b"".join(map(pem, halves))
+    given.judge(tmp_path / "good")
+    issuer = CHAIN if options is not None else BY_ANOTHER
+    halves[half] = issuer.document(HALVES[half], **(options or {}))
+    given.documents["hkd-1"] = b"".join(map(pem, halves))
+    if options == {}:
+        given.config["signing-key.crl"] = CHAIN.signing_key.crl(revoked=[halves[half]])
+    with pytest.raises(Refusal, match=rf"hkd-1 \(hybrid, {reason}"):
+        given.judge(tmp_path / "bad")
+
+
 @pytest.mark.parametrize("case", ACCEPTED)
 def test_it_is_accepted(case: str, tmp_path: Path) -> None:
     ACCEPTED[case]().judge(tmp_path)

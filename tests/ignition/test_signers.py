@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from support.openpgp_messages import Gpg, Host, compressed, confine, literal, packet, with_a_home
 
 from secex_firstboot.basic.errors import Refusal
+from secex_firstboot.basic.files import in_memory
 from secex_firstboot.contract import paths
 from secex_firstboot.ignition import openpgp, packets
 from secex_firstboot.ignition.signers import FOR_IMAGE, Signers
@@ -89,7 +90,7 @@ def site(gpg: Gpg) -> Iterator[Site]:
 
 def pieces(inner: bytes) -> dict[int, bytes]:
     """The bodies of packets, by their tags."""
-    with packets.in_memory("inner") as file:
+    with in_memory("inner") as file:
         packets.write(file, inner)
         reader, found = packets.Packets(file), {}
         while not reader.at_end:

@@ -67,7 +67,7 @@ def test_a_good_config_passes_and_what_cannot_be_told_is_said(look: Look) -> Non
     code, rows = look({"storage": {"files": [host_key(), *proof()]}})
     assert code == 0
     assert rows["config"]["detail"] == "a config of specification 3.3.0"
-    assert rows["hostkeys"]["detail"] == "1 documents: ibm-z-hostkey-a"
+    assert rows["hostkeys"]["detail"] == "1 classical documents: ibm-z-hostkey-a"
     assert rows["seal"] == rows["seal"] | {"state": "waiting", "detail": "can only be told at first boot"}
 
 
@@ -382,7 +382,7 @@ def test_what_a_config_refers_to_in_itself_counts(
     validator("exit 0")
     code, rows = look(config)
     assert (code, rows["config"]["state"], rows["hostkeys"]["state"]) == (0, "ready", "ready")
-    assert rows["hostkeys"]["detail"] == "1 documents: ibm-z-hostkey-a"
+    assert rows["hostkeys"]["detail"] == "1 classical documents: ibm-z-hostkey-a"
 
 
 def test_what_it_refuses_there_is_refused(look: Look) -> None:
@@ -412,7 +412,7 @@ def test_beside_what_is_elsewhere_what_is_here_is_looked_at(look: Look) -> None:
     config = referring(merge=[ELSEWHERE])
     code, rows = look(config | GOOD)
     assert (code, rows["hostkeys"]["state"]) == (0, "unknown")
-    assert rows["hostkeys"]["detail"] == "1 documents: ibm-z-hostkey-a"
+    assert rows["hostkeys"]["detail"] == "1 classical documents: ibm-z-hostkey-a"
     code, rows = look(config | {"storage": {"files": [file("/etc/luks/key", b"")]}})
     assert (code, rows["config"]["state"]) == (1, "refused")
 
@@ -503,7 +503,7 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 def test_a_server_out_of_reach_says_nothing_of_the_others(look: Look, nobody: int) -> None:
     code, rows = look({"storage": {"files": [host_key(), fetched(nobody), *proof()]}})
     assert (code, rows["hostkeys"]["state"]) == (0, "unknown")
-    assert rows["hostkeys"]["detail"] == "1 documents: ibm-z-hostkey-a"
+    assert rows["hostkeys"]["detail"] == "1 classical documents: ibm-z-hostkey-a"
     unreachable, where = rows["hostkeys"]["untold"]
     assert unreachable.startswith(
         "the host-key document ibm-z-hostkey-b could not be fetched from 127.0.0.1 in "

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from support import needs, plain
-from support.host_keys import CHAIN, NOW, certify, forged
+from support.host_keys import CHAIN, NOW, certify, certify_hybrid, forged
 from support.machine import put
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.contract.boot_image import Arguments
+from secex_firstboot.contract.key_kind import KeyKind
 from secex_firstboot.hostkeys import document
+from secex_firstboot.hostkeys.key import EXPERIMENTAL, listed_hash
 from secex_firstboot.roots import system_image
 from secex_firstboot.running import hosts
 from secex_firstboot.running.hosts import Verdict
@@ -266,3 +269,69 @@ def test_whether_one_is_for_this_machine_is_told_if_the_kernel_does(root: Path) 
     assert [each.this_machine for each in hosts.judge(CONTEXT, plain(root), NOW, ask=False)] == [True]
     runs_on(root, "b")
     assert [each.this_machine for each in hosts.judge(CONTEXT, plain(root), NOW, ask=False)] == [False]
+
+
+# --- hybrid documents ---
+
+
+def test_documents_of_another_kind_take_the_place_of_all_or_are_refused(root: Path) -> None:
+    hosts.add(CONTEXT, plain(root), given(root, "b.crt", certify("b")), [])
+    hybrid = [*given(root, "a.crt", certify_hybrid("a")), *given(root, "c.crt", certify_hybrid("c"))]
+    with pytest.raises(Refusal, match=f"classical: {B}; hybrid: {A}, ibm-z-hostkey-c") as refused:
+        hosts.add(CONTEXT, plain(root), hybrid, [])
+    assert "--replace" in refused.value.cure
+    assert kept(root) == [A, B]
+    warnings: list[str] = []
+    context = Context("quiet", warn=warnings.append)
+    hosts.add(context, plain(root), hybrid, [], replace=True)
+    assert warnings == [EXPERIMENTAL]
+    assert kept(root) == [A, "ibm-z-hostkey-c"]
+    judged = hosts.judge(CONTEXT, plain(root), NOW, ask=False)
+    assert [(each.kind, each.verdict) for each in judged] == [(KeyKind.HYBRID, Verdict.VALID)] * 2
+    assert system_image.hosts(plain(root))[A] == certify_hybrid("a")
+
+
+def test_what_somebody_put_there_of_another_kind_stops_an_update(root: Path) -> None:
+    put(root / "etc/se-hostkeys" / B, certify_hybrid("b"))
+    with pytest.raises(Refusal, match="of two"):
+        hosts.settle(CONTEXT, plain(root))
+    assert list(system_image.hosts(plain(root))) == [A]
+    hosts.remove(plain(root), [A])
+    assert kept(root) == [B]
+
+
+def test_nothing_takes_the_place_of_this_machines_document_but_one_for_it(root: Path) -> None:
+    key = document.parse("a", certify_hybrid("a")).key
+    put(root / "sys/firmware/uv/keys/all", "0" * 64 + "\n" + f"{listed_hash(key).hex()}\n")
+    with pytest.raises(Refusal, match="no host-key document is for this machine"):
+        hosts.add(CONTEXT, plain(root), given(root, "b.crt", certify_hybrid("b")), [], replace=True)
+    assert [path.name for path in (root / "etc/se-hostkeys").glob("ibm-*")] == [A]
+    hosts.add(CONTEXT, plain(root), given(root, "a.crt", certify_hybrid("a")), [], replace=True)
+    assert [each.this_machine for each in hosts.judge(CONTEXT, plain(root), NOW, ask=False)] == [True]
+
+
+def test_a_machine_that_takes_no_such_header_keeps_its_documents(root: Path) -> None:
+    versions = root / "sys/firmware/uv/query/supp_se_hdr_ver"
+    put(versions, "8000000000000000\n")
+    hybrid = given(root, "a.crt", certify_hybrid("a"))
+    with pytest.raises(Refusal, match="this machine takes no SE header of version 0x200"):
+        hosts.add(CONTEXT, plain(root), hybrid, [], replace=True)
+    assert kept(root) == [A]
+    put(versions, "c000000000000000\n")
+    hosts.add(CONTEXT, plain(root), hybrid, [], replace=True)
+    assert kept(root) == [A]
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_a_hybrid_document_of_which_a_half_is_revoked_is_kept_in_mind(root: Path, half: int) -> None:
+    """And a classical one with the other half is not."""
+    put(root / "etc/se-hostkeys" / A, certify_hybrid("a"))
+    revoked = x509.load_pem_x509_certificates(certify_hybrid("a"))[half]
+    newer = root / "etc/se-hostkeys/certs/newer.crl"
+    put(newer, CHAIN.signing_key.crl(revoked=[revoked]))
+    assert judged(root) == {A: Verdict.REVOKED}
+    newer.unlink()
+    assert judged(root) == {A: Verdict.REVOKED}
+    first = x509.load_pem_x509_certificates(certify_hybrid("a"))[0]
+    put(root / "etc/se-hostkeys" / A, first.public_bytes(Encoding.PEM))
+    assert judged(root) == {A: Verdict.VALID if half else Verdict.REVOKED}

@@ -66,7 +66,7 @@ def test_a_system_that_first_boot_has_not_made_is_refused(tmp_path: Path) -> Non
 
 def test_hosts_are_those_of_the_documents_by_the_hash_of_their_key(root: Path) -> None:
     found = status.gather(plain(root), None)
-    assert [(host.name, host.sha256) for host in found.hosts] == [
+    assert [(host.name, host.hash) for host in found.hosts] == [
         (f"ibm-z-hostkey-{name}", key_hash(name)) for name in "ab"
     ]
     assert {host.this_machine for host in found.hosts} == {None}
@@ -84,7 +84,7 @@ def test_this_machine_is_named_if_the_kernel_tells_its_keys(root: Path) -> None:
 def test_a_file_that_is_no_document_is_shown_as_one_and_said(root: Path) -> None:
     (root / "etc/se-hostkeys/ibm-z-hostkey-c").write_text("no certificate")
     found = status.gather(plain(root), None)
-    assert [host.sha256 is None for host in found.hosts] == [False, False, True]
+    assert [host.hash is None for host in found.hosts] == [False, False, True]
     assert any("ibm-z-hostkey-c is no X.509 certificate" in line for line in found.untold)
 
 

@@ -20,14 +20,13 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from support import TEST_VECTORS
 
 from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.basic.process import ToolError
 from secex_firstboot.hostkeys import document
-from secex_firstboot.hostkeys.key import key_hash
+from secex_firstboot.hostkeys.key import HostKey, key_hash
 from secex_firstboot.sdboot import create as create_module
 from secex_firstboot.sdboot import image
 from secex_firstboot.sdboot.create import create
@@ -36,12 +35,13 @@ VECTORS = TEST_VECTORS / "se-image"
 KERNEL, RAMDISK = VECTORS / "kernel.bin", VECTORS / "ramdisk.bin"
 COMMAND_LINE = (VECTORS / "parmfile").read_text()
 HOST_A, HOST_B = VECTORS / "host-a.crt", VECTORS / "host-b.crt"
-HOST_KEYS = {path: document.parse(path.name, path.read_bytes()).public_key for path in (HOST_A, HOST_B)}
+HOST_KEYS = {path: document.parse(path.name, path.read_bytes()).key for path in (HOST_A, HOST_B)}
 IN_FRONT = 0x10000  # bytes before stage3a
 
 STAND_IN = f"""#!{sys.executable}
 import argparse, hashlib, json, os, pathlib, stat, struct, sys
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 def certificate(document):
     content = document.read_bytes()
@@ -52,6 +52,10 @@ def certificate(document):
 def key_slot(document):
     point = certificate(document).public_key().public_numbers()
     key = point.x.to_bytes(80, "big") + point.y.to_bytes(80, "big")
+    if given.hdr_version == "2":
+        second = x509.load_pem_x509_certificates(document.read_bytes())[1]
+        key += second.public_bytes(Encoding.DER).partition(bytes.fromhex("0403038206210" + "0"))[2][:1568]
+        return hashlib.sha512(key).digest() + bytes(48 + 1568)
     return hashlib.sha256(key).digest() + bytes(48)
 
 words = sys.argv[1:]
@@ -64,6 +68,7 @@ parser.add_argument("-r", type=pathlib.Path)
 parser.add_argument("-p", type=pathlib.Path)
 parser.add_argument("-k", type=pathlib.Path, action="append", required=True)
 parser.add_argument("--no-verify", action="store_true", required=True)
+parser.add_argument("--hdr-version", default="1")
 given = parser.parse_args(words)
 if given.o.exists():
     sys.exit("the output exists")
@@ -84,7 +89,8 @@ asked = json.dumps({{
 }})
 slots = b"".join(map(key_slot, given.k))
 size = 560 + len(slots)
-head = struct.pack(">8sII12x4xQQ", b"IBMSecEx", 0x100, size, len(given.k), 128)
+version = int(given.hdr_version) << 8
+head = struct.pack(">8sII12x4xQQ", b"IBMSecEx", version, size, len(given.k), 128)
 header = head.ljust(416, b"x") + slots + bytes(128 + 16)
 arguments = struct.pack(">QQQ", 24, size, 0)
 given.o.write_bytes(asked.encode().ljust({IN_FRONT}, b"\\0") + arguments + header)
@@ -129,7 +135,7 @@ def make(
     *,
     ramdisk: Sequence[Path] = (RAMDISK,),
     command_line: str = COMMAND_LINE,
-    host_keys: Mapping[Path, ec.EllipticCurvePublicKey] = HOST_KEYS,
+    host_keys: Mapping[Path, HostKey] = HOST_KEYS,
     kernel: Path = KERNEL,
 ) -> tuple[str, Path]:
     output, scratch = tmp_path / "se" / "sdboot", tmp_path / "scratch"
@@ -369,3 +375,42 @@ def test_what_is_no_image_is_refused(tmp_path: Path, install: Install) -> None:
     with pytest.raises(FirstbootError, match="0 SE headers"):
         builder.make(HOST_A.name)
     assert_nothing_else_is_left(tmp_path, [])
+
+
+# Images for hybrid host keys.
+
+HYBRID = TEST_VECTORS / "se-header-v2" / "host-hybrid.crt"
+HYBRID_KEYS = {HYBRID: document.parse("h", HYBRID.read_bytes()).key}
+
+
+@pytest.mark.parametrize("name", ["pvimg", "genprotimg", "built-in"])
+def test_every_builder_that_can_makes_an_image_for_hybrid_keys(
+    tmp_path: Path, install: Install, name: str
+) -> None:
+    """IBM's, from s390-tools 2.44 on, with its option for the version of the header."""
+    Builder(name, tmp_path, install)
+    builder, output = make(tmp_path, host_keys=HYBRID_KEYS)
+    assert builder == name
+    with output.open("rb") as file:
+        header = image.header(file)
+    assert header.version == 0x200
+    assert list(header.key_slots) == [key_hash(key) for key in HYBRID_KEYS.values()]
+
+
+def test_a_tool_that_knows_no_hybrid_keys_makes_no_image_for_them(tmp_path: Path, install: Install) -> None:
+    Builder("pvimg", tmp_path, install)
+    tool = tmp_path / "bin" / "pvimg"
+    older = tool.read_text().replace('parser.add_argument("--hdr-version", default="1")', "")
+    tool.write_text(older.replace("given.hdr_version", "'1'"))
+    with pytest.raises(Refusal, match="neither pvimg nor genprotimg"):
+        make(tmp_path, host_keys=HYBRID_KEYS)
+    install_boot_loaders(tmp_path / "pvimg")
+    assert make(tmp_path, host_keys=HYBRID_KEYS)[0] == "built-in"
+    assert make(tmp_path)[0] == "pvimg"
+
+
+def test_keys_of_two_kinds_reach_no_builder(tmp_path: Path, install: Install) -> None:
+    Builder("pvimg", tmp_path, install)
+    with pytest.raises(Refusal, match="of two kinds"):
+        make(tmp_path, host_keys=HYBRID_KEYS | HOST_KEYS)
+    assert not (tmp_path / "bin" / "command lines").exists()

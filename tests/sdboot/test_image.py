@@ -10,19 +10,23 @@ import struct
 import tracemalloc
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM1024PrivateKey
 from cryptography.hazmat.primitives.ciphers import Cipher, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from harness import pki, ultravisor
 from support import TEST_VECTORS
 
 from secex_firstboot.basic.errors import FirstbootError, Refusal
-from secex_firstboot.hostkeys.key import key_hash
+from secex_firstboot.hostkeys import document, ml_kem
+from secex_firstboot.hostkeys.key import HostKey, key_hash
 from secex_firstboot.sdboot import image
 
 VECTORS = TEST_VECTORS / "se-image"
@@ -137,7 +141,7 @@ def build(
         kernel=kernel,
         ramdisk=ramdisk,
         command_line=command_line,
-        host_keys=[host.public_key() for host in hosts],
+        host_keys=[HostKey(host.public_key()) for host in hosts],
         boot_loaders=boot_loaders,
     )
     return output.getvalue()
@@ -277,7 +281,7 @@ def test_a_large_ramdisk_is_never_whole_in_memory(boot_loaders: image.BootLoader
             kernel=KERNEL,
             ramdisk=[ramdisk],
             command_line=COMMAND_LINE,
-            host_keys=[HOST_A.public_key()],
+            host_keys=[HostKey(HOST_A.public_key())],
             boot_loaders=boot_loaders,
             progress=lambda done, total: calls.append((done, total)),
         )
@@ -296,7 +300,7 @@ def test_what_an_output_held_before_is_gone(boot_loaders: image.BootLoaders) -> 
         kernel=KERNEL,
         ramdisk=[RAMDISK],
         command_line=COMMAND_LINE,
-        host_keys=[HOST_A.public_key()],
+        host_keys=[HostKey(HOST_A.public_key())],
         boot_loaders=boot_loaders,
     )
     assert len(output.getvalue()) == len(build(boot_loaders, hosts=[HOST_A]))
@@ -377,13 +381,15 @@ def test_more_host_keys_than_a_header_holds_are_refused(boot_loaders: image.Boot
     assert header_size == 416 + 95 * 80 + 128 + 16
     assert header_size <= 2 * PAGE
     assert struct.unpack_from(">Q", data, ipib_of(data) + 0x90) == (HEADER + 2 * PAGE,)
-    with pytest.raises(Refusal, match=r"96 host keys are given, an image takes 95: KVM .* 7\.0 .* 8 KiB"):
+    with pytest.raises(
+        Refusal, match=r"96 classical host keys are given, an image takes 95: KVM .* 7\.0 .* 8 KiB"
+    ):
         build(boot_loaders, hosts=[HOST_A] * 96)
 
 
 # Reading the key slots.
 
-HASH_A, HASH_B = (key_hash(host.public_key()) for host in (HOST_A, HOST_B))
+HASH_A, HASH_B = (key_hash(HostKey(host.public_key())) for host in (HOST_A, HOST_B))
 
 
 def key_slots(data: bytes) -> list[bytes]:
@@ -442,6 +448,7 @@ def test_two_headers_are_refused() -> None:
     ("place", "new"),
     [
         (HEADER + 8, struct.pack(">I", 0x200)),
+        (HEADER + 8, struct.pack(">I", 0x300)),
         (HEADER + 12, struct.pack(">I", 719)),
         (HEADER + 12, struct.pack(">I", 800)),
         (HEADER + 32, struct.pack(">Q", 0)),
@@ -452,6 +459,7 @@ def test_two_headers_are_refused() -> None:
         (ARGUMENTS + 8, struct.pack(">Q", 640)),
         (ARGUMENTS + 8, struct.pack(">Q", 800)),
         (ARGUMENTS + 8, struct.pack(">Q", 2 * PAGE + 1)),
+        (ARGUMENTS + 8, struct.pack(">Q", (1 << 20) + 1)),
         (ARGUMENTS + 8, struct.pack(">Q", 2**64 - 720)),
         (ARGUMENTS, struct.pack(">Q", 2**64 - 8)),
     ],
@@ -463,18 +471,151 @@ def test_a_header_that_is_not_what_it_says_is_refused(place: int, new: bytes) ->
     assert refused.value.cure
 
 
-def test_a_header_for_hybrid_host_keys_is_refused_by_its_version() -> None:
-    """Version 2, of s390-tools 2.44: other slots, and our keys are none for it."""
-    size = 560 + 1680
-    head = b"IBMSecEx" + struct.pack(">II16xQQ", 0x200, size, 1, 128)
-    arguments = struct.pack(">QQQ", 24, size, 0)
-    with pytest.raises(FirstbootError, match="version 0x200, not 0x100"):
-        key_slots(bytes(STAGE3A) + arguments + head.ljust(size, b"\1"))
-
-
 @pytest.mark.parametrize("size", [0, STAGE3A, ARGUMENTS, HEADER, HEADER + 719])
 def test_half_an_image_has_no_key_slots(size: int) -> None:
     data = (VECTORS / "two-keys.img").read_bytes()
     assert key_slots(data[: HEADER + 720]) == [HASH_A, HASH_B]
     with pytest.raises(FirstbootError, match="0 SE headers"):
         key_slots(data[:size])
+
+
+# Headers of version 2, for hybrid host keys. Known answers of s390-tools 2.44: vectors/se-header-v2.
+
+HYBRID_VECTORS = TEST_VECTORS / "se-header-v2"
+
+
+@cache
+def hybrid(who: str) -> ultravisor.HybridKey:
+    return ultravisor.HybridKey(pki.host_key(who), pki.ml_kem_key(who))
+
+
+def public(key: ultravisor.HybridKey) -> HostKey:
+    return HostKey(key.ec.public_key(), key.ml_kem.public_key().public_bytes_raw())
+
+
+def build_hybrid(boot_loaders: image.BootLoaders, host_keys: Sequence[HostKey]) -> bytes:
+    output = io.BytesIO()
+    image.build(
+        output,
+        kernel=KERNEL,
+        ramdisk=[RAMDISK],
+        command_line=COMMAND_LINE,
+        host_keys=host_keys,
+        boot_loaders=boot_loaders,
+    )
+    return output.getvalue()
+
+
+def known_ml_kem() -> MLKEM1024PrivateKey:
+    return MLKEM1024PrivateKey.from_seed_bytes((HYBRID_VECTORS / "host-mlkem.seed.bin").read_bytes())
+
+
+def known_host() -> HostKey:
+    point = document.parse("ec", (HYBRID_VECTORS / "host-ec.crt").read_bytes()).key.ec
+    return HostKey(point, known_ml_kem().public_key().public_bytes_raw())
+
+
+def test_a_key_slot_is_the_known_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the vector's random bytes: the ciphertext, and the shared secret in it."""
+    vector = (HYBRID_VECTORS / "keyslot-v2.bin").read_bytes()
+    host, secret = known_host(), known_ml_kem().decapsulate(vector[112:])
+    assert secret == (HYBRID_VECTORS / "kdf-input.bin").read_bytes()[164:196]
+    monkeypatch.setattr(ml_kem, "encapsulate", lambda key: (secret, vector[112:]))
+    private = int.from_bytes((HYBRID_VECTORS / "customer-private.bin").read_bytes(), "big")
+    customer = ec.derive_private_key(private, ec.SECP521R1())
+    version = image.check_host_keys([host])
+    assert image._agree(customer, host)[0] == (HYBRID_VECTORS / "kdf-input.bin").read_bytes()
+    assert image._key_slot(version, customer, host, b"\x17" * 32) == vector
+
+
+def test_a_header_begins_as_the_known_one(boot_loaders: image.BootLoaders) -> None:
+    """But for IV, number of pages, flags (which pvimg sets by default), digests, and the customer's key."""
+    known = (HYBRID_VECTORS / "header-v2-start.bin").read_bytes()
+    data = build_hybrid(boot_loaders, [known_host()])[HEADER:]
+    for start, end in ((0, 16), (28, 48), (416, 480)):
+        assert data[start:end] == known[start:end]
+    assert data[56:64] == struct.pack(">Q", 0xF0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_an_image_for_hybrid_keys_is_opened_by_each_of_its_hosts(
+    boot_loaders: image.BootLoaders, count: int
+) -> None:
+    keys = [hybrid(f"host {number}") for number in range(count)]
+    data = build_hybrid(boot_loaders, [public(key) for key in keys])
+    header = image.header(io.BytesIO(data))
+    assert (header.version, header.size) == (0x200, 560 + 1680 * count)
+    assert list(header.key_slots) == [key_hash(public(key)) for key in keys]
+    assert struct.unpack_from(">Q", data, ipib_of(data) + 0x90) == (HEADER + -(-header.size // PAGE) * PAGE,)
+    for key in keys:
+        unpacked = ultravisor.unpack(data, key)
+        assert unpacked.kernel == KERNEL.read_bytes()
+        assert unpacked.command_line == COMMAND_LINE
+        assert unpacked.plaintext_flags == 0xF0
+    with pytest.raises(ultravisor.Refused) as refused:
+        ultravisor.unpack(data, hybrid("another"))
+    assert refused.value.reason is ultravisor.Reason.HOST_KEY
+    with pytest.raises(ultravisor.Refused) as refused:
+        ultravisor.unpack(data, keys[0].ec)
+    assert refused.value.reason is ultravisor.Reason.HOST_KEY
+
+
+def test_two_slots_share_no_secret(boot_loaders: image.BootLoaders) -> None:
+    """Not even two of the same host."""
+    host = public(hybrid("host 0"))
+    data = build_hybrid(boot_loaders, [host, host])[HEADER + 416 :]
+    first, second = data[:1680], data[1680:3360]
+    assert first[:64] == second[:64]
+    assert first[64:112] != second[64:112]
+    assert first[112:] != second[112:]
+
+
+def test_more_hybrid_keys_than_a_host_takes_are_refused(boot_loaders: image.BootLoaders) -> None:
+    hosts = [public(hybrid("host 0"))] * 5
+    with pytest.raises(
+        Refusal, match=r"5 hybrid host keys are given, an image takes 4: KVM .* 7\.0 .* 8 KiB"
+    ):
+        build_hybrid(boot_loaders, hosts)
+    assert build_hybrid(boot_loaders, hosts[:4])
+
+
+def test_keys_of_two_kinds_are_refused(boot_loaders: image.BootLoaders) -> None:
+    key = public(hybrid("host 0"))
+    with pytest.raises(Refusal, match="of two kinds") as refused:
+        build_hybrid(boot_loaders, [key, HostKey(HOST_A.public_key())])
+    assert refused.value.cure
+    with pytest.raises(Refusal, match="secp384r1"):
+        build_hybrid(
+            boot_loaders, [HostKey(ec.generate_private_key(ec.SECP384R1()).public_key(), key.ml_kem)]
+        )
+
+
+def with_slots(count: int) -> bytes:
+    """As pvimg may make it for a host that takes more: no content, and slots of nothing."""
+    size = 560 + 1680 * count
+    head = b"IBMSecEx" + struct.pack(">II16xQQ", 0x200, size, count, 128)
+    return bytes(STAGE3A) + struct.pack(">QQQ", 24, size, 0) + head.ljust(size, b"\1")
+
+
+def test_a_header_of_a_mebibyte_is_read_and_no_larger_one() -> None:
+    assert key_slots(with_slots(623)) == [b"\1" * 64] * 623
+    with pytest.raises(FirstbootError, match="0 SE headers"):
+        key_slots(with_slots(624))
+
+
+@pytest.mark.parametrize(
+    ("at", "new"),
+    [
+        (8, struct.pack(">I", 0x100)),
+        (12, struct.pack(">I", 560 + 2 * 1680)),
+        (32, struct.pack(">Q", 0)),
+        (32, struct.pack(">Q", 1)),
+        (32, struct.pack(">Q", 4)),
+        (40, struct.pack(">Q", 1680)),
+    ],
+)
+def test_a_hybrid_header_that_is_not_what_it_says_is_refused(at: int, new: bytes) -> None:
+    data = with_slots(3)
+    assert len(key_slots(data)) == 3
+    with pytest.raises(FirstbootError, match="the new image has"):
+        key_slots(changed(data, (STAGE3A + 24 + at, new)))

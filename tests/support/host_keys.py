@@ -23,6 +23,11 @@ def certify(who: str, **options: float) -> bytes:
     return pki.pem(CHAIN.document(key(who), **options))
 
 
+@cache
+def certify_hybrid(who: str, **options: float) -> bytes:
+    return CHAIN.hybrid_document(key(who), pki.ml_kem_key(who).public_key(), **options)
+
+
 def forged(who: str = "b") -> bytes:
     """Signed by somebody else."""
     return pki.pem(pki.make_root(NOW, "Another CA").certify(pki.name(CN="A host"), key(who)))

@@ -199,6 +199,7 @@ complete -c secex -n '_shtab_secex_using hosts list' -l json -d 'print JSON for 
 complete -c secex -n '_shtab_secex_using hosts; and test $_shtab_secex_npos -eq 0' -a add -d 'prove documents genuine, and let their machines start the guest'
 complete -c secex -n '_shtab_secex_using hosts add' -s h -l help -d 'show this help message and exit'
 complete -c secex -n '_shtab_secex_using hosts add' -l proof -xka "(__fish_complete_path (commandline -ct))" -d 'a certificate or CRL that leads from the image'"'"'s root to the documents'
+complete -c secex -n '_shtab_secex_using hosts add' -l replace -d 'in place of all that are there, as for hybrid (quantum-safe) documents, which are experimental'
 complete -c secex -n '_shtab_secex_using hosts add; and test $_shtab_secex_npos -ge 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a host-key document'
 complete -c secex -n '_shtab_secex_using hosts; and test $_shtab_secex_npos -eq 0' -a remove -d 'let machines start the guest no longer'
 complete -c secex -n '_shtab_secex_using hosts remove' -s h -l help -d 'show this help message and exit'

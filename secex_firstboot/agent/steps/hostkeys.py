@@ -38,6 +38,7 @@ class HostKeys(Step):
         merged = checks.merged(places.IGNITION_MERGED_CONFIG.read_bytes(), devices, context.warn)
         how = parameters.value(context.command_line, parameters.HOSTKEY_VERIFY)
         documents = proof.Proof(merged, paths.CERTIFICATES, how, places.RUNTIME, context).documents()
+        document.check_header_version(documents, places.THIS_HOSTS_HEADER_VERSIONS)
         document.check_this_host(documents, document.this_host_key_hashes(places.THIS_HOSTS_KEYS))
         for each in documents:
             write_private(places.HOST_KEYS / each.name, each.pem)

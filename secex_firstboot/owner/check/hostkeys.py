@@ -100,6 +100,7 @@ class _Documents:
         names = [entry.name for entry in config.host_keys(self.config)]
         if not names:
             return Look("no document that can be looked at here", untold)
+        what = "documents"
         with tempfile.TemporaryDirectory() as scratch:
             proof = _Proof(
                 impatient(self.config),
@@ -111,15 +112,16 @@ class _Documents:
                 offline=self.offline,
             )
             try:
-                proof.documents()
+                found = proof.documents()
             except NoCrl as error:
                 if not proof.unreachable:
                     raise
                 untold = [*untold, f"{_UNPROVEN}: {error.message}"]
             else:
+                what = f"{found[0].key.kind} documents"
                 if proof.unreachable:
                     untold = [*untold, "what newer revocation lists say"]
-        return Look(f"{len(names)} documents: {', '.join(names)}", untold)
+        return Look(f"{len(names)} {what}: {', '.join(names)}", untold)
 
     def without_network(self) -> _Documents:
         """What the config itself has. Without a certificate that a server has, nothing can be proven."""

@@ -28,10 +28,17 @@ from secex_firstboot.agent.steps.hostkeys import HostKeys
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.contract import paths
 from secex_firstboot.contract.dry_run import State
+from secex_firstboot.hostkeys.key import EXPERIMENTAL
 from secex_firstboot.ignition import ownership
 
 VECTORS = TEST_VECTORS / "se-image"
 HOST_A, HOST_B = ((VECTORS / f"host-{name}.crt").read_bytes() for name in "ab")
+HYBRID = b"".join(
+    each.public_bytes(Encoding.PEM)
+    for each in x509.load_pem_x509_certificates(
+        (TEST_VECTORS / "se-header-v2" / "host-hybrid.crt").read_bytes()
+    )
+)
 DER_B = x509.load_pem_x509_certificate(HOST_B).public_bytes(Encoding.DER)
 
 
@@ -85,6 +92,30 @@ def test_what_the_host_can_change_on_its_way_is_warned_of_and_nothing_below_se_h
     give({"ibm-z-hostkey-a": HOST_A}, {"path": "/etc/motd", "contents": contents})
     HostKeys().perform(context)
     assert warnings[0].startswith("storage.files[1].contents comes over http without verification.hash")
+
+
+def test_hybrid_documents_are_kept_and_said_to_be_experimental() -> None:
+    warnings: list[str] = []
+    said: list[str] = []
+    give({"ibm-z-hostkey-a": HYBRID})
+    HostKeys().perform(Context("secex.hostkey_verify=no", warn=warnings.append, say=said.append))
+    assert (places.HOST_KEYS / "ibm-z-hostkey-a").read_bytes() == HYBRID
+    assert EXPERIMENTAL in warnings
+    assert any(line.startswith("hybrid host key ibm-z-hostkey-a: ") for line in said)
+
+
+def test_documents_of_two_kinds_are_not_kept() -> None:
+    with pytest.raises(Refusal, match="classical: ibm-z-hostkey-a; hybrid: ibm-z-hostkey-b"):
+        fetch(a=HOST_A, b=HYBRID)
+    assert not places.HOST_KEYS.exists()
+
+
+def test_a_machine_that_takes_no_header_of_their_version_is_refused() -> None:
+    put(places.THIS_HOSTS_HEADER_VERSIONS, "8000000000000000\n")
+    with pytest.raises(Refusal, match="no SE header of version 0x200, which hybrid host keys need"):
+        fetch(a=HYBRID)
+    assert not places.HOST_KEYS.exists()
+    fetch(a=HOST_A)
 
 
 @needs.programs("openssl")
