@@ -26,6 +26,7 @@ from harness.guest import Direct, Disk, Guest, Network
 from harness.se_ready import MIB, OPTIONS, SECTOR, Recipe
 
 from secex_firstboot.builder import volumes
+from secex_firstboot.hostkeys import document
 from secex_firstboot.sdboot import image
 
 OUTPUT = debian.REPOSITORY / "build" / "bench"
@@ -211,7 +212,7 @@ def sdboot_speed(tree: Path, work: Path, host: site.Host) -> float:
             kernel=debian.kernel(tree),
             ramdisk=[debian.initramfs(tree)],
             command_line="quiet",
-            host_keys=[host.key.public_key()],
+            host_keys=[document.parse(host.name, host.document.read_bytes()).key],
             boot_loaders=image.BootLoaders(loaders / "stage3a.bin", loaders / "stage3b_reloc.bin"),
         )
         return stream.tell() / (time.monotonic() - started) if stream.seek(0, os.SEEK_END) else 0.0

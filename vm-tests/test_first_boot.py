@@ -162,7 +162,7 @@ def test_a_provisioned_guest_says_how_it_stands(report: dict[str, Any]) -> None:
     assert status["untold"] == []
     assert status["running"] and status["sealed"]
     assert {row["state"] for row in status["dry_run"]["steps"]} == {"done"}
-    assert {host["name"]: host["sha256"] for host in status["hosts"]} == {
+    assert {host["name"]: host["hash"] for host in status["hosts"]} == {
         f"ibm-z-hostkey-{name}": hosts[name] for name in ("customer-1", "customer-2")
     }
     assert status["first_boot"] == report["agent"]

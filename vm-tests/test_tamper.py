@@ -235,9 +235,7 @@ def rebuild_sdboot(host: Host, files: dict[str, bytes], name: str = "customer-1"
             ramdisk=[ramdisk],
             command_line=final.command_line,
             host_keys=[
-                document.parse(
-                    name, host.target.first_boot.where.hosts[name].document.read_bytes()
-                ).public_key
+                document.parse(name, host.target.first_boot.where.hosts[name].document.read_bytes()).key
             ],
             boot_loaders=image.BootLoaders(
                 tree / "usr/share/s390-tools/pvimg/stage3a.bin",

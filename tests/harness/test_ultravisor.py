@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import struct
+from collections.abc import Sequence
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM1024PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from harness import ultravisor
-from harness.ultravisor import HostKey, Reason, Refused
+from harness.ultravisor import HostKey, HybridKey, Reason, Refused
 from support import TEST_VECTORS
 
 VECTORS = TEST_VECTORS / "se-image"
@@ -20,19 +23,19 @@ SLOTS, ENCRYPTED_AREA, TAG = HEADER + 416, HEADER + 416 + 160, HEADER + 416 + 16
 IPIB_ENTRIES = IPIB + 136  # tweak prefix, address, length of each component
 
 
-def private_key(name: str) -> HostKey:
+def private_key(name: str) -> ec.EllipticCurvePrivateKey:
     key = load_pem_private_key((VECTORS / f"{name}.key").read_bytes(), None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     return key
 
 
 @pytest.fixture(scope="module")
-def host_a() -> HostKey:
+def host_a() -> ec.EllipticCurvePrivateKey:
     return private_key("host-a")
 
 
 @pytest.fixture(scope="module")
-def host_b() -> HostKey:
+def host_b() -> ec.EllipticCurvePrivateKey:
     return private_key("host-b")
 
 
@@ -160,3 +163,59 @@ def test_the_host_key_hash_is_what_the_key_slots_say(
 ) -> None:
     slots = {bytes(image[at : at + 32]) for at in (SLOTS, SLOTS + 80)}
     assert {ultravisor.host_key_hash(host_a), ultravisor.host_key_hash(host_b)} == slots
+
+
+# Headers of version 2, for hybrid host keys.
+
+HYBRID_VECTORS = TEST_VECTORS / "se-header-v2"
+
+
+def known_hybrid() -> HybridKey:
+    key = load_pem_private_key((HYBRID_VECTORS / "host-ec.key").read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    seed = (HYBRID_VECTORS / "host-mlkem.seed.bin").read_bytes()
+    return HybridKey(key, MLKEM1024PrivateKey.from_seed_bytes(seed))
+
+
+def header_key(slot: bytes, keys: Sequence[HostKey]) -> bytes:
+    """From one slot, for the known customer."""
+    start = (HYBRID_VECTORS / "header-v2-start.bin").read_bytes()
+    header = ultravisor._Header._make(ultravisor._HEADER.unpack_from(start))
+    assert header.version == 0x200
+    private = int.from_bytes((HYBRID_VECTORS / "customer-private.bin").read_bytes())
+    customer = ultravisor._point(ec.derive_private_key(private, ec.SECP521R1()).public_key())
+    key, found = ultravisor._header_key(header._replace(customer_key=customer), slot, keys)
+    assert key is keys[-1]
+    return found
+
+
+def test_the_known_slot_opens_with_the_hosts_two_keys() -> None:
+    """A vector of s390-tools 2.44."""
+    host, slot = known_hybrid(), (HYBRID_VECTORS / "keyslot-v2.bin").read_bytes()
+    assert ultravisor.host_key_hash(host) == slot[:64]
+    assert header_key(slot, [host.ec, host]) == b"\x17" * 32
+    for other in (host.ec, HybridKey(host.ec, MLKEM1024PrivateKey.generate())):
+        with pytest.raises(Refused) as refused:
+            header_key(slot, [other])
+        assert refused.value.reason is Reason.HOST_KEY
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "reason"),
+    [(0, 64, Reason.HOST_KEY), (64, 112, Reason.KEY_SLOT_CORRUPT), (112, 1680, Reason.KEY_SLOT_CORRUPT)],
+)
+def test_every_flipped_bit_of_a_hybrid_slot_is_seen(
+    start: int, end: int, reason: Reason, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agreement of the EC keys, which has no part in the slot, is made once."""
+    monkeypatch.setattr(ultravisor, "_multiply", functools.cache(ultravisor._multiply))
+    monkeypatch.setattr(ultravisor, "_public", functools.cache(ultravisor._public))
+    host, slot = known_hybrid(), bytearray((HYBRID_VECTORS / "keyslot-v2.bin").read_bytes())
+    for at in range(start, end):
+        for bit in range(8):
+            slot[at] ^= 1 << bit
+            with pytest.raises(Refused) as refused:
+                header_key(bytes(slot), [host])
+            assert refused.value.reason is reason, (at, bit)
+            slot[at] ^= 1 << bit
+    assert header_key(bytes(slot), [host]) == b"\x17" * 32

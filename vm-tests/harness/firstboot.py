@@ -98,16 +98,19 @@ def make_site(
     document: dict[str, Any] | None = None,
     *,
     adopted: bool = False,
+    hybrid: bool = False,
 ) -> Iterator[tuple[Site, Network]]:
     """Build the image, encrypt the config, serve what it names inside the ``with`` block.
 
     ``document`` are options of the hosts' documents, see pki.Authority.certify. ``adopted``: somebody else
     has built and published the image, for the universal host; the owner adopts it for the customer's.
+    ``hybrid``: all hosts have quantum-safe keys.
     """
     directory.mkdir(parents=True, exist_ok=True)
     chain = chain or pki.make_chain(datetime.now(UTC))
     hosts = {
-        name: site.make_host(name, directory / "hostkeys", chain, **(document or {})) for name in site.HOSTS
+        name: site.make_host(name, directory / "hostkeys", chain, hybrid=hybrid, **(document or {}))
+        for name in site.HOSTS
     }
     tree = debian.repository() if recipe.ref else debian.build()
     image = directory / "se-ready.qcow2"

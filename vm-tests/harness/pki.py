@@ -15,6 +15,7 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM1024PrivateKey, MLKEM1024PublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -36,7 +37,7 @@ _OIDS = {
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 AuthorityKey = x509.AuthorityKeyIdentifier | bytes | None  # bytes: the key identifier; empty: the right one
 Extensions = Sequence[tuple[x509.ExtensionType, bool]]  # and whether it is critical
-PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
+PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey | MLKEM1024PublicKey
 
 
 def name(**attributes: str) -> x509.Name:
@@ -65,6 +66,11 @@ def rsa_key(who: str, bits: int = 2048) -> rsa.RSAPrivateKey:
 @cache
 def host_key(who: str) -> ec.EllipticCurvePrivateKey:
     return ec.generate_private_key(ec.SECP521R1())
+
+
+@cache
+def ml_kem_key(who: str) -> MLKEM1024PrivateKey:
+    return MLKEM1024PrivateKey.generate()
 
 
 @dataclass(frozen=True)
@@ -171,6 +177,12 @@ class Chain:
         subject = name(C="US", O=IBM, CN="A host")
         # Like the genuine ones since IBM moved, it does not name the issuer as the signing key names itself.
         return self.signing_key.certify(subject, key, **{"issuer": signing_key_name(L="Armonk"), **options})
+
+    def hybrid_document(
+        self, key: ec.EllipticCurvePublicKey, ml_kem: MLKEM1024PublicKey, **options: Any
+    ) -> bytes:
+        """A quantum-safe one, PEM."""
+        return b"".join(pem(self.document(each, **options)) for each in (key, ml_kem))
 
     def certificates(self) -> dict[str, bytes]:
         """Each certificate, PEM, by the name of the file it may be in."""

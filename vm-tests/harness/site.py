@@ -19,6 +19,7 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM1024PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -28,7 +29,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from harness import pki
 from harness.pki import Chain
-from harness.ultravisor import HostKey
+from harness.ultravisor import HostKey, HybridKey
 
 HOSTS = ("universal", "customer-1", "customer-2")
 
@@ -52,16 +53,25 @@ class Host:
     def key(self) -> HostKey:
         key = load_pem_private_key((self.directory / f"{self.name}.key").read_bytes(), None)
         assert isinstance(key, ec.EllipticCurvePrivateKey)
-        return key
+        second = self.directory / f"{self.name}.ml-kem"
+        if not second.exists():
+            return key
+        return HybridKey(key, MLKEM1024PrivateKey.from_seed_bytes(second.read_bytes()))
 
 
-def make_host(name: str, directory: Path, chain: Chain, **options: Any) -> Host:
+def make_host(name: str, directory: Path, chain: Chain, *, hybrid: bool = False, **options: Any) -> Host:
     """A host with a fresh key; ``options`` are those of the document, see pki.Authority.certify."""
     directory.mkdir(parents=True, exist_ok=True)
     key = ec.generate_private_key(ec.SECP521R1())
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     (directory / f"{name}.key").write_bytes(private)
-    (directory / f"{name}.crt").write_bytes(pki.pem(chain.document(key.public_key(), **options)))
+    if hybrid:
+        second = MLKEM1024PrivateKey.generate()
+        (directory / f"{name}.ml-kem").write_bytes(second.private_bytes_raw())
+        document = chain.hybrid_document(key.public_key(), second.public_key(), **options)
+    else:
+        document = pki.pem(chain.document(key.public_key(), **options))
+    (directory / f"{name}.crt").write_bytes(document)
     return Host(name, directory)
 
 

@@ -4,8 +4,9 @@ It shares no code with the project's image builder, so that each checks the othe
 such an image is laid out as it is loaded (file offset = guest address), and on the RAM of a stopped guest.
 
 Sources: IBM s390-tools, genprotimg/boot (stage3a.c for the arguments and the refusals, stage3b.c) and
-rust/pvimg (the header); QEMU hw/s390x/ipl.h (the IPL parameter block) and target/s390x/kvm/pv.c (the order of
-the steps: set secure parameters, unpack, verify).
+rust/pvimg (the header; its version 2 from a fork at 2.44, embedded4ever/s390-tools); QEMU hw/s390x/ipl.h
+(the IPL parameter block) and target/s390x/kvm/pv.c (the order of the steps: set secure parameters, unpack,
+verify).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM1024PrivateKey
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
@@ -31,7 +33,17 @@ LOAD_ADDRESS = 0x10000  # of stage3a; zipl's boot map starts an image here
 ENTRY_ADDRESS = 0x11000  # where stage3a goes on from LOAD_ADDRESS, and where a direct boot starts it
 
 Memory = bytearray | mmap
-HostKey = ec.EllipticCurvePrivateKey
+
+
+@dataclass(frozen=True)
+class HybridKey:
+    """The halves of a quantum-safe host key."""
+
+    ec: ec.EllipticCurvePrivateKey
+    ml_kem: MLKEM1024PrivateKey
+
+
+HostKey = ec.EllipticCurvePrivateKey | HybridKey
 
 
 class Reason(Enum):
@@ -193,9 +205,8 @@ def _read_components(memory: Memory, ipib_address: int) -> tuple[Component, ...]
 
 # --- the header --------------------------------------------------------------------------------------------
 
-_MAGIC, _VERSION = b"IBMSecEx", 0x100
+_MAGIC = b"IBMSecEx"
 _MAX_HEADER_SIZE = 2 * PAGE
-_SLOT = struct.Struct("32s 48s")  # SHA-256 of the host public key; wrapped header key and its tag
 _TAG_SIZE = 16
 _SECRET = struct.Struct(">32s 64s QQ Q II")  # CCK, XTS key, PSW, secret flags, optional items, reserved
 _COORDINATE_SIZE = 80  # of a public key's X and Y, big-endian, left-padded
@@ -209,6 +220,19 @@ def _from_left(*bits: int) -> int:
 NOT_ENCRYPTED = _from_left(35)
 _PLAINTEXT_FLAGS = _from_left(34, 35, 56, 57, 58)  # dumping, not encrypted, PCKMO: DEA-TDEA, AES, ECC
 _SECRET_FLAGS = _from_left(1)  # add-secret requests need the extension secret
+
+
+class _Version(NamedTuple):
+    """``slot``: hash of the host's public key; wrapped header key and its tag; ML-KEM ciphertext."""
+
+    slot: struct.Struct
+    plaintext_flags: int
+
+
+_VERSIONS = {
+    0x100: _Version(struct.Struct("32s 48s 0s"), _PLAINTEXT_FLAGS),
+    0x200: _Version(struct.Struct("64s 48s 1568s"), _PLAINTEXT_FLAGS | _from_left(59)),  # PCKMO: HMAC
+}
 
 
 class _Header(NamedTuple):
@@ -247,23 +271,38 @@ class _Secret(NamedTuple):
 def _check_header(header: _Header, size: int) -> None:
     if header.magic != _MAGIC or header.reserved:
         raise Refused(Reason.HEADER_CORRUPT)
-    if header.version != _VERSION:
+    version = _VERSIONS.get(header.version)
+    if not version:
         raise Refused(Reason.HEADER_VERSION)
     if header.encrypted_size != _SECRET.size:
         raise Refused(Reason.ENCRYPTED_AREA_SIZE)
     if not header.slots:
         raise Refused(Reason.NO_KEY_SLOT)
-    expected = _HEADER.size + header.slots * _SLOT.size + header.encrypted_size + _TAG_SIZE
+    expected = _HEADER.size + header.slots * version.slot.size + header.encrypted_size + _TAG_SIZE
     if not header.size == size == expected:
         raise Refused(Reason.HEADER_SIZE)
-    if header.plaintext_flags & ~_PLAINTEXT_FLAGS:
+    if header.plaintext_flags & ~version.plaintext_flags:
         raise Refused(Reason.PLAINTEXT_FLAG)
 
 
 def host_key_hash(key: HostKey) -> bytes:
-    """SHA-256 over the public key's coordinates: how a key slot names the host it is for."""
-    numbers = key.public_key().public_numbers()
-    return hashlib.sha256(b"".join(n.to_bytes(_COORDINATE_SIZE) for n in (numbers.x, numbers.y))).digest()
+    """How a key slot names the host it is for: SHA-256 over the public key, SHA-512 over both of a hybrid."""
+    if isinstance(key, HybridKey):
+        return hashlib.sha512(b"".join(_public(key))).digest()
+    return hashlib.sha256(_point(key.public_key())).digest()
+
+
+def _public(key: HybridKey) -> tuple[bytes, bytes]:
+    return _point(key.ec.public_key()), key.ml_kem.public_key().public_bytes_raw()
+
+
+def _point(key: ec.EllipticCurvePublicKey) -> bytes:
+    numbers = key.public_numbers()
+    return _coordinates(numbers.x, numbers.y)
+
+
+def _coordinates(x: int, y: int) -> bytes:
+    return x.to_bytes(_COORDINATE_SIZE) + y.to_bytes(_COORDINATE_SIZE)
 
 
 def _customer_key(coordinates: bytes) -> ec.EllipticCurvePublicKey:
@@ -276,13 +315,53 @@ def _customer_key(coordinates: bytes) -> ec.EllipticCurvePublicKey:
 
 def _header_key(header: _Header, slots: bytes, keys: Sequence[HostKey]) -> tuple[HostKey, bytes]:
     """The first of the host's keys that a slot is for, and the header key from that slot."""
-    wrapped = dict(_SLOT.iter_unpack(slots))
+    by_hash = {slot: rest for slot, *rest in _VERSIONS[header.version].slot.iter_unpack(slots)}
     for key in keys:
-        if slot := wrapped.get(host_key_hash(key)):
-            shared = key.exchange(ec.ECDH(), _customer_key(header.customer_key))
-            wrapping_key = hashlib.sha256(shared + bytes((0, 0, 0, 1))).digest()
-            return key, _open(wrapping_key, bytes(12), slot, b"", Reason.KEY_SLOT_CORRUPT)
+        if rest := by_hash.get(host_key_hash(key)):
+            wrapped, ciphertext = rest
+            agreed = _agreed(key, header.customer_key, ciphertext)
+            wrapping_key = hashlib.sha256(agreed).digest()
+            return key, _open(wrapping_key, bytes(12), wrapped, b"", Reason.KEY_SLOT_CORRUPT)
     raise Refused(Reason.HOST_KEY)
+
+
+_COUNTER = bytes((0, 0, 0, 1))
+
+
+def _agreed(key: HostKey, customer: bytes, ciphertext: bytes) -> bytes:
+    """What both sides know."""
+    theirs = _customer_key(customer)
+    if not isinstance(key, HybridKey):
+        return key.exchange(ec.ECDH(), theirs) + _COUNTER
+    numbers = theirs.public_numbers()
+    shared = _multiply(key.ec.private_numbers().private_value, (numbers.x, numbers.y))
+    secret = key.ml_kem.decapsulate(ciphertext)
+    text = b"PQC Secure Execution with Format-2 Key Slots KS2"
+    return b"".join((_COUNTER, _coordinates(*shared), secret, customer, ciphertext, *_public(key), text))
+
+
+_FIELD = 2**521 - 1
+_Point = tuple[int, int]
+
+
+def _multiply(number: int, point: _Point) -> _Point:
+    """On secp521r1, digit by digit: of the point, the library's key agreement gives X alone."""
+    product = None
+    for digit in f"{number:b}":
+        product = _add(product, product) if product else None
+        if digit == "1":
+            product = _add(product, point) if product else point
+    assert product
+    return product
+
+
+def _add(one: _Point, other: _Point) -> _Point:
+    """Two of which none is the negative of the other."""
+    (x1, y1), (x2, y2) = one, other
+    rise, run = (3 * x1 * x1 - 3, 2 * y1) if one == other else (y2 - y1, x2 - x1)
+    slope = rise * pow(run, -1, _FIELD)
+    x = (slope * slope - x1 - x2) % _FIELD
+    return x, (slope * (x1 - x) - y1) % _FIELD
 
 
 def _open(key: bytes, iv: bytes, data: bytes, authenticated: bytes, otherwise: Reason) -> bytes:

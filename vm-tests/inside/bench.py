@@ -17,6 +17,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from secex_firstboot.hostkeys.key import HostKey
 from secex_firstboot.sdboot import create, image
 from secex_firstboot.storage import cryptsetup, disk, encrypted, verity
 from secex_firstboot.storage.backward_copy import copy_backwards
@@ -93,7 +94,7 @@ def measure_build(scratch: Path) -> float:
     with ramdisk.open("wb") as stream:
         for _ in range(100):
             stream.write(os.urandom(MIB))
-    key = ec.generate_private_key(ec.SECP521R1()).public_key()
+    key = HostKey(ec.generate_private_key(ec.SECP521R1()).public_key())
     with (scratch / "image").open("wb") as output:
         return seconds(
             lambda: image.build(
