@@ -25,13 +25,12 @@ from hypothesis import strategies as st
 from support import TEST_VECTORS, fuzzing, gpt_disks, needs
 
 from secex_firstboot.basic import process
-from secex_firstboot.basic.errors import FirstbootError
+from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.contract import parameters
 from secex_firstboot.contract.command_line import loosely, name, value_of
 from secex_firstboot.contract.metadata import BootEntry, Metadata, Partition, Volume
 from secex_firstboot.contract.partitions import LAYOUT, VOLUMES
 from secex_firstboot.hostkeys import document
-from secex_firstboot.hostkeys.key import key_hash
 from secex_firstboot.ignition import config, kernel_arguments, merge, openpgp, ownership, transport, validity
 from secex_firstboot.owner import console_log, domain, domain_check
 from secex_firstboot.owner.console_log import Outcome
@@ -243,7 +242,7 @@ def merge_crypttab(existing: bytes) -> None:
 VECTORS = TEST_VECTORS
 PEM = [(VECTORS / f"se-image/host-{name}.crt").read_bytes() for name in "ab"]
 DER = [x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER) for pem in PEM]
-HYBRID = (VECTORS / "hybrid/host-hybrid.crt").read_bytes()
+HYBRID = (VECTORS / "se-header-v2/host-hybrid.crt").read_bytes()
 BETWEEN = [
     b"",
     b"\n",
@@ -263,21 +262,30 @@ several_faces = st.lists(st.sampled_from(PEM + DER + BETWEEN), min_size=1, max_s
 
 
 def read_document(content: bytes) -> None:
-    """What is accepted is one certificate and nothing else, and OpenSSL reads its key in what we hand on."""
+    """What is accepted is one certificate, or a hybrid document's two, and nothing else, and OpenSSL reads
+    the first one's key in what we hand on.
+    """
     parsed = document.parse("a", content)
-    der = parsed.certificate.public_bytes(Encoding.DER)
+    der = parsed.certificates[0].public_bytes(Encoding.DER)
     assert content == der or b"".join(content.split()) == b"".join(parsed.pem.split())
-    assert x509.load_pem_x509_certificates(parsed.pem) == [parsed.certificate]
+    assert x509.load_pem_x509_certificates(parsed.pem) == list(parsed.certificates)
     shown = process.run(["openssl", "x509", "-pubkey", "-noout"], stdin=parsed.pem.decode())
     key = load_pem_public_key(shown.encode())
     assert isinstance(key, EllipticCurvePublicKey)
-    assert key_hash(key) == document.key_hash(parsed)
+    assert key == parsed.key.ec
+    assert len(document.key_hash(parsed)) == 32 * len(parsed.certificates)
 
 
 # key slots of an image
 
 LOADER, END = 0x10000, 0x15000
 IMAGES = [(VECTORS / f"se-image/{name}.img").read_bytes()[LOADER:END] for name in ("two-keys", "no-ramdisk")]
+IMAGES.append(
+    edited(
+        IMAGES[1],
+        [(11208, 8, (2240).to_bytes(8, "big")), (0x4008, 8, bytes.fromhex("00000200000008c0"))],
+    )
+)
 fields = st.tuples(
     st.sampled_from([11200, 11208, 11216, *(0x4000 + at for at in (0, 8, 12, 32, 40, 64, 416, 496))]),
     st.integers(0, 4).map(lambda size: size * 2),
@@ -287,9 +295,26 @@ broken_headers = st.builds(edited, st.sampled_from(IMAGES), st.lists(fields, max
 
 
 def read_key_slots(content: bytes) -> None:
-    slots = image.key_slots(io.BytesIO(bytes(LOADER) + content))
-    assert 1 <= len(slots) <= 95
-    assert {len(slot) for slot in slots} == {32}
+    header = image.header(io.BytesIO(bytes(LOADER) + content))
+    assert len(header.key_slots) >= 1
+    size, slot = {0x100: (32, 80), 0x200: (64, 1680)}[header.version]
+    assert {len(each) for each in header.key_slots} == {size}
+    assert header.size == 560 + slot * len(header.key_slots) <= 1 << 20
+
+
+THIS_MACHINE = "".join(f"{digit * 64}\n" for digit in "a000b0000000000").encode()
+
+
+def read_this_machine(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory, "all")
+        file.write_bytes(content)
+        keys = document.this_host_key_hashes(Path(directory))
+        parsed = document.parse("a", PEM[0])
+        with contextlib.suppress(Refusal):
+            document.check_this_host([parsed], keys)
+        document.check_header_version([parsed], file)
+    assert all(len(each) == 32 and any(each) for each in keys)
 
 
 # partition table
@@ -472,6 +497,7 @@ READERS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], None]]] = {
     "domain": (st.binary() | mutated([DOMAIN]), check_domain),
     "console log": (st.binary() | logs, explain_log),
     "key slots": (st.binary() | mutated(IMAGES) | broken_headers, read_key_slots),
+    "this machine": (st.binary() | mutated([THIS_MACHINE, b"c000000000000000\n"]), read_this_machine),
 }
 
 
