@@ -80,10 +80,14 @@ def run() -> None:
 def load_libraries() -> None:
     import pyudev
 
+    from secex_firstboot.basic.errors import Refusal
+    from secex_firstboot.hostkeys import ml_kem
     from secex_firstboot.storage import cryptsetup
 
     pyudev.Context()
     cryptsetup._library()
+    with suppress(Refusal):  # of a machine that cannot
+        ml_kem.encapsulate(bytes(ml_kem.KEY_SIZE))
 
 
 def fail_to_read() -> None:
