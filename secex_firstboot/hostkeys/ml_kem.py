@@ -47,8 +47,8 @@ def _encapsulate_with_program(key: bytes) -> tuple[bytes, bytes]:
         public.write(pem)
         code = process.run_on_files(
             [
-                *("openssl", "pkeyutl", "-encap", "-pubin", "-inkey", "/dev/stdin"),
-                *("-secret", f"/dev/fd/{secret.fileno()}"),
+                *("openssl", "pkeyutl", "-encap", "-pubin", "-inkey", "/proc/self/fd/0"),
+                *("-secret", f"/proc/self/fd/{secret.fileno()}"),
             ],
             stdin=public,
             stdout=ciphertext,

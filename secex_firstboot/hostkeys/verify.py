@@ -93,9 +93,8 @@ _ERROR = re.compile(
 class Revoked(Refusal):
     """A document's ``certificate`` is."""
 
-    def __init__(self, name: str, certificate: x509.Certificate) -> None:
-        fault, cure = _FAULTS[23]
-        super().__init__("SX-HOSTKEY-32", f"the host-key document {name} {fault}", cure)
+    def __init__(self, id: str, message: str, cure: str, certificate: x509.Certificate) -> None:
+        super().__init__(id, message, cure)
         self.certificate = certificate
 
 
@@ -226,7 +225,8 @@ def _check_not_revoked(issued: Sequence[tuple[str, x509.Certificate]], crls: crl
             )
         serial = certificate.serial_number
         if any(each.get_revoked_certificate_by_serial_number(serial) for each in crls):
-            raise Revoked(name, certificate)
+            fault, cure = _FAULTS[23]
+            raise Revoked("SX-HOSTKEY-32", f"the host-key document {name} {fault}", cure, certificate)
 
 
 def _check_chain(

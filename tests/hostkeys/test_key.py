@@ -78,7 +78,7 @@ def test_what_openssls_program_encapsulates_is_opened_by_the_private_key() -> No
 
 
 PLAYED = """#!/bin/sh
-[ "$1 $2 $3 $4 $5 $6" = "pkeyutl -encap -pubin -inkey /dev/stdin -secret" ] || exit 2
+[ "$1 $2 $3 $4 $5 $6" = "pkeyutl -encap -pubin -inkey /proc/self/fd/0 -secret" ] || exit 2
 cat > /dev/null
 printf %0{secret}d 7 > "$7"
 printf %0{ciphertext}d 8
