@@ -139,7 +139,8 @@ def test_the_schema_of_metadata_has_what_their_model_has() -> None:
         json.loads(text)
         for text in (manual["IMAGE_SCHEMA"].read_text(encoding="utf-8"), manual["image_schema"]())
     )
-    for one, other in ((kept, made), *((kept["$defs"][name], made["$defs"][name]) for name in made["$defs"])):
+    models = [name for name, each in made["$defs"].items() if each["type"] == "object"]
+    for one, other in ((kept, made), *((kept["$defs"][name], made["$defs"][name]) for name in models)):
         assert one["properties"].keys() == other["properties"].keys(), "make manual writes it anew"
         assert one["required"] == other["required"]
 

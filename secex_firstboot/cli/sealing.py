@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, what in (
-        ("hostkey", "host-key document of a machine that first boots run on"),
+        (
+            "hostkey",
+            "host-key document of a machine that first boots run on, all of one kind (hybrid: experimental)",
+        ),
         (
             "root",
             "certificate of a root CA: it proves --hostkey, and guests trust it for their owner's documents",
