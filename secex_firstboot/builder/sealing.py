@@ -33,7 +33,7 @@ from secex_firstboot.hostkeys.proof import Proof, tell_kind
 from secex_firstboot.ignition.config import Config
 from secex_firstboot.ignition.signers import Signers
 from secex_firstboot.roots.kinds import Root
-from secex_firstboot.sdboot import boot_entry, boot_map, boot_record, image
+from secex_firstboot.sdboot import boot_entry, boot_map, boot_record, contents, image
 from secex_firstboot.sdboot.boot_entry import BootEntry
 from secex_firstboot.sdboot.boot_map import Extent
 from secex_firstboot.sdboot.initramfs import Entry, File, write_archive
@@ -296,6 +296,7 @@ def _proven(context: Context, host_keys: Sequence[Path], trust: Trust, scratch: 
         raise Refusal("SX-BUILD-31", "no host-key document is given", "--hostkey FILE: whose image is it?")
     found = [document.parse(path.name, certificates.read_file(path)) for path in host_keys]
     tell_kind(found, context)
+    contents.check_documents(found)
     if not trust.verify:
         context.warn("nothing proves that the host keys are those of IBM Z")
         return found

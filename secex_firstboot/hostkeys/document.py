@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64decode
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -147,8 +147,8 @@ def distinct(documents: Iterable[Document]) -> list[Document]:
     return list(by_key.values())
 
 
-def kind(documents: Collection[Document]) -> KeyKind:
-    """That of all of them, at least one. Raises Refusal if they are of two: an SE header has slots of one."""
+def check_one_kind(documents: Collection[Document]) -> None:
+    """Raise Refusal if they are of two kinds: an SE header has key slots of one."""
     found = {each: [one.name for one in documents if one.key.kind is each] for each in KeyKind}
     if all(found.values()):
         raise Refusal(
@@ -158,7 +158,6 @@ def kind(documents: Collection[Document]) -> KeyKind:
             "give the documents of all hosts in the same kind, in a provisioned system by secex hosts add"
             " --replace",
         )
-    return next(each for each, names in found.items() if names)
 
 
 def this_host_key_hashes(directory: Path) -> dict[bytes, KeyKind | None]:
@@ -197,8 +196,8 @@ def check_this_host(documents: Iterable[Document], hashes: Mapping[bytes, KeyKin
         )
 
 
-def check_header_version(documents: Collection[Document], file: Path) -> None:
-    """Raise Refusal if this machine says that it takes no boot image for keys of this kind.
+def check_header_version(documents: Sequence[Document], file: Path) -> None:
+    """Raise Refusal if this machine says that it takes no boot image for keys of their kind.
 
     ``file`` is /sys/firmware/uv/query/supp_se_hdr_ver: a hexadecimal number of 64 bits, of which the one that
     is n-th from the left, from 0, stands for version 0x100 * (n + 1).
@@ -208,7 +207,7 @@ def check_header_version(documents: Collection[Document], file: Path) -> None:
             found = _MASK.fullmatch(stream.read(_KEY_LIST_LIMIT))
     except OSError:
         return
-    wanted = kind(documents)
+    wanted = documents[0].key.kind
     if found and not int(found[0], 16) >> (64 - (wanted.header_version >> 8)) & 1:
         raise Refusal(
             "SX-HOSTKEY-40",

@@ -16,9 +16,8 @@ COORDINATE_SIZE = 80  # bytes: secp521r1's 66, with zeros in front
 _LISTED_SIZE = 32  # bytes
 _P = 2**521 - 1  # secp521r1's field
 
-
 EXPERIMENTAL = (
-    "hybrid host keys are experimental: no program of IBM's and no machine has seen an image for them"
+    "hybrid host keys are experimental: no machine, and no program of IBM's, has seen an image for them"
 )
 
 

@@ -39,7 +39,8 @@ def named(merged: Config) -> list[FileEntry]:
 
 def tell_kind(documents: Sequence[Document], context: Context) -> None:
     """Warn of a kind that is experimental. Raises Refusal if they are of two."""
-    if document.kind(documents) is KeyKind.HYBRID:
+    document.check_one_kind(documents)
+    if documents[0].key.kind is KeyKind.HYBRID:
         context.warn(EXPERIMENTAL)
 
 

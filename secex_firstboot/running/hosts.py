@@ -25,6 +25,7 @@ from secex_firstboot.hostkeys.verify import Revoked
 from secex_firstboot.ignition.config import Config
 from secex_firstboot.roots import system_image
 from secex_firstboot.roots.kinds import Root
+from secex_firstboot.sdboot import contents
 
 # The SHA-256 of certificates that were seen to be revoked, a line each: they stay so, though the host keeps
 # later revocation lists away, or turns the clock.
@@ -94,8 +95,8 @@ def add(
         certificates.parse(path.name, content)
         _write(root.place(paths.SYSTEM_CERTIFICATES) / path.name, content)
     found = [document.parse(_name(path.name), _read(path, DOCUMENT_LIMIT)) for path in files]
-    others = {name: content for name, content in _given(root).items() if name not in [e.name for e in found]}
-    left = [document.parse(name, content) for name, content in others.items()] if not replace else []
+    others = {name: each for name, each in _given(root).items() if name not in {new.name for new in found}}
+    left = [] if replace else [document.parse(name, content) for name, content in others.items()]
     _check(root, [*left, *found])
     tell_kind([*left, *found], context)
     _prove(context, root, found)
@@ -193,6 +194,7 @@ def _judge(root: Root, proof: Proof, each: Document, now: datetime) -> tuple[Ver
 def _check(root: Root, left: Sequence[Document], *, moving: bool = False) -> None:
     if not left:
         raise Refusal("SX-SYSTEM-08", "no host could start the guest", "add another document first")
+    contents.check_documents(left)
     if not moving:
         check_this_machine(root, left)
 

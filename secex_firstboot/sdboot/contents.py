@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,7 +11,8 @@ from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.basic.files import write_private
 from secex_firstboot.hostkeys import document
-from secex_firstboot.sdboot import boot_entry, boot_record, create
+from secex_firstboot.hostkeys.document import Document
+from secex_firstboot.sdboot import boot_entry, boot_record, create, image
 from secex_firstboot.sdboot.initramfs import Entry, write_archive
 
 _ROOM = 8 << 20  # bytes; for what is not of these files
@@ -27,6 +28,12 @@ def check_room(se: Path, entry: boot_entry.BootEntry, *more: Path) -> None:
             f"partition se is too small by {-(-missing >> 20)} MiB for a second boot image",
             "build the image with a larger partition se",
         )
+
+
+def check_documents(documents: Collection[Document]) -> None:
+    """Raise Refusal unless one image can be for the hosts of all of them."""
+    document.check_one_kind(documents)
+    image.check_host_keys([each.key for each in document.distinct(documents)])
 
 
 @contextmanager

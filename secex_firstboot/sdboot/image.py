@@ -514,7 +514,7 @@ def _key_slot(
 
 
 def _agree(customer: ec.EllipticCurvePrivateKey, host: HostKey) -> tuple[bytes, bytes]:
-    """What the wrapping key is the SHA-256 of, and the ciphertext of a hybrid slot."""
+    """What both sides know, of which the wrapping key is the SHA-256; and a hybrid slot's ciphertext."""
     counter = struct.pack(">I", 1)
     if host.kind is KeyKind.CLASSICAL:
         return customer.exchange(ec.ECDH(), host.ec) + counter, b""

@@ -21,10 +21,10 @@ from secex_firstboot.contract.key_kind import KeyKind
 from secex_firstboot.hostkeys import form
 from secex_firstboot.hostkeys.document import (
     check_header_version,
+    check_one_kind,
     check_this_host,
     distinct,
     key_hash,
-    kind,
     parse,
     this_host_key_hashes,
 )
@@ -203,10 +203,10 @@ def test_two_certificates_that_are_no_hybrid_document_are_refused(content: bytes
 
 def test_documents_of_two_kinds_are_refused_by_their_names() -> None:
     classical, hybrid = [parse("a", HOST_A), parse("b", HOST_B)], parse("h", HYBRID)
-    assert kind(classical) is KeyKind.CLASSICAL
-    assert kind([hybrid]) is KeyKind.HYBRID
+    check_one_kind(classical)
+    check_one_kind([hybrid, hybrid])
     with pytest.raises(Refusal, match="of two: classical: a, b; hybrid: h") as refused:
-        kind([*classical, hybrid])
+        check_one_kind([*classical, hybrid])
     assert "hosts add --replace" in refused.value.cure
 
 

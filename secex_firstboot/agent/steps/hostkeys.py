@@ -11,6 +11,7 @@ from secex_firstboot.basic.files import exists, write_private
 from secex_firstboot.contract import parameters, paths
 from secex_firstboot.hostkeys import document, proof
 from secex_firstboot.ignition import checks, config, ownership
+from secex_firstboot.sdboot import contents
 from secex_firstboot.storage import disk
 
 
@@ -38,6 +39,7 @@ class HostKeys(Step):
         merged = checks.merged(places.IGNITION_MERGED_CONFIG.read_bytes(), devices, context.warn)
         how = parameters.value(context.command_line, parameters.HOSTKEY_VERIFY)
         documents = proof.Proof(merged, paths.CERTIFICATES, how, places.RUNTIME, context).documents()
+        contents.check_documents(documents)
         document.check_header_version(documents, places.THIS_HOSTS_HEADER_VERSIONS)
         document.check_this_host(documents, document.this_host_key_hashes(places.THIS_HOSTS_KEYS))
         for each in documents:

@@ -23,6 +23,7 @@ from secex_firstboot.owner.check import patience
 from secex_firstboot.owner.check.config_file import Given, is_proof, is_remote
 from secex_firstboot.owner.check.look import Look, listed
 from secex_firstboot.owner.check.patience import impatient
+from secex_firstboot.sdboot import contents
 
 _OPENSHIFT_NAME = re.compile(re.escape(str(paths.SYSTEM_HOST_KEYS)) + r"/ibm-z-reg-hostkey-[^/]*", re.DOTALL)
 _UNPROVEN = "whether the documents are genuine"
@@ -113,6 +114,7 @@ class _Documents:
             )
             try:
                 found = proof.documents()
+                contents.check_documents(found)
             except NoCrl as error:
                 if not proof.unreachable:
                     raise

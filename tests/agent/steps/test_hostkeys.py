@@ -12,7 +12,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from harness import pki
-from support import TEST_VECTORS, needs
+from support import TEST_VECTORS, host_keys, needs
 from support.machine import (
     CONFIG,
     FIRST_BOOT,
@@ -108,6 +108,16 @@ def test_documents_of_two_kinds_are_not_kept() -> None:
     with pytest.raises(Refusal, match="classical: ibm-z-hostkey-a; hybrid: ibm-z-hostkey-b"):
         fetch(a=HOST_A, b=HYBRID)
     assert not places.HOST_KEYS.exists()
+
+
+def test_more_hybrid_documents_than_an_image_takes_are_not_kept() -> None:
+    """Said here, and not when the image is made."""
+    documents = {f"h{number}": host_keys.certify_hybrid(f"h{number}") for number in range(5)}
+    with pytest.raises(Refusal, match="5 hybrid host keys are given, an image takes 4"):
+        fetch(**documents)
+    assert not places.HOST_KEYS.exists()
+    del documents["h0"]
+    fetch(**documents)
 
 
 def test_a_machine_that_takes_no_header_of_their_version_is_refused() -> None:
