@@ -82,6 +82,21 @@ def test_a_document_that_is_not_proven_is_refused_in_the_words_of_first_boot(loo
     )
 
 
+def test_hybrid_documents_are_named_so_and_no_more_than_an_image_takes(look: Look) -> None:
+    files = [
+        file(
+            f"/etc/se-hostkeys/ibm-z-hostkey-{who}",
+            CHAIN.hybrid_document(pki.host_key(who).public_key(), pki.ml_kem_key(who).public_key()),
+        )
+        for who in "abcde"
+    ]
+    code, rows = look({"storage": {"files": [*files[1:], *proof()]}})
+    assert (code, rows["hostkeys"]["detail"].partition(":")[0]) == (0, "4 hybrid documents")
+    code, rows = look({"storage": {"files": [*files, *proof()]}})
+    assert (code, rows["hostkeys"]["state"]) == (1, "refused")
+    assert rows["hostkeys"]["detail"].startswith("5 hybrid host keys are given, an image takes 4")
+
+
 def test_without_verification_the_same_document_passes(look: Look) -> None:
     code, rows = look({"storage": {"files": [host_key()]}}, "--hostkey-verify=no")
     assert (code, rows["hostkeys"]["state"]) == (0, "ready")
