@@ -249,7 +249,7 @@ TROUBLES = [
     ),
     Trouble(
         "no document is for this machine",
-        "no host-key document is for this machine, whose keys have the SHA-256 [0-9a-f]{64}: add this",
+        r"no host-key document is for this machine, whose keys have the hash [0-9a-f]{64} \(classical\): add",
         "hostkeys",
         keys_shown=("universal",),
     ),
@@ -342,6 +342,6 @@ def test_without_trouble_the_next_start_finds_everything_provisioned(
         assert "audit=0" in command_line
         assert "rd.neednet=1" not in command_line
     consoles = machine.consoles()
-    assert "host key ibm-z-hostkey-customer-2: SHA-256" in consoles
+    assert "classical host key ibm-z-hostkey-customer-2: " in consoles
     assert "WARNING: root gets integrity sectors of 512 bytes" in consoles
     assert "WARNING: boot gets" not in consoles
