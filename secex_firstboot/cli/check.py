@@ -129,7 +129,7 @@ def _as_json(found: Verdict, metadata: Metadata | None) -> dict[str, Any]:
 def _page(found: Verdict, metadata: Metadata | None) -> Iterator[str]:
     rows = [("expires", [f"{each.until[:10]}  {each.kind} {each.name}" for each in found.expires])]
     if metadata:
-        hosts = [f"{each.document}: {each.sha256}" for each in metadata.host_keys]
+        hosts = [f"{each.document}: {each.kind} {each.hash}" for each in metadata.host_keys]
         rows += [
             ("first boot", ["on a host of these:", *hosts] if hosts else [_UNSEALED]),
             ("config key", [metadata.config_key or _UNSEALED]),

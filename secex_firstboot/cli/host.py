@@ -97,7 +97,7 @@ def _ultravisor(found: Host) -> Iterator[str]:
 
 def _document(each: OfAHost) -> str:
     whose = {True: "THIS MACHINE", False: "another machine", None: "not told whose"}[each.this_machine]
-    return f"{each.file}: {whose}: {each.sha256}"
+    return f"{each.file}: {whose}: {each.kind} {each.hash}"
 
 
 def _libvirt(found: Host) -> str:

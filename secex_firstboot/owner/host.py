@@ -10,7 +10,7 @@ arch/s390/include/asm/uv.h (numbers of ultravisor calls); s390-tools, rust/pvinf
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -21,6 +21,7 @@ from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.basic.files import is_regular
 from secex_firstboot.contract import paths
 from secex_firstboot.contract.command_line import loosely
+from secex_firstboot.contract.key_kind import KeyKind
 from secex_firstboot.hostkeys import certificates, document
 from secex_firstboot.owner import xml_lines
 from secex_firstboot.owner.domain import LEAST_MEMORY
@@ -64,10 +65,13 @@ class Ultravisor:
 
 @dataclass(frozen=True)
 class OfAHost:
-    """A host-key document; ``this_machine`` is None if the kernel does not tell the machine's keys."""
+    """A host-key document; ``hash`` as SE headers have it. ``this_machine`` is None if the kernel does not
+    tell the machine's keys.
+    """
 
     file: str
-    sha256: str
+    kind: KeyKind
+    hash: str
     this_machine: bool | None
 
 
@@ -113,13 +117,13 @@ class Source:
                     return stream.read(_LIMIT).decode(errors="replace")
         return None
 
-    def keys(self) -> set[bytes]:
-        """Hashes; none if the kernel does not tell them."""
+    def keys(self) -> Collection[bytes]:
+        """Hashes, as the machine lists them; none if the kernel does not tell them."""
         directory = paths.below(self.root, paths.THIS_HOSTS_KEYS)
         with suppress(FirstbootError):
             if is_regular(directory / "all"):
                 return document.this_host_key_hashes(directory)
-        return set()
+        return ()
 
     def ask(self, copy: PurePosixPath, *program: str) -> str | None:
         """What a program says, or has said; None if there is none, or it fails."""
@@ -257,7 +261,7 @@ def _headers(told: Ultravisor) -> Iterator[Finding]:
     if told.headers and _VERSION not in told.headers:
         error = Refusal(
             "SX-HOST-07",
-            "the ultravisor does not know version 0x100 of boot images, which is all that is made here",
+            "the ultravisor takes no boot image of version 0x100, which classical host keys need",
             "use a newer version",
         )
         yield Finding(error)
@@ -269,12 +273,16 @@ def _look_at_keys(source: Source, files: Sequence[Path], found: Host) -> None:
     if not hashes:
         found.untold.append("the machine's keys (/sys/firmware/uv/keys/, since Linux 6.13)")
     documents = [document.parse(each.name, _read_document(each)) for each in files]
-    keys = [document.key_hash(each) for each in documents]
     found.documents = tuple(
-        OfAHost(str(file), key.hex(), (key in hashes) if hashes else None)
-        for file, key in zip(files, keys, strict=True)
+        OfAHost(
+            str(file),
+            each.key.kind,
+            document.key_hash(each).hex(),
+            document.is_of(each, hashes) if hashes else None,
+        )
+        for file, each in zip(files, documents, strict=True)
     )
-    if hashes and documents and hashes.isdisjoint(keys):
+    if hashes and documents and not any(each.this_machine for each in found.documents):
         _wrong(
             found,
             Refusal(

@@ -14,10 +14,11 @@ from secex_firstboot.cli import host as verb
 from secex_firstboot.cli import secex
 from secex_firstboot.cli.verb import Exit
 from secex_firstboot.hostkeys import key
+from secex_firstboot.hostkeys.key import HostKey
 from secex_firstboot.owner import host
 from secex_firstboot.owner.host import Host, Source
 
-OWN = key.key_hash(host_keys.key("own")).hex()
+OWN = key.key_hash(HostKey(host_keys.key("own"))).hex()
 BACKUP = "ab" * 32
 # As the kernel, virsh and a z16 write them; of what is not looked at, a line each.
 FILES = {
@@ -155,7 +156,7 @@ def test_the_machine_s_own_document_is_found_among_others(root: Path, tmp_path: 
     own, other = document(tmp_path, "own"), document(tmp_path, "other")
     found = look(root, other, own)
     assert [each.this_machine for each in found.documents] == [False, True]
-    assert found.documents[1].sha256 == OWN
+    assert found.documents[1].hash == OWN
     assert ids(found) == []
     assert ids(look(root, other)) == ["SX-HOST-08"]
 
@@ -165,7 +166,7 @@ def test_a_workstation_tells_the_hash_of_a_document(root: Path, tmp_path: Path) 
     (root / "sys/firmware/uv/keys/all").unlink()
     found = look(root, document(tmp_path, "own"))
     assert ids(found) == ["SX-HOST-01"]
-    assert [(each.sha256, each.this_machine) for each in found.documents] == [(OWN, None)]
+    assert [(each.hash, each.this_machine) for each in found.documents] == [(OWN, None)]
 
 
 def test_what_is_no_document_is_refused(root: Path, tmp_path: Path) -> None:

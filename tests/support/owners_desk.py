@@ -123,6 +123,6 @@ def metadata(**changes: Any) -> Metadata:
             release="6.1", kernel=HASH, initramfs=(HASH,), options="root=/dev/mapper/root"
         ),
         "agent": "0.1.0",
-        "host_keys": (HostKey(document="first.crt", sha256=HASH),),
+        "host_keys": (HostKey(document="first.crt", hash=HASH),),
     }
     return Metadata(**values | changes)

@@ -25,7 +25,7 @@ with Path(words[-1]).open("xb") as output:
         kernel=kernel,
         ramdisk=[ramdisk],
         command_line=parameters.read_text(),
-        host_keys=[each.public_key for each in document.distinct(documents)],
+        host_keys=[each.key for each in document.distinct(documents)],
         boot_loaders=create.find_boot_loaders(),
     )
 Path(__file__).with_name("called").write_text("\n".join(words))

@@ -65,7 +65,7 @@ def _inline(entry: FileEntry) -> bytes | None:
 
 def _items(name: str, content: bytes, is_document: bool) -> list[Item]:
     if is_document:
-        return [document.parse(name, content).certificate]
+        return list(document.parse(name, content).certificates)
     return certificates.parse(name, content)
 
 
