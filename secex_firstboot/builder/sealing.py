@@ -26,11 +26,8 @@ from secex_firstboot.builder.tree import make_anew
 from secex_firstboot.builder.volumes import BLOCK, Content, Same
 from secex_firstboot.contract import parameters, paths
 from secex_firstboot.contract.metadata import HostKey, Metadata
-from secex_firstboot.hostkeys import certificates, document
+from secex_firstboot.hostkeys import certificates, document, proof
 from secex_firstboot.hostkeys.document import Document
-from secex_firstboot.hostkeys.download import Unreachable
-from secex_firstboot.hostkeys.proof import Proof, tell_kind
-from secex_firstboot.ignition.config import Config
 from secex_firstboot.ignition.signers import Signers
 from secex_firstboot.roots.kinds import Root
 from secex_firstboot.sdboot import boot_entry, boot_map, boot_record, contents, image
@@ -295,38 +292,17 @@ def _proven(context: Context, host_keys: Sequence[Path], trust: Trust, scratch: 
     if not host_keys:
         raise Refusal("SX-BUILD-31", "no host-key document is given", "--hostkey FILE: whose image is it?")
     found = [document.parse(path.name, certificates.read_file(path)) for path in host_keys]
-    tell_kind(found, context)
+    proof.tell_kind(found, context)
     contents.check_documents(found)
     if not trust.verify:
         context.warn("nothing proves that the host keys are those of IBM Z")
         return found
-    roots = scratch / "roots"
-    roots.mkdir()
-    for path in trust.roots:
-        (roots / f"{path.stem}.crt").write_bytes(certificates.read_file(path))
-    _Proof(
-        config=Config.model_validate({"ignition": {"version": "3.3.0"}}),
-        image_certificates=roots,
-        verification="strict",
-        scratch=scratch,
-        context=context,
-        given=(*trust.certificates, *trust.crls),
+    proof.by_files(
+        context,
+        found,
+        {path.name: certificates.read_file(path) for path in trust.roots},
+        {path.name: certificates.read_file(path) for path in (*trust.certificates, *trust.crls)},
         offline=trust.offline,
-    ).verify(found)
+        scratch=scratch,
+    )
     return found
-
-
-@dataclass(frozen=True)
-class _Proof(Proof):
-    """By files, and no config."""
-
-    given: Sequence[Path] = ()
-    offline: bool = False
-
-    def _certificates(self) -> Iterable[tuple[str, bytes]]:
-        return [(path.name, certificates.read_file(path)) for path in self.given]
-
-    def _crl(self, url: str, seconds: float | None) -> bytes:
-        if self.offline:
-            raise Unreachable("SX-BUILD-35", "It is not fetched", "do without --offline")
-        return super()._crl(url, seconds)

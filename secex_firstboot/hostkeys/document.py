@@ -10,7 +10,7 @@ from base64 import b64decode
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.contract.key_kind import KeyKind
+from secex_firstboot.contract.paths import HOST_KEY_PREFIX
 from secex_firstboot.hostkeys import form, key, ml_kem
 from secex_firstboot.hostkeys.key import HostKey
 
@@ -132,6 +133,14 @@ def _load(der: bytes) -> x509.Certificate:
 
 def _refusal(name: str, reason: str, cure: str = _CURE) -> Refusal:
     return Refusal("SX-HOSTKEY-07", f"the host-key document {name} {reason}", cure)
+
+
+def system_name(name: str) -> str:
+    """As documents are called in /etc/se-hostkeys, for a file of this name: ibm-z-hostkey-NAME."""
+    plain = PurePath(name).name
+    if plain.startswith(HOST_KEY_PREFIX):
+        return plain
+    return HOST_KEY_PREFIX + plain.removesuffix(".crt")
 
 
 def key_hash(document: Document) -> bytes:

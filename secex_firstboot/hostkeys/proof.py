@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +14,7 @@ from secex_firstboot.contract.key_kind import KeyKind
 from secex_firstboot.contract.parameters import HOSTKEY_VERIFY
 from secex_firstboot.hostkeys import certificates, document, verify
 from secex_firstboot.hostkeys.document import Document
-from secex_firstboot.hostkeys.download import Network
+from secex_firstboot.hostkeys.download import Network, Unreachable
 from secex_firstboot.hostkeys.fetch import DOCUMENT_LIMIT, Fetcher
 from secex_firstboot.hostkeys.key import EXPERIMENTAL
 from secex_firstboot.ignition import config
@@ -104,3 +104,45 @@ class Proof:
 
     def _fetcher(self, network: Network) -> Fetcher:
         return Fetcher(self.config, network, self.context.say)
+
+
+def by_files(
+    context: Context,
+    documents: Sequence[Document],
+    roots: Mapping[str, bytes],
+    given: Mapping[str, bytes],
+    *,
+    offline: bool,
+    scratch: Path,
+) -> None:
+    """Prove them with root certificates, and with certificates and CRLs that are ``given``: name -> content.
+
+    Raises Refusal for the first that cannot be proven genuine, and valid now.
+    """
+    trusted = scratch / "roots"
+    trusted.mkdir()
+    for name, content in roots.items():
+        (trusted / name).with_suffix(".crt").write_bytes(content)
+    _ByFiles(
+        config=Config.model_validate({"ignition": {"version": "3.3.0"}}),
+        image_certificates=trusted,
+        verification="strict",
+        scratch=scratch,
+        context=context,
+        given=given,
+        offline=offline,
+    ).verify(documents)
+
+
+@dataclass(frozen=True)
+class _ByFiles(Proof):
+    given: Mapping[str, bytes]
+    offline: bool
+
+    def _certificates(self) -> Iterable[tuple[str, bytes]]:
+        return self.given.items()
+
+    def _crl(self, url: str, seconds: float | None) -> bytes:
+        if self.offline:
+            raise Unreachable("SX-BUILD-35", "It is not fetched", "do without --offline")
+        return super()._crl(url, seconds)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -94,7 +94,7 @@ def add(
         content = _read(path, certificates.FILE_LIMIT)
         certificates.parse(path.name, content)
         _write(root.place(paths.SYSTEM_CERTIFICATES) / path.name, content)
-    found = [document.parse(_name(path.name), _read(path, DOCUMENT_LIMIT)) for path in files]
+    found = [document.parse(document.system_name(path.name), _read(path, DOCUMENT_LIMIT)) for path in files]
     others = {name: each for name, each in _given(root).items() if name not in {new.name for new in found}}
     left = [] if replace else [document.parse(name, content) for name, content in others.items()]
     _check(root, [*left, *found])
@@ -114,7 +114,7 @@ def remove(root: Root, names: Iterable[str], *, moving: bool = False) -> list[st
     is not there, and if none would be left, or, unless the guest is ``moving`` to another machine, none for
     this one.
     """
-    given, gone = _given(root), [_name(name) for name in names]
+    given, gone = _given(root), [document.system_name(name) for name in names]
     known = given.keys() | system_image.hosts(root).keys()
     for name in gone:
         if name not in known:
@@ -245,14 +245,6 @@ def _fingerprint(certificate: x509.Certificate) -> str:
 
 def _fingerprints(each: Document) -> set[str]:
     return set(map(_fingerprint, each.certificates))
-
-
-def _name(name: str) -> str:
-    """As documents are called in /etc/se-hostkeys: ibm-z-hostkey-NAME."""
-    plain = PurePath(name).name
-    if plain.startswith(paths.HOST_KEY_PREFIX):
-        return plain
-    return paths.HOST_KEY_PREFIX + plain.removesuffix(".crt")
 
 
 def _read(path: Path, limit: int) -> bytes:
