@@ -1,4 +1,5 @@
-"""The OpenPGP message on the config disk: read once, and decrypted with the image's key.
+"""OpenPGP messages: that on the config disk, read once, and decrypted with the image's key; and one to the
+owner's recovery keys.
 
 The disk is larger than the message, and the rest of it is zeros. A ciphertext may end in zeros too, so the
 end comes from the message's own framing: the armor's END line, or the packet lengths of RFC 9580, section 4.2
@@ -18,8 +19,8 @@ import re
 import shutil
 import tempfile
 from base64 import b64decode
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -32,6 +33,7 @@ from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.basic.files import exists, in_memory
 from secex_firstboot.ignition import packets, signers
 from secex_firstboot.ignition.packets import ENCRYPT_AGAIN, MESSAGE_LIMIT, Packets, Plaintext
+from secex_firstboot.ignition.recipients import Recipient
 from secex_firstboot.ignition.signers import Signers, status_line
 
 CONFIG_LIMIT = 64 << 20  # bytes
@@ -67,6 +69,8 @@ _OPTIONS = [
     *("--no-options", "--pinentry-mode", "error"),
     *("--disable-dirmngr", "--no-auto-key-locate", "--no-auto-key-retrieve"),
 ]
+
+_UNWRAP = ["--unwrap", "--decrypt"]
 
 _BUILD_AGAIN = "build the image again with an OpenPGP private key that has no passphrase"
 
@@ -244,10 +248,28 @@ def _is_signed(found: Plaintext, trusted: Signers, image_keys: set[str], work: P
         signature.seek(0)
         packets.write(text, found.text)
         number = signature.fileno()
-        words = [*signers.OPTIONS, "--enable-special-filenames", "--verify", "--", f"-&{number}", "-"]
-        result = _run(home, words, text, number)
+        words = [*_alone(home), "--no-armor", *signers.OPTIONS, "--enable-special-filenames"]
+        result = _run(words, ["--verify", "--", f"-&{number}", "-"], text, _environment(), number)
         result.output.close()
     return trusted.have_made(result.code, result.status)
+
+
+def decrypt_as_user(message: BinaryIO) -> bytes:
+    """Decrypt with a key that the user's own gpg has, which may ask for its passphrase or its card.
+
+    ``message`` is one of ``read_message``, and closed afterwards. Raises Refusal.
+    """
+    with message:
+        result = _run(["gpg", "--no-armor"], _UNWRAP, message, {**os.environ, "LC_ALL": "C"})
+    with result.output as inner, suppress(Refusal):
+        if _is_one_layer(result):
+            return packets.plaintext(inner, CONFIG_LIMIT).text
+    raise Refusal(
+        "SX-RECOVER-03",
+        "gpg has no key that opens it, or it was altered: it is for "
+        + ", ".join(f"key {name}" for name in _recipients(result.status)),
+        "give gpg the recovery key: GNUPGHOME names its directory",
+    )
 
 
 @contextmanager
@@ -312,22 +334,31 @@ def _import_key(gpg: Any, private_key: Path) -> set[str]:
 
 
 def _unwrap(home: Path, message: BinaryIO) -> _Result:
-    """Let gpg decrypt."""
-    return _run(home, ["--unwrap", "--decrypt"], message)
+    return _run([*_alone(home), "--no-armor"], _UNWRAP, message, _environment())
 
 
-def _run(home: Path, command: list[str], stdin: BinaryIO, *inherited: int) -> _Result:
+def _alone(home: Path) -> list[str]:
+    """gpg with nothing but what is in its ``home``."""
+    return [*_sandbox(), "gpg", "--homedir", str(home), "--batch", "--no-tty", *_OPTIONS]
+
+
+def _run(
+    gpg: Sequence[str],
+    command: Sequence[str],
+    stdin: BinaryIO,
+    environment: Mapping[str, str],
+    *inherited: int,
+) -> _Result:
     """Its status has a descriptor of its own; what else it says is for nobody."""
     output = in_memory("output")
     with in_memory("status") as status:
         number = status.fileno()
-        words = ["gpg", "--homedir", str(home), "--batch", "--no-tty", "--no-armor", *_OPTIONS]
         code = process.run_on_files(
-            [*_sandbox(), *words, "--status-fd", str(number), *command],
+            [*gpg, "--status-fd", str(number), *command],
             stdin=stdin,
             stdout=output,
             inherited=[number, *inherited],
-            environment=_environment(),
+            environment=environment,
         )
         status.seek(0)
         lines = status.read(_STATUS_LIMIT).decode("latin-1")
@@ -336,7 +367,10 @@ def _run(home: Path, command: list[str], stdin: BinaryIO, *inherited: int) -> _R
 
 # GnuPG: doc/DETAILS for the lines; g10/mainproc.c, proc_encrypted(), for their order.
 # In older versions the compliance mode comes earlier.
-_RECIPIENTS = status_line("ENC_TO", "KEY_CONSIDERED", "CARDCTRL", "NO_SECKEY")
+_RECIPIENTS = status_line(
+    *("ENC_TO", "KEY_CONSIDERED", "CARDCTRL", "NO_SECKEY"),
+    *("USERID_HINT", "NEED_PASSPHRASE", "PINENTRY_LAUNCHED"),  # where gpg may ask
+)
 _COMPLIANCE = status_line("DECRYPTION_COMPLIANCE_MODE")
 _ONE_LAYER = re.compile(
     f"(?:{_RECIPIENTS})*{status_line('DECRYPTION_KEY')}(?:{_RECIPIENTS})*"
@@ -390,3 +424,44 @@ def _why_not(status: str, gpg: Any) -> Refusal:
             "encrypt it to the public key that came with this image",
         )
     return refused()
+
+
+# Encrypting.
+
+_ENCRYPTED = re.compile(
+    f"(?:{status_line('KEY_CONSIDERED')})+(?:{status_line('ENCRYPTION_COMPLIANCE_MODE')})?"
+    f"{status_line('BEGIN_ENCRYPTION')}{status_line('END_ENCRYPTION')}"
+)
+
+
+def encrypt(plain: bytes, recipients: Sequence[Recipient], work: Path) -> bytes:
+    """A message to these, and to nobody else. Its length tells no more than that of ``plain``, and to whom.
+
+    ``work`` as for ``decrypt``. Raises Refusal if a key cannot be encrypted to, as it has expired, say.
+    """
+    with _home(work) as home, in_memory("plain") as message:
+        packets.write(message, plain)
+        words = [*_alone(home), "--no-armor", "--compress-algo", "none", "--cipher-algo", "AES256"]
+        for number, each in enumerate(recipients):
+            file = home / f"recipient-{number}"
+            file.write_bytes(each.packets)
+            file.chmod(0o644)  # gpg's user cannot read it otherwise; nobody else gets here
+            words += ["--recipient-file", str(file)]
+        result = _run(words, ["--encrypt"], message, _environment())
+    with result.output as output:
+        if result.code == 0 and _ENCRYPTED.fullmatch(result.status) and _is_for(output, len(recipients)):
+            output.seek(0)
+            return output.read()
+    raise Refusal(
+        "SX-RECOVER-04",
+        f"gpg does not encrypt to {', '.join(each.name for each in recipients)}",
+        "use a recovery key that has not expired, is not revoked, and is for encryption",
+    )
+
+
+def _is_for(message: BinaryIO, recipients: int) -> bool:
+    """Whether the message is one to so many keys, and to no passphrase."""
+    walk, tags = Packets(message), []
+    while not walk.at_end:
+        tags.append(walk.next()[0])
+    return tags in ([packets.TO_A_KEY] * recipients + [data] for data in packets.ENCRYPTED_DATA)

@@ -22,8 +22,9 @@ MESSAGE_LIMIT = 96 << 20  # bytes: a config of 64 MiB, encrypted and armored
 
 _CHUNK = 1 << 16
 
-_SESSION_KEYS = {1, 3}
-_ENCRYPTED_DATA = {9, 18, 20}
+TO_A_KEY, _TO_A_PASSPHRASE = 1, 3
+_SESSION_KEYS = {TO_A_KEY, _TO_A_PASSPHRASE}
+ENCRYPTED_DATA = {9, 18, 20}
 SIGNATURE, _ONE_PASS_SIGNATURE, _COMPRESSED, _LITERAL = 2, 4, 8, 11
 _MARKER = 10  # to be ignored before encrypted data
 
@@ -67,12 +68,12 @@ class Packets:
     def take_message(self) -> bytes:
         """Read one encrypted message, which is all of the file then; what the source brought behind it."""
         session_keys, tag = False, _MARKER
-        while tag not in _ENCRYPTED_DATA:
+        while tag not in ENCRYPTED_DATA:
             header = self._header()
             tag = _tag(header)
             if tag in _SESSION_KEYS:
                 session_keys = True
-            elif tag != _MARKER and not (tag in _ENCRYPTED_DATA and session_keys):
+            elif tag != _MARKER and not (tag in ENCRYPTED_DATA and session_keys):
                 raise not_encrypted()
             self._body(header)
         self.file.seek(self.position)
