@@ -12,6 +12,7 @@ STATE = Path("/etc/secex-firstboot")
 PLAN = STATE / "plan.json"
 COMMITTED = STATE / "committed"
 HOST_KEYS = STATE / "hostkeys"
+RECOVERY_KEYS = STATE / "recovery"
 
 # What is no secret and is read again in the running system.
 RUNTIME = paths.RUNTIME

@@ -34,9 +34,9 @@ def is_directory(path: Path, *, follow_symlinks: bool = True) -> bool:
     return mode is not None and stat.S_ISDIR(mode)
 
 
-def is_regular(path: Path) -> bool:
+def is_regular(path: Path, *, follow_symlinks: bool = True) -> bool:
     """Like ``exists``, of a regular file."""
-    mode = _mode(path)
+    mode = _mode(path, follow_symlinks=follow_symlinks)
     return mode is not None and stat.S_ISREG(mode)
 
 

@@ -24,6 +24,8 @@ EXAMPLES = """\
       of the root file system of a guest that is mounted there
 """
 
+_OF_EVIDENCE = {"command_line", "header"}  # of a boot image: secex evidence tells them
+
 SCHEMA = 1  # raised when a program that reads what is printed would no longer understand it
 
 
@@ -149,7 +151,9 @@ def _volume(volume: Volume, *, running: bool) -> Iterator[str]:
 
 def _boot_images_json(images: BootImages) -> dict[str, Any]:
     both = {"newest": images.newest, "fallback": images.fallback}
-    return asdict(images) | {key: each and each.model_dump(mode="json") for key, each in both.items()}
+    return asdict(images) | {
+        key: each and each.model_dump(mode="json", exclude=_OF_EVIDENCE) for key, each in both.items()
+    }
 
 
 _NEXT = {

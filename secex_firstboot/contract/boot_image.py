@@ -22,6 +22,12 @@ class Arguments(_Kept):
     masks: tuple[str, ...] = ()
 
 
+class Origin(_Kept):
+    """The image that first boot made the system of: by the root hash of each of its volumes."""
+
+    root_hashes: dict[str, str]
+
+
 class State(StrEnum):
     """How far a boot image has come."""
 
@@ -35,6 +41,7 @@ class Image(_Kept):
     """A boot image. ``generation`` is the number on its command line, see parameters.GENERATION; ``identity``
     tells its file from others, see boot_record.identity. ``inputs``: of what it was made, the SHA-256 each.
     ``deployment``: of a system made by ostree, what it starts, as a path on the volume; empty for any other.
+    ``header``: its SE header in base64; empty, as ``command_line``, if an older version has made it.
     """
 
     generation: int
@@ -43,6 +50,8 @@ class Image(_Kept):
     state: State = State.NEW
     inputs: dict[str, str]
     deployment: str = ""
+    command_line: str = ""
+    header: str = ""
 
 
 class Images(_Kept):

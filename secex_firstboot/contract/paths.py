@@ -46,6 +46,7 @@ CRYPTTAB = PurePosixPath("/etc/crypttab")
 SYSTEM_HOST_KEYS = Path("/etc/se-hostkeys")
 HOST_KEY_PREFIX = "ibm-z-hostkey-"  # of the documents there
 SYSTEM_CERTIFICATES = SYSTEM_HOST_KEYS / "certs"
+RECOVERY_KEYS = SYSTEM_HOST_KEYS / "recovery"  # NAME.asc: OpenPGP public keys
 BOOT = PurePosixPath("/boot")
 # Numbers of the boot images that may start, a line each: check-root reads it, in the initramfs.
 GENERATIONS = LUKS_KEYS / "generations"

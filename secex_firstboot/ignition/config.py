@@ -26,11 +26,17 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
 from secex_firstboot.basic.errors import Refusal
-from secex_firstboot.contract.paths import HOST_KEY_PREFIX, SYSTEM_CERTIFICATES, SYSTEM_HOST_KEYS
+from secex_firstboot.contract.paths import (
+    HOST_KEY_PREFIX,
+    RECOVERY_KEYS,
+    SYSTEM_CERTIFICATES,
+    SYSTEM_HOST_KEYS,
+)
 from secex_firstboot.ignition import go_json
 
 _HOST_KEY = re.compile(re.escape(f"{SYSTEM_HOST_KEYS}/{HOST_KEY_PREFIX}") + r"[^/]*", re.DOTALL)
 _CERTIFICATE = re.compile(re.escape(str(SYSTEM_CERTIFICATES)) + r"/[^/]*\.(crt|crl)", re.DOTALL)
+_RECOVERY_KEY = re.compile(re.escape(str(RECOVERY_KEYS)) + r"/[^/]+\.asc", re.DOTALL)
 
 # The config that Ignition itself leaves merged has the newest version it knows, an "-experimental" one.
 _SPEC_3 = re.compile(r"3\.(0|[1-9][0-9]{0,3})\.0(-experimental)?")
@@ -436,12 +442,21 @@ def certificates(config: Config) -> list[FileEntry]:
     return _files(config, _CERTIFICATE)
 
 
+def recovery_keys(config: Config) -> list[FileEntry]:
+    """The files that are the owner's recovery keys."""
+    return _files(config, _RECOVERY_KEY)
+
+
 def is_host_key(entry: FileEntry) -> bool:
     return bool(_HOST_KEY.fullmatch(entry.path))
 
 
 def is_certificate(entry: FileEntry) -> bool:
     return bool(_CERTIFICATE.fullmatch(entry.path))
+
+
+def is_recovery_key(entry: FileEntry) -> bool:
+    return bool(_RECOVERY_KEY.fullmatch(entry.path))
 
 
 def _files(config: Config, path: re.Pattern[str]) -> list[FileEntry]:

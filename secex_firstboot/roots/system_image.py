@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from base64 import b64encode
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,12 +19,12 @@ from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.basic.files import exists, is_directory, is_regular, sha256, sync, write_private
 from secex_firstboot.contract import paths
-from secex_firstboot.contract.boot_image import Arguments, Image, Images
+from secex_firstboot.contract.boot_image import Arguments, Image, Images, Origin
 from secex_firstboot.contract.partitions import VOLUMES
 from secex_firstboot.ignition.config import KernelArguments
 from secex_firstboot.roots import crypttab
 from secex_firstboot.roots.kinds import Root
-from secex_firstboot.sdboot import boot_entry, boot_record, contents, options
+from secex_firstboot.sdboot import boot_entry, boot_record, contents, image, options
 from secex_firstboot.sdboot.boot_entry import BootEntry
 from secex_firstboot.sdboot.initramfs import Directory, Entry, File
 
@@ -31,6 +32,8 @@ _ARGUMENTS = "arguments.json"
 _NO_LOGIN = "no-login"  # laid out like paths.NO_LOGIN_UNITS
 _LAST_NUMBER = "last-number"  # of a boot image that was begun
 _HOSTS = "hosts"  # host-key documents, as they were proven
+_RECOVERY_KEYS = "recovery"  # the owner's, as they were found to be usable
+_ORIGIN = "origin.json"
 CERTIFICATES = "certificates"  # those that the image trusts
 _LIMIT = 1 << 20  # bytes of a file here that is read whole
 _HEADER_LIMIT = 32 << 20  # of a LUKS2 header with its key
@@ -40,12 +43,14 @@ _CURE = "look at the disk's health; secex-firstboot(8), FILES, says what belongs
 @dataclass(frozen=True)
 class SystemImage:
     """``files`` are what the initramfs gets beside what is in it: path -> content. ``documents`` are host-key
-    documents, which were proven. ``deployment``: see boot_image.Image."""
+    documents, which were proven; ``recovery_keys``: see recovery.leave. ``deployment``: see boot_image.Image.
+    """
 
     entry: BootEntry
     command_line: str
     files: Mapping[str, bytes]
     documents: Mapping[str, bytes]
+    recovery_keys: Mapping[str, bytes]
     deployment: str
 
     @cached_property
@@ -53,6 +58,7 @@ class SystemImage:
         """Of what it is made, the SHA-256 each; no secret can be told from that."""
         inputs = {f"file {path}": content for path, content in self.files.items()}
         inputs |= {f"host {name}": content for name, content in self.documents.items()}
+        inputs |= {f"recovery key {name}": content for name, content in self.recovery_keys.items()}
         inputs["command line"] = self.command_line.encode()
         digests = {name: hashlib.sha256(content).hexdigest() for name, content in inputs.items()}
         digests["kernel"] = sha256(self.entry.linux)
@@ -64,12 +70,13 @@ class SystemImage:
         """Write ``sdboot.new`` on ``se``. ``scratch``, an existing directory, gets secrets for a moment."""
         private: dict[str, Entry] = {str(paths.LUKS_KEYS): Directory(0o700)}
         inputs = self.inputs  # told before they are read for the image: what changes in between is seen later
+        line = options.numbered(self.command_line, generation)
         with contents.documents_in(scratch, self.documents) as documents:
             contents.build_sdboot(
                 context,
                 self.entry,
                 se,
-                command_line=options.numbered(self.command_line, generation),
+                command_line=line,
                 overlay=private | {path: File(content) for path, content in self.files.items()},
                 documents=documents,
                 archive=scratch / "overlay.cpio",
@@ -81,6 +88,8 @@ class SystemImage:
             kernel=self.entry.release,
             inputs=inputs,
             deployment=self.deployment,
+            command_line=line,
+            header=b64encode(image.header_bytes(se / boot_record.NEW_IMAGE)).decode(),
         )
 
 
@@ -90,6 +99,8 @@ def remember(
     units: Mapping[str, bytes],
     documents: Mapping[str, bytes],
     certificates: Mapping[str, bytes],
+    recovery_keys: Mapping[str, bytes],
+    origin: Origin,
 ) -> None:
     """Write what ``find`` then reads, besides what is on ``root`` anyway. ``units``: see local_login;
     ``certificates``: those that the image trusts, by which later documents are proven."""
@@ -100,6 +111,8 @@ def remember(
         for file, content in files.items():
             write_private(state / name / file, content)
     keep_hosts(root, documents)
+    keep_recovery_keys(root, recovery_keys)
+    write_private(state / _ORIGIN, origin.model_dump_json().encode())
     write_private(state / _ARGUMENTS, arguments.model_dump_json().encode())
 
 
@@ -110,12 +123,32 @@ def hosts(root: Root) -> dict[str, bytes]:
 
 def keep_hosts(root: Root, documents: Mapping[str, bytes]) -> None:
     """Write what ``hosts`` then reads. Killed on the way, it leaves these and the older ones."""
-    directory = root.state(paths.IMAGE_STATE) / _HOSTS
-    for name, content in documents.items():
+    _keep(root.state(paths.IMAGE_STATE) / _HOSTS, documents)
+
+
+def recovery_keys(root: Root) -> dict[str, bytes]:
+    """The owner's, which could be encrypted to when they were given: name -> armored."""
+    return _files(root.state(paths.IMAGE_STATE) / _RECOVERY_KEYS)
+
+
+def keep_recovery_keys(root: Root, keys: Mapping[str, bytes]) -> None:
+    """Write what ``recovery_keys`` then reads."""
+    _keep(root.state(paths.IMAGE_STATE) / _RECOVERY_KEYS, keys)
+
+
+def origin(root: Root) -> Origin | None:
+    """None of a system that an older version has set up."""
+    path = root.state(paths.IMAGE_STATE) / _ORIGIN
+    return Origin.model_validate_json(_read(path)) if exists(path) else None
+
+
+def _keep(directory: Path, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
         write_private(directory / name, content)
-    for name in _files(directory).keys() - documents.keys():
+    for name in _files(directory).keys() - files.keys():
         (directory / name).unlink()
-    sync(directory)
+    if exists(directory):
+        sync(directory)
 
 
 def find(root: Root, boot: Path) -> SystemImage:
@@ -148,6 +181,7 @@ def find(root: Root, boot: Path) -> SystemImage:
         ),
         files=files,
         documents=hosts(root),
+        recovery_keys=recovery_keys(root),
         deployment=root.deployment_of(entry.options),
     )
 

@@ -16,10 +16,10 @@ from secex_firstboot.basic.process import run
 from secex_firstboot.contract import paths, settings
 from secex_firstboot.contract.boot_image import Image, Images, State
 from secex_firstboot.contract.settings import Fallback
-from secex_firstboot.roots import system_image
+from secex_firstboot.roots import recovery, system_image
 from secex_firstboot.roots.kinds import Root
 from secex_firstboot.roots.system_image import SystemImage
-from secex_firstboot.running import apt, hosts, restart, system
+from secex_firstboot.running import apt, hosts, recovery_keys, restart, system
 from secex_firstboot.sdboot import boot_record, contents
 from secex_firstboot.sdboot.boot_entry import BootEntry
 from secex_firstboot.storage import disk
@@ -45,6 +45,7 @@ def in_system(
     system.check_provisioned(root, "it has no boot image to update")
     with alone(root):
         hosts.settle(context, root, moving=moving)
+        recovery_keys.settle(context, root)
         image = system_image.find(root, root.place(paths.BOOT))
         setting = settings.value(root.place(paths.SETTINGS), settings.FALLBACK)
         images = system_image.images(root)
@@ -84,6 +85,7 @@ def _make(
             name = good = None
         made = image.build(context, where, scratch, system_image.new_number(root, images))
         after = Images(newest=made, fallback=good, setting=setting)
+        recovery.leave(context, where, system_disk, image, made)
         system_image.allow_new(root, made.generation)
         system_image.carry_on(root, root.place(paths.BOOT), image, made.generation)
         boot_record.install(where, system_disk, scratch, fallback=name, default=_default(after))

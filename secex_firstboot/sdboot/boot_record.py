@@ -39,8 +39,9 @@ _START_SIZE = 1 << 20  # bytes; of the disk it is what zipl sees
 
 
 @contextmanager
-def mounted(disk: Disk, where: Path) -> Iterator[Path]:
+def mounted(disk: Disk, where: Path, options: str = "") -> Iterator[Path]:
     """Partition ``se``, mounted on ``where`` from a loop device over it. Nobody else may use ``where``.
+    ``options``: more of mount(8).
 
     zipl takes another device than the disk for its boot record, see above, only if it cannot
     tell which disk a file is on (zipl/src/bootmap.c, "File is not on target device").
@@ -59,7 +60,7 @@ def mounted(disk: Disk, where: Path) -> Iterator[Path]:
         )
     with (
         loop.attached(partition, block_size=disk.block_size) as device,
-        filesystem.mounted(device, where, type="ext4") as se,
+        filesystem.mounted(device, where, type="ext4", options=options) as se,
     ):
         yield se
 

@@ -15,7 +15,7 @@ from secex_firstboot.hostkeys.document import Document
 from secex_firstboot.sdboot import boot_entry, boot_record, create, image
 from secex_firstboot.sdboot.initramfs import Entry, write_archive
 
-_ROOM = 8 << 20  # bytes; for what is not of these files
+_ROOM = 8 << 20  # bytes; for what is not of these files: headers, and a recovery message beside the last
 
 
 def check_room(se: Path, entry: boot_entry.BootEntry, *more: Path) -> None:

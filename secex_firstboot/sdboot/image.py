@@ -345,6 +345,19 @@ def header(image: BinaryIO) -> Header:
     return _parsed(memory[start : start + size], _STAGE3A_ADDRESS + start)
 
 
+def header_of(header: bytes) -> Header:
+    """The same of a header's bytes alone."""
+    return _parsed(header, 0)
+
+
+def header_bytes(image: Path) -> bytes:
+    """The SE header of a finished image, as it stands there. Raises FirstbootError as ``header`` does."""
+    with image.open("rb") as stream:
+        found = header(stream)
+        stream.seek(found.at)
+        return stream.read(found.size)
+
+
 def key_slots(image: BinaryIO) -> list[bytes]:
     """Those of its header, see there."""
     return list(header(image).key_slots)

@@ -120,6 +120,21 @@ def find_disk() -> Disk:
     )
 
 
+def of_device(device: Path) -> Disk:
+    """That of a block device. Raises Refusal unless it has partitions ``se``, ``boot`` and ``root``."""
+    try:
+        found = _disk(pyudev.Devices.from_device_file(pyudev.Context(), str(device.resolve())))
+    except (pyudev.DeviceNotFoundError, ValueError, OSError, KeyError):
+        raise Refusal(
+            "SX-RECOVER-07",
+            f"{device} is no disk of this machine",
+            "attach the image as one: losetup --find --show --partscan FILE, or qemu-nbd --connect",
+        ) from None
+    if missing := found.missing(LASTING):
+        raise Refusal("SX-RECOVER-08", f"{device} has no partition {missing}", "name the disk of a guest")
+    return found
+
+
 def find_partition(name: str, device: Path | None = None) -> Disk:
     """The disk of the one partition with this name, whatever its number, or of this ``device``; its
     ``partitions`` are that one. Raises Refusal if there is none, or two."""

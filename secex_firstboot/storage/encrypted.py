@@ -135,11 +135,11 @@ def opened(files: Secrets, device: Path, name: str) -> Iterator[Path]:
         cryptsetup.close(name)
 
 
-def open_volume(files: Secrets, device: Path, name: str) -> Path:
-    """Open the volume for good, with the detached header and with its journal."""
+def open_volume(files: Secrets, device: Path, name: str, *, private: bool = False) -> Path:
+    """Open the volume for good, with the detached header and with its journal; ``private``: as ``opened``."""
     with CryptSetup(device, header=files.header) as handle, memory.secret_file(files.key) as key:
         handle.load_luks2()
-        return handle.activate(name, key)
+        return handle.activate(name, key, private=private)
 
 
 def is_open(header: Path, partition: Path, name: str) -> bool:

@@ -75,12 +75,14 @@ def _checked(found: FileSystem, name: str) -> FileSystem:
 
 
 @contextmanager
-def mounted(device: Path, where: Path, *, type: str, read_only: bool = False) -> Iterator[Path]:
+def mounted(
+    device: Path, where: Path, *, type: str, read_only: bool = False, options: str = ""
+) -> Iterator[Path]:
     """Mount ``device`` on ``where`` (made if missing) for the length of a ``with`` block.
 
-    ``read_only`` means no write at all, so no journal is replayed.
+    ``read_only`` means no write at all, so no journal is replayed. ``options``: more of mount(8).
     """
-    mount(device, where, type=type, options=READ_ONLY[type] if read_only else "")
+    mount(device, where, type=type, options=READ_ONLY[type] if read_only else options)
     try:
         yield where
     finally:

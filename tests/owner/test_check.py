@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from harness import pki, site
-from support import needs, owners_desk, se_disk
+from support import needs, owners_desk, recovery_keys, se_disk
 
 from secex_firstboot.cli.firstboot import main
 from secex_firstboot.contract import paths
@@ -34,6 +34,12 @@ DOCUMENT = pki.pem(CHAIN.document(pki.host_key("a").public_key()))
 
 def file(path: str, content: bytes) -> dict[str, Any]:
     return {"path": path, "contents": {"source": f"data:;base64,{base64.b64encode(content).decode()}"}}
+
+
+ONE_HOST = (
+    "1 classical documents: ibm-z-hostkey-a; "
+    "no recovery keys: nothing is left that opens the disk on another host"
+)
 
 
 def host_key(content: bytes = DOCUMENT) -> dict[str, Any]:
@@ -67,8 +73,23 @@ def test_a_good_config_passes_and_what_cannot_be_told_is_said(look: Look) -> Non
     code, rows = look({"storage": {"files": [host_key(), *proof()]}})
     assert code == 0
     assert rows["config"]["detail"] == "a config of specification 3.3.0"
-    assert rows["hostkeys"]["detail"] == "1 classical documents: ibm-z-hostkey-a"
+    assert rows["hostkeys"]["detail"] == ONE_HOST
     assert rows["seal"] == rows["seal"] | {"state": "waiting", "detail": "can only be told at first boot"}
+
+
+def test_a_recovery_key_is_looked_at_as_first_boot_does_it(
+    look: Look, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for owner in recovery_keys.owner(monkeypatch):
+        for key, code, said in (
+            (owner.key("good"), 0, "ibm-z-hostkey-a; recovery keys: owner.asc"),
+            (owner.expired("expired"), 1, "gpg does not encrypt to owner.asc"),
+            (b"no key", 1, "the recovery key owner.asc is no armored OpenPGP public key"),
+        ):
+            entry = file("/etc/se-hostkeys/recovery/owner.asc", key)
+            found, rows = look({"storage": {"files": [host_key(), *proof(), entry]}})
+            assert found == code
+            assert said in rows["hostkeys"]["detail"]
 
 
 def test_a_document_that_is_not_proven_is_refused_in_the_words_of_first_boot(look: Look) -> None:
@@ -397,7 +418,7 @@ def test_what_a_config_refers_to_in_itself_counts(
     validator("exit 0")
     code, rows = look(config)
     assert (code, rows["config"]["state"], rows["hostkeys"]["state"]) == (0, "ready", "ready")
-    assert rows["hostkeys"]["detail"] == "1 classical documents: ibm-z-hostkey-a"
+    assert rows["hostkeys"]["detail"] == ONE_HOST
 
 
 def test_what_it_refuses_there_is_refused(look: Look) -> None:
@@ -427,7 +448,7 @@ def test_beside_what_is_elsewhere_what_is_here_is_looked_at(look: Look) -> None:
     config = referring(merge=[ELSEWHERE])
     code, rows = look(config | GOOD)
     assert (code, rows["hostkeys"]["state"]) == (0, "unknown")
-    assert rows["hostkeys"]["detail"] == "1 classical documents: ibm-z-hostkey-a"
+    assert rows["hostkeys"]["detail"] == ONE_HOST
     code, rows = look(config | {"storage": {"files": [file("/etc/luks/key", b"")]}})
     assert (code, rows["config"]["state"]) == (1, "refused")
 
@@ -518,7 +539,7 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 def test_a_server_out_of_reach_says_nothing_of_the_others(look: Look, nobody: int) -> None:
     code, rows = look({"storage": {"files": [host_key(), fetched(nobody), *proof()]}})
     assert (code, rows["hostkeys"]["state"]) == (0, "unknown")
-    assert rows["hostkeys"]["detail"] == "1 classical documents: ibm-z-hostkey-a"
+    assert rows["hostkeys"]["detail"] == ONE_HOST
     unreachable, where = rows["hostkeys"]["untold"]
     assert unreachable.startswith(
         "the host-key document ibm-z-hostkey-b could not be fetched from 127.0.0.1 in "

@@ -10,7 +10,7 @@ from support import plain
 from support.machine import put
 
 from secex_firstboot.basic.errors import FirstbootError
-from secex_firstboot.contract.boot_image import Arguments, Image, Images, State
+from secex_firstboot.contract.boot_image import Arguments, Image, Images, Origin, State
 from secex_firstboot.contract.partitions import VOLUMES
 from secex_firstboot.roots import system_image
 from secex_firstboot.roots.kinds import Ostree, Plain
@@ -34,6 +34,7 @@ ARGUMENTS = Arguments(
 )
 UNITS = {"debug-shell.service": b"", "emergency.service.d/10-off.conf": b"[Service]\n"}
 DOCUMENTS = {"ibm-z-hostkey-a": b"document"}
+ORIGIN = Origin(root_hashes={})
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def root(tmp_path: Path) -> Path:
     put(tmp_path / "boot/initrd", b"initramfs")
     entry = "linux /vmlinuz\ninitrd /initrd\noptions root=LABEL=root rd.neednet=1 secex.grow=off\n"
     put(tmp_path / "boot/loader/entries/a.conf", entry.encode())
-    system_image.remember(plain(tmp_path), ARGUMENTS, UNITS, DOCUMENTS, {"root.crt": b"root"})
+    system_image.remember(plain(tmp_path), ARGUMENTS, UNITS, DOCUMENTS, {"root.crt": b"root"}, {}, ORIGIN)
     return tmp_path
 
 
@@ -130,7 +131,7 @@ def test_what_is_missing_is_named(root: Path, path: str) -> None:
 
 
 def test_what_is_remembered_is_private_and_replaced_as_a_whole(root: Path) -> None:
-    system_image.remember(plain(root), Arguments(), {}, {"ibm-z-hostkey-b": b"other"}, {})
+    system_image.remember(plain(root), Arguments(), {}, {"ibm-z-hostkey-b": b"other"}, {}, {}, ORIGIN)
     state = root / "etc/luks/boot-image"
     assert sorted(path.name for path in state.rglob("*")) == [
         "arguments.json",
@@ -138,6 +139,7 @@ def test_what_is_remembered_is_private_and_replaced_as_a_whole(root: Path) -> No
         "hosts",
         "ibm-z-hostkey-b",
         "no-login",  # empty: check-root takes it along, and stops where it is not
+        "origin.json",
     ]
     assert all(path.stat().st_mode & 0o077 == 0 for path in state.rglob("*"))
 

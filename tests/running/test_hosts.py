@@ -15,7 +15,7 @@ from support.machine import put
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import Refusal
-from secex_firstboot.contract.boot_image import Arguments
+from secex_firstboot.contract.boot_image import Arguments, Origin
 from secex_firstboot.contract.key_kind import KeyKind
 from secex_firstboot.hostkeys import document
 from secex_firstboot.hostkeys.key import EXPERIMENTAL, listed_hash
@@ -38,7 +38,9 @@ def root(tmp_path: Path) -> Path:
         put(tmp_path / "etc/se-hostkeys/certs" / name, content)
     put(tmp_path / "etc/se-hostkeys" / A, certify("a"))
     put(tmp_path / "etc/luks/root", b"key")
-    system_image.remember(plain(tmp_path), Arguments(), {}, {A: certify("a")}, trusted)
+    system_image.remember(
+        plain(tmp_path), Arguments(), {}, {A: certify("a")}, trusted, {}, Origin(root_hashes={})
+    )
     return tmp_path
 
 

@@ -13,18 +13,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support import plain
+from support import plain, recovery_keys
 from support.machine import put
 
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.basic.files import write_private
 from secex_firstboot.contract import paths
-from secex_firstboot.contract.boot_image import Arguments, Images, State
+from secex_firstboot.contract.boot_image import Arguments, Image, Images, Origin, State
 from secex_firstboot.contract.partitions import VOLUMES
-from secex_firstboot.roots import system_image
+from secex_firstboot.roots import recovery, system_image
+from secex_firstboot.roots.system_image import SystemImage
 from secex_firstboot.running import kernels, trying, update
-from secex_firstboot.sdboot import boot_record, contents
+from secex_firstboot.sdboot import boot_record, contents, image
 from secex_firstboot.storage import disk
 
 RESTART = "12 reboot.target start waiting\n13 systemd-reboot.service start waiting\n"
@@ -133,7 +134,9 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     put(tmp_path / "sys/firmware/reipl/ccw/loadparm", b"")
     put(tmp_path / "sys/firmware/reipl/ccw/clear", b"0\n")
     put(tmp_path / "etc/se-hostkeys/ibm-z-hostkey-a", b"document")
-    system_image.remember(plain(tmp_path), Arguments(), {}, {"ibm-z-hostkey-a": b"document"}, {})
+    system_image.remember(
+        plain(tmp_path), Arguments(), {}, {"ibm-z-hostkey-a": b"document"}, {}, {}, Origin(root_hashes={})
+    )
     made = Machine(tmp_path)
     made.se.mkdir()
 
@@ -199,6 +202,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(boot_record, "choose", choose)
     monkeypatch.setattr(boot_record, "leave", leave)
     monkeypatch.setattr(contents, "build_sdboot", build)
+    monkeypatch.setattr(image, "header_bytes", lambda path: b"SE header")
     monkeypatch.setattr(trying, "run", lambda argv: made.jobs)
     monkeypatch.setattr(update, "run", lambda argv: Path(argv[-1]).read_text())  # of lsinitrd
     made.update()  # as first boot does
@@ -231,6 +235,29 @@ def test_without_a_record_it_is_made_with_a_number_that_no_image_has(up: Machine
     assert len(up.update()) == 1
     assert up.update() == ()
     assert up.images.newest.generation == 2
+
+
+def test_a_recovery_key_that_comes_or_goes_makes_an_image_and_its_message_is_left_before_it_starts(
+    up: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[tuple[list[str], int]] = []
+
+    def leave(context: Context, se: Path, found: object, image: SystemImage, made: Image) -> None:
+        assert (se / boot_record.NEW_IMAGE).exists()  # it is not what starts yet
+        left.append((list(image.recovery_keys), made.generation))
+
+    monkeypatch.setattr(recovery, "leave", leave)
+    key = up.root / "etc/se-hostkeys/recovery/owner.asc"
+    for owner in recovery_keys.owner(monkeypatch):
+        put(key, owner.key("owner"))
+        assert up.update() == ("recovery key owner.asc",)
+        assert up.update() == ()
+        put(key, owner.expired("expired"))
+        with pytest.raises(Refusal, match=r"gpg does not encrypt to owner\.asc"):
+            up.update()
+        key.unlink()
+        assert up.update() == ("recovery key owner.asc",)
+    assert left == [(["owner.asc"], 2), ([], 3)]
 
 
 @pytest.mark.parametrize("at", ["build", "install", "installed"])

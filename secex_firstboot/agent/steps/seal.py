@@ -12,13 +12,14 @@ from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.basic.files import write_private
 from secex_firstboot.basic.process import ToolError, run
 from secex_firstboot.contract import paths
-from secex_firstboot.contract.boot_image import Arguments, Images
+from secex_firstboot.contract.boot_image import Arguments, Images, Origin
 from secex_firstboot.contract.partitions import VOLUMES
 from secex_firstboot.ignition import config, local_login
-from secex_firstboot.roots import crypttab, growing, remains, system_image
+from secex_firstboot.roots import crypttab, growing, recovery, remains, system_image
 from secex_firstboot.roots.kinds import Root
 from secex_firstboot.sdboot import boot_record
 from secex_firstboot.storage import devicemapper, disk, encrypted, filesystem
+from secex_firstboot.storage.plan import Plan
 
 # Of the running system. Packages enable them, and a preset does in an image that was made without.
 _OUR_UNITS = tuple(
@@ -112,6 +113,7 @@ def _seal(context: Context, root: Root) -> None:
         boot_record.settle(se, system_disk)
         first = image.build(context, se, places.STATE, generation=1)
         system_image.record(root, Images(newest=first))
+        recovery.leave(context, se, system_disk, image, first)
         system_image.carry_on(root, places.SYSROOT / "boot", image, first.generation)
         boot_record.install(se, system_disk, places.RUNTIME)
         remains.remove(se, root)
@@ -136,6 +138,8 @@ def _remember(root: Root) -> None:
         files,
         {path.name: path.read_bytes() for path in sorted(places.HOST_KEYS.iterdir())},
         {path.name: path.read_bytes() for path in sorted(paths.CERTIFICATES.glob("*.cr[lt]"))},
+        {path.name: path.read_bytes() for path in sorted(places.RECOVERY_KEYS.glob("*"))},
+        Origin(root_hashes={each.name: each.root_hash for each in Plan.load(places.PLAN).volumes}),
     )
 
 

@@ -190,8 +190,10 @@ def validate(text: bytes, context: Context) -> list[str]:
 
 
 def is_proof(entry: FileEntry) -> bool:
-    """Whether first boot itself gets the file: a host-key document, or what proves those."""
-    return config.is_host_key(entry) or config.is_certificate(entry)
+    """Whether first boot itself gets the file: a host-key document, what proves those, or a recovery key."""
+    return any(
+        is_one(entry) for is_one in (config.is_host_key, config.is_certificate, config.is_recovery_key)
+    )
 
 
 def is_remote(entry: FileEntry) -> bool:

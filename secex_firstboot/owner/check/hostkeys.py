@@ -13,6 +13,7 @@ from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.basic.files import exists
 from secex_firstboot.contract import paths
+from secex_firstboot.hostkeys import recovery_keys
 from secex_firstboot.hostkeys.crl import NoCrl
 from secex_firstboot.hostkeys.download import Network, Unreachable
 from secex_firstboot.hostkeys.fetch import Fetcher
@@ -112,6 +113,7 @@ class _Documents:
                 kept=self.kept,
                 offline=self.offline,
             )
+            keys = recovery_keys.of_config(proof.config, self.context.say, Path(tempfile.gettempdir()))
             try:
                 found = proof.documents()
                 contents.check_documents(found)
@@ -123,7 +125,8 @@ class _Documents:
                 what = f"{found[0].key.kind} documents"
                 if proof.unreachable:
                     untold = [*untold, "what newer revocation lists say"]
-        return Look(f"{len(names)} {what}: {', '.join(names)}", untold)
+        told = recovery_keys.told([each.name for each in keys])
+        return Look(f"{len(names)} {what}: {', '.join(names)}; {told}", untold)
 
     def without_network(self) -> _Documents:
         """What the config itself has. Without a certificate that a server has, nothing can be proven."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from harness import pki
-from support import TEST_VECTORS, host_keys, needs
+from support import TEST_VECTORS, host_keys, needs, recovery_keys
 from support.machine import (
     CONFIG,
     FIRST_BOOT,
@@ -21,6 +22,7 @@ from support.machine import (
     observe,
     put,
 )
+from support.recovery_keys import Owner
 
 from secex_firstboot.agent import places
 from secex_firstboot.agent.step import Context
@@ -163,7 +165,10 @@ def test_a_config_that_names_no_host_key_is_refused(machine: Machine) -> None:
 
 def test_hostkeys_are_done_when_every_document_is_there(machine: Machine) -> None:
     put(places.IGNITION_MERGED_CONFIG, CONFIG % f"{HOST_KEY % 'a'}, {HOST_KEY % 'b'}")
-    assert observe(machine, HostKeys()).detail == "fetch ibm-z-hostkey-a, ibm-z-hostkey-b"
+    assert observe(machine, HostKeys()).detail == (
+        "fetch ibm-z-hostkey-a, ibm-z-hostkey-b; "
+        "no recovery keys: nothing is left that opens the disk on another host"
+    )
     put(places.HOST_KEYS / "ibm-z-hostkey-a")
     assert observe(machine, HostKeys()).state is State.READY
     put(places.HOST_KEYS / "ibm-z-hostkey-b")
@@ -183,3 +188,29 @@ def test_no_document_is_kept_unless_all_are_good(machine: Machine, monkeypatch: 
     HostKeys().perform(context)
     assert (places.HOST_KEYS / "ibm-z-hostkey-a").read_bytes() == (VECTORS / "host-a.crt").read_bytes()
     assert observe(machine, HostKeys()).done
+
+
+# --- the owner's recovery keys ---
+
+
+@pytest.fixture
+def owner(monkeypatch: pytest.MonkeyPatch) -> Iterator[Owner]:
+    yield from recovery_keys.owner(monkeypatch)
+
+
+def test_a_recovery_key_is_kept_once_it_could_be_encrypted_to(machine: Machine, owner: Owner) -> None:
+    key = owner.key("owner")
+    give({"ibm-z-hostkey-a": HOST_A, "recovery/owner.asc": key.replace(b"\n", b"\r\n")})
+    assert observe(machine, HostKeys()).detail == "fetch ibm-z-hostkey-a; recovery keys: owner.asc"
+    HostKeys().perform(Context("secex.hostkey_verify=no"))
+    assert [path.name for path in places.RECOVERY_KEYS.iterdir()] == ["owner.asc"]
+    assert observe(machine, HostKeys()).done
+
+
+def test_one_that_is_not_to_be_used_is_refused_before_anything_is_kept(owner: Owner) -> None:
+    for key in (owner.expired("expired"), b"no key"):
+        give({"ibm-z-hostkey-a": HOST_A, "recovery/owner.asc": key})
+        with pytest.raises(Refusal, match=r"owner\.asc"):
+            HostKeys().perform(Context("secex.hostkey_verify=no"))
+        assert not places.HOST_KEYS.exists()
+        assert not places.RECOVERY_KEYS.exists()
