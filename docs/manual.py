@@ -1,7 +1,8 @@
 """Writes what documents have from elsewhere: make manual.
 
 The kernel parameters of secex-firstboot(8) come from the code's own table, secex-messages(7) and what
-``secex explain`` knows from troubleshooting.md, the schema of an image's metadata from their model.
+``secex explain`` knows from troubleshooting.md, the schemas of an image's metadata and of evidence from their
+models.
 """
 
 from __future__ import annotations
@@ -12,15 +13,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 import secex_firstboot
 from secex_firstboot.contract import parameters
+from secex_firstboot.contract.evidence import Evidence
 from secex_firstboot.contract.metadata import Metadata
 from secex_firstboot.contract.parameters import Parameter
 
 PAGE = Path(__file__).with_name("secex-firstboot.8")
 MESSAGES = Path(__file__).with_name("secex-messages.7")
 EXPLAINED = Path(secex_firstboot.__file__).with_name("owner") / "messages.json"
-IMAGE_SCHEMA = Path(__file__).with_name("image.schema.json")
+SCHEMAS = {
+    Path(__file__).with_name("image.schema.json"): Metadata,
+    Path(__file__).with_name("evidence.schema.json"): Evidence,
+}
 TROUBLESHOOTING = Path(__file__).with_name("troubleshooting.md")
 _BEGIN = '.\\" Kernel parameters: made by docs/manual.py, do not edit.\n'
 _END = '.\\" End of the kernel parameters.\n'
@@ -134,14 +141,15 @@ def explained() -> str:
     return "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n"
 
 
-def image_schema() -> str:
-    """Of the metadata of an image, as JSON."""
+def schema(model: type[BaseModel]) -> str:
+    """Of what it is as JSON, as JSON."""
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-    return json.dumps(head | Metadata.model_json_schema(), indent=2) + "\n"
+    return json.dumps(head | model.model_json_schema(), indent=2) + "\n"
 
 
 if __name__ == "__main__":
-    IMAGE_SCHEMA.write_text(image_schema(), encoding="utf-8")
+    for path, model in SCHEMAS.items():
+        path.write_text(schema(model), encoding="utf-8")
     EXPLAINED.write_text(explained(), encoding="utf-8")
     MESSAGES.write_text(listed(MESSAGES.read_text(encoding="utf-8")), encoding="utf-8")
     PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

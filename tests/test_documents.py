@@ -132,15 +132,14 @@ def test_the_tables_have_every_id_and_no_other() -> None:
     assert set(ID.findall(TROUBLESHOOTING.read_text(encoding="utf-8"))) == set(ids_in_code())
 
 
-def test_the_schema_of_metadata_has_what_their_model_has() -> None:
+@pytest.mark.parametrize("name", ["image", "evidence"])
+def test_a_schema_has_what_its_model_has(name: str) -> None:
     """By names: how else the schema is written changes with pydantic."""
     manual = runpy.run_path(str(REPOSITORY / "docs/manual.py"))
-    kept, made = (
-        json.loads(text)
-        for text in (manual["IMAGE_SCHEMA"].read_text(encoding="utf-8"), manual["image_schema"]())
-    )
-    models = [name for name, each in made["$defs"].items() if each["type"] == "object"]
-    for one, other in ((kept, made), *((kept["$defs"][name], made["$defs"][name]) for name in models)):
+    ((path, model),) = (each for each in manual["SCHEMAS"].items() if each[0].name == f"{name}.schema.json")
+    kept, made = (json.loads(text) for text in (path.read_text(encoding="utf-8"), manual["schema"](model)))
+    parts = [part for part, what in made["$defs"].items() if what["type"] == "object"]
+    for one, other in ((kept, made), *((kept["$defs"][part], made["$defs"][part]) for part in parts)):
         assert one["properties"].keys() == other["properties"].keys(), "make manual writes it anew"
         assert one["required"] == other["required"]
 

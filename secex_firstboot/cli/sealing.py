@@ -17,28 +17,15 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    for name, what in (
-        (
-            "hostkey",
-            "host-key document of a machine that first boots run on, all of one kind (hybrid: experimental)",
-        ),
-        (
-            "root",
-            "certificate of a root CA: it proves --hostkey, and guests trust it for their owner's documents",
-        ),
-        ("cert", "certificate between a root CA and the documents"),
-        ("crl", "revocation list"),
-    ):
-        parser.add_argument(
-            f"--{name}",
-            type=Path,
-            action="append",
-            default=[],
-            metavar="FILE",
-            help=f"{what}; may be repeated",
-        )
-    parser.add_argument("--offline", action="store_true", help="ask no server for revocation lists")
-    parser.add_argument("--no-verify", action="store_true", help="take --hostkey unproven, for tests")
+    add_files(
+        parser,
+        "hostkey",
+        "host-key document of a machine that first boots run on, all of one kind (hybrid: experimental)",
+    )
+    add_proof(
+        parser,
+        "certificate of a root CA: it proves --hostkey, and guests trust it for their owner's documents",
+    )
     parser.add_argument(
         "--config-key",
         type=Path,
@@ -63,6 +50,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         parser.add_argument(f"--keep-{name}", action="store_true", help=f"write {what}")
     add_json(parser)
+
+
+def add_proof(parser: argparse.ArgumentParser, root: str) -> None:
+    """What proves --hostkey; ``root``: what is said of --root."""
+    add_files(parser, "root", root)
+    add_files(parser, "cert", "certificate between a root CA and the documents")
+    add_files(parser, "crl", "revocation list")
+    parser.add_argument("--offline", action="store_true", help="ask no server for revocation lists")
+    parser.add_argument("--no-verify", action="store_true", help="take --hostkey unproven, for tests")
+
+
+def add_files(parser: argparse._ActionsContainer, name: str, what: str) -> None:
+    parser.add_argument(
+        f"--{name}",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help=f"{what}; may be repeated",
+    )
 
 
 def given(options: argparse.Namespace) -> dict[str, Any]:

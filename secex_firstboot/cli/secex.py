@@ -39,6 +39,8 @@ VERBS = {
     "status": "in a guest: hosts, volumes, growth, versions, and how first boot went",
     "update": "in a guest: a new boot image, if its kernel, initramfs, options or keys have changed",
     "hosts": "in a guest: the machines that may start it: list, add, remove, check",
+    "evidence": "in a guest: of what its boot images are made; on a workstation: is that an image",
+    "recover": "with a recovery key: open a guest's disk, or make it start on other machines",
     "enable": "on a system that first boot did not make: start it as a Secure Execution guest from now on",
     "kargs": "in a guest: the kernel arguments of its boot entry: show, add, remove",
 }

@@ -50,8 +50,8 @@ function _shtab_secex_using
   test "$_shtab_secex_cmdpath" = "$argv"
 end
 
-set -g _shtab_secex_commands config check encrypt build seal adopt inspect host domain explain status update hosts 'hosts list' 'hosts add' 'hosts remove' 'hosts check' enable kargs
-set -g _shtab_secex_opts_with_value --append --boot-free --cert --certificates --check --config --config-key --config-signer --console --cpus --crl --delete --expires --file-system --hostkey --hostkey-verify --hostname --image --key --loadparm --memory --metadata --name --network --options --output --partition --proof --recipe --ref --root --root-free --se --sign-with --ssh-key --stateroot --user
+set -g _shtab_secex_commands config check encrypt build seal adopt inspect host domain explain status update hosts 'hosts list' 'hosts add' 'hosts remove' 'hosts check' evidence recover enable kargs
+set -g _shtab_secex_opts_with_value --append --boot-free --cert --certificates --check --config --config-key --config-signer --console --cpus --crl --delete --evidence --expires --file-system --hostkey --hostkey-verify --hostname --image --key --loadparm --memory --metadata --name --network --options --output --partition --proof --recipe --ref --root --root-free --se --sign-with --ssh-key --stateroot --user
 
 complete -c secex -e
 complete -c secex -f
@@ -207,6 +207,24 @@ complete -c secex -n '_shtab_secex_using hosts remove' -l moving -d 'even this m
 complete -c secex -n '_shtab_secex_using hosts; and test $_shtab_secex_npos -eq 0' -a check -d 'ask for the newest revocation lists; for a timer, too'
 complete -c secex -n '_shtab_secex_using hosts check' -s h -l help -d 'show this help message and exit'
 complete -c secex -n '_shtab_secex_using hosts check' -l json -d 'print JSON for programs'
+complete -c secex -n '_shtab_secex_using; and test $_shtab_secex_npos -eq 0' -a evidence -d 'In a guest: of what its boot images are made; on a workstation: is that an image.'
+complete -c secex -n '_shtab_secex_using evidence' -s h -l help -d 'show this help message and exit'
+complete -c secex -n '_shtab_secex_using evidence' -l image -xka "(__fish_complete_path (commandline -ct))" -d 'compare it with this image'"'"'s metadata'
+complete -c secex -n '_shtab_secex_using evidence' -l json -d 'print JSON for programs'
+complete -c secex -n '_shtab_secex_using evidence; and test $_shtab_secex_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'what secex evidence --json has printed in a guest (default: of this guest)'
+complete -c secex -n '_shtab_secex_using; and test $_shtab_secex_npos -eq 0' -a recover -d 'With a recovery key: open a guest'"'"'s disk, or make it start on other machines.'
+complete -c secex -n '_shtab_secex_using recover' -s h -l help -d 'show this help message and exit'
+complete -c secex -n '_shtab_secex_using recover' -l evidence -xka "(__fish_complete_path (commandline -ct))" -d 'what secex evidence --json once printed in the guest: the disk has to be its'
+complete -c secex -n '_shtab_secex_using recover' -l open -d 'open boot and root, and leave them open'
+complete -c secex -n '_shtab_secex_using recover' -l close -d 'close them'
+complete -c secex -n '_shtab_secex_using recover' -l hostkey -xka "(__fish_complete_path (commandline -ct))" -d 'host-key document of a machine that the disk shall start on; may be repeated'
+complete -c secex -n '_shtab_secex_using recover' -l root -xka "(__fish_complete_path (commandline -ct))" -d 'certificate of a root CA: it proves --hostkey; may be repeated'
+complete -c secex -n '_shtab_secex_using recover' -l cert -xka "(__fish_complete_path (commandline -ct))" -d 'certificate between a root CA and the documents; may be repeated'
+complete -c secex -n '_shtab_secex_using recover' -l crl -xka "(__fish_complete_path (commandline -ct))" -d 'revocation list; may be repeated'
+complete -c secex -n '_shtab_secex_using recover' -l offline -d 'ask no server for revocation lists'
+complete -c secex -n '_shtab_secex_using recover' -l no-verify -d 'take --hostkey unproven, for tests'
+complete -c secex -n '_shtab_secex_using recover' -l json -d 'print JSON for programs'
+complete -c secex -n '_shtab_secex_using recover; and test $_shtab_secex_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'the guest'"'"'s disk, which nobody uses'
 complete -c secex -n '_shtab_secex_using; and test $_shtab_secex_npos -eq 0' -a enable -d 'On a system that first boot did not make: start it as a Secure Execution guest from now on.'
 complete -c secex -n '_shtab_secex_using enable' -s h -l help -d 'show this help message and exit'
 complete -c secex -n '_shtab_secex_using enable' -l partition -xka "(__fish_complete_path (commandline -ct))" -d 'with ext4, for boot images (default: that named se)'
