@@ -301,7 +301,7 @@ def _proven(context: Context, host_keys: Sequence[Path], trust: Trust, scratch: 
         context,
         found,
         {path.name: certificates.read_file(path) for path in trust.roots},
-        {path.name: certificates.read_file(path) for path in (*trust.certificates, *trust.crls)},
+        [(path.name, certificates.read_file(path)) for path in (*trust.certificates, *trust.crls)],
         offline=trust.offline,
         scratch=scratch,
     )

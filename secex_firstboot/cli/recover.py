@@ -94,16 +94,14 @@ def _proven(options: argparse.Namespace, work: Path) -> tuple[Sequence[Document]
     from secex_firstboot.hostkeys.certificates import read_file
 
     documents = [document.parse(document.system_name(each.name), read_file(each)) for each in options.hostkey]
-    roots, given = (
-        {path.name: read_file(path) for path in files}
-        for files in (options.root, [*options.cert, *options.crl])
-    )
+    roots = {path.name: read_file(path) for path in options.root}
+    given = [(path.name, read_file(path)) for path in (*options.cert, *options.crl)]
     context = sealing.context(options)
     if options.no_verify:
         context.warn("nothing proves that the host keys are those of IBM Z")
     else:
         proof.by_files(context, documents, roots, given, offline=options.offline, scratch=work)
-    return documents, given
+    return documents, dict(given)
 
 
 def _page(found: Recovery, *, proven: bool) -> Iterator[str]:

@@ -110,12 +110,12 @@ def by_files(
     context: Context,
     documents: Sequence[Document],
     roots: Mapping[str, bytes],
-    given: Mapping[str, bytes],
+    given: Iterable[tuple[str, bytes]],
     *,
     offline: bool,
     scratch: Path,
 ) -> None:
-    """Prove them with root certificates, and with certificates and CRLs that are ``given``: name -> content.
+    """Prove them with root certificates, and with certificates and CRLs that are ``given``, name and content.
 
     Raises Refusal for the first that cannot be proven genuine, and valid now.
     """
@@ -129,18 +129,18 @@ def by_files(
         verification="strict",
         scratch=scratch,
         context=context,
-        given=given,
+        given=list(given),
         offline=offline,
     ).verify(documents)
 
 
 @dataclass(frozen=True)
 class _ByFiles(Proof):
-    given: Mapping[str, bytes]
+    given: Iterable[tuple[str, bytes]]
     offline: bool
 
     def _certificates(self) -> Iterable[tuple[str, bytes]]:
-        return self.given.items()
+        return self.given
 
     def _crl(self, url: str, seconds: float | None) -> bytes:
         if self.offline:

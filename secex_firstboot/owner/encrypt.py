@@ -12,9 +12,7 @@ from secex_firstboot.basic.files import secret_directory
 from secex_firstboot.basic.process import ToolError, run
 from secex_firstboot.contract.metadata import Metadata
 from secex_firstboot.hostkeys import certificates
-
-NOTATION = "config-key@secex-firstboot"
-"""Of a signature: the fingerprint of the config key of the image that the config is for."""
+from secex_firstboot.ignition.signers import FOR_IMAGE
 
 _LEAST = 64 << 10  # bytes
 _BLOCK = 512  # bytes: what a disk consists of
@@ -36,7 +34,7 @@ class Signing:
     expires: str | None = None
 
     def options(self, config_key: str) -> list[str]:
-        bound = ["--sign", f"--local-user={self.key}", f"--sig-notation={NOTATION}={config_key}"]
+        bound = ["--sign", f"--local-user={self.key}", f"--sig-notation={FOR_IMAGE}={config_key}"]
         return [*bound, "--digest-algo=SHA512", *self._until()]
 
     def _until(self) -> list[str]:

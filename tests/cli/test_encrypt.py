@@ -15,6 +15,7 @@ from support.openpgp_messages import Gpg
 from support.owners_desk import Desk, Output
 
 from secex_firstboot.ignition import openpgp, packets
+from secex_firstboot.ignition.signers import FOR_IMAGE
 from secex_firstboot.owner import encrypt
 
 Encrypt = Callable[..., Output]
@@ -244,7 +245,7 @@ def test_a_signature_is_for_this_image_and_ends(
     assert f"signed by   {fingerprint}, expires: 2070-12-31\n" in made.out
     assert json.loads(opened(desk.file("config.asc")))
     seen = status(desk, ada)
-    name = encrypt.NOTATION
+    name = FOR_IMAGE
     assert f"NOTATION_NAME {name}\n" in seen
     assert f"NOTATION_DATA {desk.key.fingerprint}\n" in seen
     # doc/DETAILS of GnuPG; hash 10 is SHA-512.
@@ -269,25 +270,25 @@ def test_days_count_from_now(desk: Desk, encrypted: Encrypt, ada: Gpg) -> None:
     assert int(end) - int(made) == 30 * 86_400
 
 
-def test_a_passphrase_is_the_agent_s_to_know(desk: Desk, encrypted: Encrypt, ada: Gpg) -> None:
-    """As with a smart card: gpg asks the agent, and the agent whom it likes; here it has been told before."""
-    (ada.home / "gpg-agent.conf").write_text("allow-preset-passphrase\n")
+PINENTRY = """\
+echo OK
+while read -r command rest; do
+    [ "$command" = GETPIN ] && echo D {answer}
+    echo OK
+done"""
+
+
+def test_the_agent_asks_for_the_passphrase(desk: Desk, encrypted: Encrypt, ada: Gpg) -> None:
+    """As for the number of a smart card: with whatever pinentry the agent is told to use."""
     ada.make_key("ada", passphrase="secret")
-    subprocess.run(["gpgconf", "--homedir", ada.home, "--kill", "all"], check=True)
-    locked = encrypted("--sign-with=ada")
-    assert locked.code == 1
-    assert not desk.file("config.asc").exists()
-    listed = ada("--with-colons", "--with-keygrip", "--list-secret-keys", "ada").decode()
-    program = Path(
-        subprocess.run(
-            ["gpgconf", "--list-dirs", "libexecdir"], capture_output=True, text=True, check=True
-        ).stdout.strip(),
-        "gpg-preset-passphrase",
-    )
-    needs.require(str(program))
-    for grip in re.findall(r"^grp:+([0-9A-F]{40}):", listed, re.MULTILINE):
-        subprocess.run([program, "--preset", grip], input="secret", text=True, check=True)
-    assert encrypted("--sign-with=ada").code == 0
+    pinentry = ada.home / "pinentry"
+    (ada.home / "gpg-agent.conf").write_text(f"pinentry-program {pinentry}\n")
+    for answer, code in (("wrong", 1), ("secret", 0)):
+        pinentry.write_text(f"#!/bin/sh\n{PINENTRY.format(answer=answer)}\n")
+        pinentry.chmod(0o755)
+        subprocess.run(["gpgconf", "--homedir", ada.home, "--kill", "all"], check=True)
+        assert encrypted("--sign-with=ada").code == code
+        assert desk.file("config.asc").exists() == (code == 0)
 
 
 def test_an_image_with_signers_gets_no_config_that_none_of_them_has_signed(

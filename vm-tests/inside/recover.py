@@ -34,10 +34,11 @@ def recover() -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir="/run") as directory:
         work = Path(directory)
         documents = [document.parse(name, content) for name, content in given("documents").items()]
-        proof.by_files(context, documents, given("roots"), given("proves"), offline=True, scratch=work)
+        proofs = given("proves")
+        proof.by_files(context, documents, given("roots"), proofs.items(), offline=True, scratch=work)
         found = recover.find(system, work)
         recover.prove(found, Evidence.parse("evidence", json.dumps(FACTS["evidence"]).encode()))
-        made = recover.start_on(context, system, found, documents, given("proves"), work)
+        made = recover.start_on(context, system, found, documents, proofs, work)
         left = sorted(str(path.relative_to(work)) for path in work.rglob("*"))
     return {"left with": found.generation, "made": made.generation, "left behind": left}
 
