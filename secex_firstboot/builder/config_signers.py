@@ -10,7 +10,6 @@ from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.basic.files import is_regular
 from secex_firstboot.basic.process import run
 from secex_firstboot.builder.config_key import keyring
-from secex_firstboot.ignition import signers
 from secex_firstboot.ignition.signers import Signers
 
 _MOST = 16
@@ -43,14 +42,13 @@ def _signer(path: Path) -> tuple[str, bytes]:
         shown = run([*gpg, "--with-colons", "--show-keys", str(path)], ok=(0, 2))
         if re.findall("^(pub|sec):", shown, re.M) != ["pub"]:
             raise Refusal("SX-BUILD-73", f"{path} is not one OpenPGP public key", _CURE)
-        gpg += signers.OPTIONS  # also to import it: what was good then counts as good for ever
         run([*gpg, "--import", str(path)], ok=(0, 2))
         listed = run([*gpg, "--with-colons", "--list-keys"])
         found = _FINGERPRINT.findall(listed)
         if len(found) != 1 or not _ABLE_TO_SIGN.search(listed):
             raise Refusal(
                 "SX-BUILD-74",
-                f"the key of {path} cannot sign: expired, revoked, of a weak digest or for other use",
+                f"the key of {path} cannot sign: it has expired, was revoked, or is for other use",
                 _CURE,
             )
         return found[0], run([*gpg, "--armor", "--export-options", "export-minimal", "--export"]).encode()

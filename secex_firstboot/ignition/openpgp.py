@@ -31,7 +31,7 @@ import gnupg
 from secex_firstboot.basic import process
 from secex_firstboot.basic.errors import FirstbootError, Refusal
 from secex_firstboot.basic.files import exists, in_memory
-from secex_firstboot.ignition import packets, signers
+from secex_firstboot.ignition import packets
 from secex_firstboot.ignition.packets import ENCRYPT_AGAIN, MESSAGE_LIMIT, Packets, Plaintext
 from secex_firstboot.ignition.recipients import Recipient
 from secex_firstboot.ignition.signers import Signers, status_line
@@ -241,14 +241,14 @@ def _is_signed(found: Plaintext, trusted: Signers, image_keys: set[str], work: P
     if len(found.signatures) != 1 or not trusted.accept(found.signatures[0], image_keys):
         return False
     with _home(work) as home, in_memory("signature") as signature, in_memory("text") as text:
-        gpg = _gpg(home, *signers.OPTIONS)
+        gpg = _gpg(home)
         for key in trusted.keys.values():
             gpg.import_keys(key)
         packets.write(signature, packets.packet(packets.SIGNATURE, found.signatures[0]))
         signature.seek(0)
         packets.write(text, found.text)
         number = signature.fileno()
-        words = [*_alone(home), "--no-armor", *signers.OPTIONS, "--enable-special-filenames"]
+        words = [*_alone(home), "--no-armor", "--trust-model", "always", "--enable-special-filenames"]
         result = _run(words, ["--verify", "--", f"-&{number}", "-"], text, _environment(), number)
         result.output.close()
     return trusted.have_made(result.code, result.status)
@@ -299,11 +299,11 @@ class _Gpg(gnupg.GPG):  # type: ignore[misc]  # gnupg has no types
         return [*_sandbox(), *super().make_args(args, passphrase)]
 
 
-def _gpg(home: Path, *options: str) -> Any:
+def _gpg(home: Path) -> Any:
     # It logs what it is given to import: on debug level the private key.
     logging.getLogger("gnupg").setLevel(logging.CRITICAL)
     try:
-        return _Gpg(gnupghome=str(home), options=[*_OPTIONS, *options], env=_environment())
+        return _Gpg(gnupghome=str(home), options=_OPTIONS, env=_environment())
     except (OSError, ValueError) as error:
         raise FirstbootError(
             "SX-CONFIG-19",

@@ -19,9 +19,6 @@ from secex_firstboot.contract import paths
 # What a signer says of a config, as gpg --sig-notation: the fingerprint of the config key of its image.
 FOR_IMAGE = "config-key@secex-firstboot"
 
-# As strictly as a config is read, and keys with it: a digest that can be forged is none.
-OPTIONS = ("--trust-model", "always", "--weak-digest", "SHA1", "--weak-digest", "RIPEMD160")
-
 _VERSION, _BINARY = 4, 0  # of a signature; over a text as it is
 _NOTATION = 20
 

@@ -87,13 +87,6 @@ def test_what_is_no_key_to_sign_with_is_refused(directory: Path, name: str, says
         config_signers.given([directory / name], bound=False)
 
 
-def test_a_key_that_vouches_for_itself_by_a_weak_digest_is_refused(gpg: Gpg, tmp_path: Path) -> None:
-    gpg("--cert-digest-algo=SHA1", *LOOPBACK, "--quick-generate-key", "weak", "rsa2048", "sign", "never")
-    (tmp_path / "weak").write_bytes(gpg("--export", "=weak"))
-    with pytest.raises(Refusal, match="cannot sign"):
-        config_signers.given([tmp_path / "weak"], bound=False)
-
-
 def test_there_are_not_many_and_a_config_is_bound_by_somebody(directory: Path) -> None:
     assert config_signers.given([directory / "mine"] * 16, bound=False)
     with pytest.raises(Refusal, match="more than 16"):
