@@ -303,7 +303,8 @@ def by_ibms_tool_alone(life: Life, guest: Guest, newest: int) -> None:
     no_logins = life.shell(guest, logins)
     assert no_logins
     life.shell(guest, f"systemctl stop secex-firstboot-update.path; echo '{OTHER}' >> /etc/crypttab")
-    life.shell(guest, f"ostree admin deploy --karg-append={ARGUMENT} {debian.REF}; sync")
+    life.shell(guest, f"ostree admin deploy --karg-append={ARGUMENT} {debian.REF}")
+    life.shell(guest, "systemctl stop ostree-finalize-staged.service; sync")
     assert "/sysroot/se/sdboot" in life.shell(guest, "cat /var/ibms/called")
     guest.kill()
     with life.start() as again:

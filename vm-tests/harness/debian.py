@@ -36,6 +36,8 @@ SUITE = os.environ.get("GUEST_SUITE", "trixie")
 _ALIASES = {"trixie": "stable", "forky": "testing"}  # of the suites that were tried
 # What made by ostree starts with: libostree of trixie is built without.
 COMPOSEFS = SUITE != "trixie"
+# Of initramfs: a plain one and a packed one behind it. dracut's lsinitrd finds nothing behind what is packed.
+TWO_ARCHIVES = SUITE != "trixie"
 # s390-tools of this suite has IBM's boot loaders for Secure Execution, which trixie's does not have yet.
 BOOT_LOADER_SUITE = "forky"
 PACKAGES = [
@@ -135,7 +137,7 @@ def newer_repository() -> Path:
 
 
 def _build_newer(newer: Path) -> None:
-    """Another file, and at the end of the initramfs one more."""
+    """Another file, and one more in the initramfs."""
     subprocess.run(["cp", "-a", "--reflink=auto", repository(), newer], check=True)
     repo = f"--repo={newer}"
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
@@ -149,7 +151,7 @@ def _build_newer(newer: Path) -> None:
             subprocess.run(["ostree", repo, "cat", REF, of_initramfs], check=True, stdout=stream)
         write_archive(archive, {"/usr/lib/release": File(b"2\n")})
         with (modules / "initramfs.img").open("wb") as stream:
-            stream.writelines(joined([before, archive]))
+            stream.writelines(joined([archive, before] if TWO_ARCHIVES else [before, archive]))
         trees = (f"--tree=ref={REF}", f"--tree=dir={changes}")
         subprocess.run(["ostree", repo, "commit", f"--branch={REF}", *trees], check=True)
 
@@ -378,14 +380,15 @@ def make_initramfs(tree: Path, modules: str) -> None:
     version = kernel_version(tree)
     configuration = f'{_DRACUT_CONF}add_dracutmodules+=" {modules} "\n'
     (tree / "etc/dracut.conf.d/50-image.conf").write_text(configuration)
-    command = ["dracut", "--quiet", "--force", "--no-compress", f"/boot/initrd.img-{version}", version]
+    packing = "--zstd" if TWO_ARCHIVES else "--no-compress"
+    command = ["dracut", "--quiet", "--force", packing, f"/boot/initrd.img-{version}", version]
     done = subprocess.run(in_chroot(tree, *command), capture_output=True, text=True)
     if done.returncode or "secex-firstboot: " in done.stderr:
         raise RuntimeError(f"dracut failed: {done.stderr[-2000:]}")
-    # Here, not by dracut: emulated, that took a minute.
-    plain, packed = initramfs(tree), initramfs(tree).with_name("packed")
-    subprocess.run(["zstd", "--quiet", "-9", "-T0", plain, "-o", packed], check=True)
-    packed.replace(plain)
+    if not TWO_ARCHIVES:  # here, not by dracut: emulated, that took a minute
+        plain, packed = initramfs(tree), initramfs(tree).with_name("packed")
+        subprocess.run(["zstd", "--quiet", "-9", "-T0", plain, "-o", packed], check=True)
+        packed.replace(plain)
 
 
 def kernel(tree: Path) -> Path:
