@@ -105,6 +105,11 @@ def live(directory: Path, *, at_length: bool) -> Lived:
     return Lived(life, first, upgrade(life, disk, at_length=at_length))
 
 
+def going_on(life: Life, disk: Path) -> Life:
+    """From another state of the disk, with the consoles' logs beside that."""
+    return dataclasses.replace(life, system=Disk(disk, "system", format="raw"), logs=disk.parent)
+
+
 def kept(recording: Recording, name: str) -> Recording:
     """Under other names: the disk's next one has these."""
     files = [
@@ -332,7 +337,7 @@ def test_what_ostree_alone_does_is_in_the_next_start(
 ) -> None:
     disk = tmp_path / DISK
     subprocess.run(["cp", "--sparse=always", life.where.directory / DISK, disk], check=True)
-    life = dataclasses.replace(life, system=Disk(disk, "system", format="raw"), logs=tmp_path)
+    life = going_on(life, disk)
     with life.start() as guest:
         what(life, guest, life.up(guest)["newest"]["generation"])
         if guest.end is None:
@@ -405,7 +410,7 @@ def test_after_a_cut_of_an_upgrade_a_whole_image_finds_its_deployment(
     record_property("power cut", f"ostree, {cut}")
     disk = tmp_path / "disk.raw"
     lived.upgrade.cut(cut.step, cut.loss, disk, random)
-    life = dataclasses.replace(lived.life, system=Disk(disk, "system", format="raw"), logs=tmp_path)
+    life = going_on(lived.life, disk)
     with life.start() as guest:
         started = re.search(rf"{GENERATION.name}=(\d+)", guest.wait_for(console.COMMAND_LINE, LONG)[1])
         assert started
@@ -424,7 +429,7 @@ def test_after_a_cut_an_upgrade_ends_in_the_same_system(
     record_property("power cut", f"ostree, {cut}")
     disk = tmp_path / "disk.raw"
     lived.upgrade.cut(cut.step, cut.loss, disk, random)
-    life = dataclasses.replace(lived.life, system=Disk(disk, "system", format="raw"), logs=tmp_path)
+    life = going_on(lived.life, disk)
     news = Disk(life.where.directory / "news.raw", "news", format="raw", read_only=True)
     with life.start(others=[news]) as guest:
         life.up(guest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from secex_firstboot.cli.verb import Exit
+from secex_firstboot.cli.verb import Exit, add_files
 
 EXAMPLES = """\
   secex config --hostkey HKD-3932-0123456.crt --cert ibm-z-host-key-signing-gen2.crt --cert DigiCertCA.crt \\
@@ -17,21 +17,10 @@ EXAMPLES = """\
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    for name, what, needed in (
-        ("hostkey", "host-key document of a machine that may start the guest", True),
-        ("cert", "certificate between a root of the image and the documents", False),
-        ("crl", "revocation list, for a first boot that can fetch none", False),
-        ("ssh-key", "SSH public key of who may log in", True),
-    ):
-        parser.add_argument(
-            f"--{name}",
-            type=Path,
-            action="append",
-            required=needed,
-            default=[],
-            metavar="FILE",
-            help=f"{what}; may be repeated",
-        )
+    add_files(parser, "hostkey", "host-key document of a machine that may start the guest", required=True)
+    add_files(parser, "cert", "certificate between a root of the image and the documents")
+    add_files(parser, "crl", "revocation list, for a first boot that can fetch none")
+    add_files(parser, "ssh-key", "SSH public key of who may log in", required=True)
     parser.add_argument("--user", default="core", metavar="NAME", help="who logs in (default: %(default)s)")
     parser.add_argument("--hostname", metavar="NAME", help="the guest's name")
     parser.add_argument("--butane", action="store_true", help="write YAML for Butane, not Ignition's JSON")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from secex_firstboot.cli import evidence, sealing, table
-from secex_firstboot.cli.verb import Exit, add_json, print_json
+from secex_firstboot.cli.verb import Exit, add_files, add_json, print_json
 
 if TYPE_CHECKING:
     from secex_firstboot.contract.recovery import Recovery
@@ -39,7 +39,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--open", action="store_true", help="open boot and root, and leave them open")
     what.add_argument("--close", action="store_true", help="close them")
-    sealing.add_files(what, "hostkey", "host-key document of a machine that the disk shall start on")
+    add_files(what, "hostkey", "host-key document of a machine that the disk shall start on")
     sealing.add_proof(parser, "certificate of a root CA: it proves --hostkey")
     add_json(parser)
 

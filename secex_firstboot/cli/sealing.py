@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secex_firstboot.cli import table
-from secex_firstboot.cli.verb import Exit, add_json, print_json
+from secex_firstboot.cli.verb import Exit, add_files, add_json, print_json
 
 if TYPE_CHECKING:
     from secex_firstboot.basic.context import Context
@@ -32,14 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="OpenPGP private key, without passphrase, that configs are encrypted to (default: a fresh one)",
     )
-    parser.add_argument(
-        "--config-signer",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="OpenPGP public key: one of these must have signed a config (default: anybody can send one);"
-        " may be repeated",
+    add_files(
+        parser,
+        "config-signer",
+        "OpenPGP public key: one of these must have signed a config (default: anybody can send one)",
     )
     parser.add_argument(
         "--config-bound", action="store_true", help="and the signature must say that it is for this image"
@@ -59,17 +55,6 @@ def add_proof(parser: argparse.ArgumentParser, root: str) -> None:
     add_files(parser, "crl", "revocation list")
     parser.add_argument("--offline", action="store_true", help="ask no server for revocation lists")
     parser.add_argument("--no-verify", action="store_true", help="take --hostkey unproven, for tests")
-
-
-def add_files(parser: argparse._ActionsContainer, name: str, what: str) -> None:
-    parser.add_argument(
-        f"--{name}",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FILE",
-        help=f"{what}; may be repeated",
-    )
 
 
 def given(options: argparse.Namespace) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from enum import IntEnum
+from pathlib import Path
 from typing import Any, Protocol
 
 from secex_firstboot.basic.errors import FirstbootError, Refusal
@@ -36,6 +37,19 @@ class Verb(Protocol):
 
     def run(self, options: argparse.Namespace) -> Exit:
         """Do it. Raises FirstbootError and OSError."""
+
+
+def add_files(parser: argparse._ActionsContainer, name: str, what: str, *, required: bool = False) -> None:
+    """An option with a file, which may be repeated."""
+    parser.add_argument(
+        f"--{name}",
+        type=Path,
+        action="append",
+        required=required,
+        default=[],
+        metavar="FILE",
+        help=f"{what}; may be repeated",
+    )
 
 
 def add_json(parser: argparse._ActionsContainer) -> None:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from secex_firstboot import __version__
 from secex_firstboot.basic.errors import Refusal
+from secex_firstboot.basic.validation import first_error
 from secex_firstboot.contract.boot_image import State
 
 LIMIT = 4 << 20  # bytes
@@ -67,10 +68,8 @@ class Evidence(_Model):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            where = ".".join(map(str, first["loc"]))
             raise Refusal(
                 "SX-EVIDENCE-01",
-                f"{name} is no evidence of a guest: {where}: {first['msg']}",
+                f"{name} is no evidence of a guest: {first_error(error)}",
                 "name what secex evidence --json has printed there",
             ) from None

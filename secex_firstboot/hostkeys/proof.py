@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -110,7 +110,7 @@ def by_files(
     context: Context,
     documents: Sequence[Document],
     roots: Mapping[str, bytes],
-    given: Iterable[tuple[str, bytes]],
+    given: Collection[tuple[str, bytes]],
     *,
     offline: bool,
     scratch: Path,
@@ -129,14 +129,14 @@ def by_files(
         verification="strict",
         scratch=scratch,
         context=context,
-        given=list(given),
+        given=given,
         offline=offline,
     ).verify(documents)
 
 
 @dataclass(frozen=True)
 class _ByFiles(Proof):
-    given: Iterable[tuple[str, bytes]]
+    given: Collection[tuple[str, bytes]]
     offline: bool
 
     def _certificates(self) -> Iterable[tuple[str, bytes]]:

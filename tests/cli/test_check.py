@@ -12,25 +12,14 @@ from typing import Any
 import jsonschema
 import pytest
 from harness import pki, site
-from support import REPOSITORY, needs
+from support import json_schemas, needs
 from support.owners_desk import CHAIN, HASH, Desk, Output
 
 from secex_firstboot.cli import check, firstboot
 from secex_firstboot.contract.metadata import BootEntry
 from secex_firstboot.owner.check import patience
 
-
-def strict(schema: Any) -> Any:
-    """With nothing beside what is described."""
-    if isinstance(schema, list):
-        return [strict(each) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    closed = {"additionalProperties": False} if schema.get("type") == "object" else {}
-    return closed | {key: strict(value) for key, value in schema.items()}
-
-
-SCHEMA = strict(json.loads((REPOSITORY / "docs/check.schema.json").read_text()))
+SCHEMA = json_schemas.of("check")
 
 
 @pytest.fixture

@@ -286,7 +286,7 @@ def test_the_agent_asks_for_the_passphrase(desk: Desk, encrypted: Encrypt, ada: 
     for answer, code in (("wrong", 1), ("secret", 0)):
         pinentry.write_text(f"#!/bin/sh\n{PINENTRY.format(answer=answer)}\n")
         pinentry.chmod(0o755)
-        subprocess.run(["gpgconf", "--homedir", ada.home, "--kill", "all"], check=True)
+        subprocess.run(["gpgconf", "--homedir", ada.home, "--kill", "gpg-agent"], check=True)
         assert encrypted("--sign-with=ada").code == code
         assert desk.file("config.asc").exists() == (code == 0)
 

@@ -10,8 +10,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from support import REPOSITORY, guest_root
-from support.json_schemas import strict
+from support import REPOSITORY, guest_root, json_schemas
 
 from secex_firstboot.agent import machine
 from secex_firstboot.agent.step import Context
@@ -25,7 +24,7 @@ from secex_firstboot.contract.settings import Fallback
 from secex_firstboot.running import status, system
 from secex_firstboot.running.status import BootImages, Growth, Header, Host, Mapping, Status, Versions, Volume
 
-SCHEMA = strict(json.loads((REPOSITORY / "docs/status.schema.json").read_text()))
+SCHEMA = json_schemas.of("status")
 MIB = 1 << 20
 HASH = "0123456789abcdef" * 4
 RUNNING = Status(

@@ -20,7 +20,11 @@ def strict(schema: Any) -> Any:
     return closed | {key: strict(value) for key, value in schema.items()}
 
 
+def of(verb: str) -> Any:
+    return strict(json.loads((REPOSITORY / f"docs/{verb}.schema.json").read_text()))
+
+
 def validate(printed: Any, verb: str) -> None:
-    schema = strict(json.loads((REPOSITORY / f"docs/{verb}.schema.json").read_text()))
+    schema = of(verb)
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(printed, schema, jsonschema.Draft202012Validator)

@@ -23,7 +23,6 @@ from secex_firstboot.ignition.config import Config, FileEntry
 from secex_firstboot.owner.check import patience
 from secex_firstboot.owner.check.config_file import Given, is_proof, is_remote
 from secex_firstboot.owner.check.look import Look, listed
-from secex_firstboot.owner.check.patience import impatient
 from secex_firstboot.sdboot import contents
 
 _OPENSHIFT_NAME = re.compile(re.escape(str(paths.SYSTEM_HOST_KEYS)) + r"/ibm-z-reg-hostkey-[^/]*", re.DOTALL)
@@ -105,7 +104,7 @@ class _Documents:
         what = "documents"
         with tempfile.TemporaryDirectory() as scratch:
             proof = _Proof(
-                impatient(self.config),
+                patience.impatient(self.config),
                 self.certificates,
                 self.verification,
                 Path(scratch),
