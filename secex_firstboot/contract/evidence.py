@@ -14,10 +14,10 @@ from secex_firstboot import __version__
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.basic.validation import first_error
 from secex_firstboot.contract.boot_image import State
+from secex_firstboot.contract.hashes import HostKeyHash, Sha256
 
 LIMIT = 4 << 20  # bytes
 
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 _Text = Annotated[str, StringConstraints(max_length=64 << 10)]
 
 
@@ -26,8 +26,8 @@ class _Model(BaseModel):
 
 
 class BootImage(_Model):
-    """``header``: the SE header in base64, which has a digest of every encrypted page; ``host_keys``: SHA-256
-    of the keys that it is for. ``inputs``: SHA-256 of each part that it was made of. What an older
+    """``header``: the SE header in base64, which has a digest of every encrypted page; ``host_keys``: the
+    hashes of the keys that it is for. ``inputs``: SHA-256 of each part that it was made of. What an older
     version has made has no ``header`` and no ``command_line``."""
 
     generation: Annotated[int, Field(ge=0)]
@@ -35,7 +35,7 @@ class BootImage(_Model):
     kernel: _Text
     command_line: _Text
     header: _Text
-    host_keys: tuple[Sha256, ...]
+    host_keys: tuple[HostKeyHash, ...]
     inputs: dict[_Text, Sha256]
 
     @property

@@ -15,12 +15,12 @@ from secex_firstboot import __version__
 from secex_firstboot.basic.errors import Refusal
 from secex_firstboot.basic.files import is_regular, write_private
 from secex_firstboot.basic.validation import first_error
+from secex_firstboot.contract.hashes import HostKeyHash, Sha256
 from secex_firstboot.contract.key_kind import KeyKind
 from secex_firstboot.contract.partitions import LAYOUT, VOLUMES
 
 _LIMIT = 1 << 20  # bytes
 
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Fingerprint = Annotated[str, StringConstraints(pattern=r"^[0-9A-F]{40,64}$")]
 
 
@@ -46,14 +46,11 @@ class Volume(_Model):
 
 
 class HostKey(_Model):
-    """``hash``: of the public key, as the image's header has it: SHA-256, of a hybrid key SHA-512.
-
-    Hybrid (quantum-safe) keys are experimental.
-    """
+    """``hash``: of the public key. Hybrid (quantum-safe) keys are experimental."""
 
     document: str
     kind: KeyKind = KeyKind.CLASSICAL
-    hash: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64}|[0-9a-f]{128})$")]
+    hash: HostKeyHash
 
 
 class BootEntry(_Model):

@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, StringConstraints
 
 from secex_firstboot.basic.errors import Refusal
+from secex_firstboot.contract.hashes import HostKeyHash
 
 MESSAGE = "recovery.gpg"  # on partition se
 SIZE = 2 << 20  # bytes before it is encrypted, whatever is in it
@@ -36,7 +37,6 @@ _Bytes = Annotated[
     PlainSerializer(lambda content: base64.b64encode(content).decode(), when_used="json"),
 ]
 _Text = Annotated[str, StringConstraints(max_length=64 << 10)]
-_Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class _Model(BaseModel):
@@ -52,14 +52,14 @@ class Volume(_Model):
 
 
 class Recovery(_Model):
-    """``generation``, ``kernel``, ``command_line`` and ``hosts`` (SHA-256 of their keys) are those of the
+    """``generation``, ``kernel``, ``command_line`` and ``hosts`` (hashes of their keys) are those of the
     boot image that it was left with, for people: nothing is made of them."""
 
     format: Literal[1] = 1
     generation: Annotated[int, Field(ge=0)]
     kernel: _Text
     command_line: _Text
-    hosts: Annotated[tuple[_Sha256, ...], Field(max_length=256)]
+    hosts: Annotated[tuple[HostKeyHash, ...], Field(max_length=256)]
     boot: Volume
     root: Volume
 

@@ -18,7 +18,8 @@ FOUND = Recovery(
 
 def test_it_is_read_as_it_was_written_and_always_as_long() -> None:
     more = FOUND.model_copy(update={"command_line": "quiet " * 100})
-    for each in (FOUND, more):
+    hybrid = FOUND.model_copy(update={"hosts": ("0f" * 64,)})
+    for each in (FOUND, more, hybrid):
         assert len(each.padded()) == SIZE
         assert Recovery.parse(each.padded()) == each
 
@@ -34,6 +35,7 @@ def test_what_opens_the_volumes_is_not_printed() -> None:
         {"more": 1},
         {"generation": -1},
         {"hosts": ["0f"]},
+        {"hosts": ["0f" * 48]},
         {"boot": {"partition": "../../etc", "opens": ""}},
         {"boot": {"partition": VOLUME.partition, "opens": "no base64!"}},
         {"boot": {"partition": VOLUME.partition, "opens": 1}},

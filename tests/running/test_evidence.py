@@ -11,11 +11,13 @@ from support import TEST_VECTORS, plain
 from secex_firstboot.basic.context import Context
 from secex_firstboot.basic.errors import FirstbootError
 from secex_firstboot.contract.boot_image import Arguments, Image, Images, Origin, State
+from secex_firstboot.contract.evidence import Evidence
 from secex_firstboot.roots import system_image
 from secex_firstboot.running import evidence
 from secex_firstboot.sdboot import image
 
 SDBOOT = TEST_VECTORS / "se-image/two-keys.img"
+HYBRID = TEST_VECTORS / "se-header-v2/header-v2-start.bin"  # up to the one host key's hash
 HASHES = {"boot": "2a" * 32, "root": "2b" * 32}
 
 
@@ -43,6 +45,14 @@ def test_it_tells_each_image_by_its_header_and_what_it_is_made_of(tmp_path: Path
     assert header.startswith(b"IBMSecEx")
     assert (found.running, found.image, found.root_hashes, found.attestation) == (7, newest, HASHES, None)
     assert (fallback.host_keys, fallback.header) == ((), "")
+
+
+def test_of_an_image_for_hybrid_hosts_it_tells_their_longer_hashes(tmp_path: Path) -> None:
+    start = HYBRID.read_bytes()
+    system_image.record(plain(tmp_path), Images(newest=made(1, start.ljust(2240, b"\0"))))
+    found = evidence.gather(Context(""), plain(tmp_path))
+    assert found.image.host_keys == (start[-64:].hex(),)
+    assert Evidence.parse("evidence", found.model_dump_json().encode()) == found
 
 
 def test_of_a_guest_that_an_older_version_has_set_up_it_tells_what_is_known(tmp_path: Path) -> None:
