@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from secex_firstboot.roots.kinds import Plain
 from secex_firstboot.sdboot.initramfs import File, joined, write_archive
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+_KEPT = 4  # trees of each layer: a gigabyte each, for a suite, and for who works in several work trees
 CACHE = Path(os.environ.get("SECEX_CACHE", Path.home() / ".cache" / "secex-firstboot"))
 
 # The guest's; what this machine has does not matter.
@@ -249,6 +251,7 @@ def _agent_key() -> str:
 def _cached(name: str, key: str, build: Callable[[Path], None]) -> Path:
     path = CACHE / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if path.exists():  # it is there as a whole, and another one may be in the making for minutes
+        _note_use(path)
         return path
     with locked(name):
         if not path.exists():
@@ -257,7 +260,21 @@ def _cached(name: str, key: str, build: Callable[[Path], None]) -> Path:
                 shutil.rmtree(unfinished)
             build(unfinished)
             unfinished.rename(path)
+            _note_use(path)
+            _forget_all_but(_KEPT, name)
     return path
+
+
+def _note_use(tree: Path) -> None:
+    """By its time of access; that of its last change is part of the system."""
+    os.utime(tree, (time.time(), tree.stat().st_mtime))
+
+
+def _forget_all_but(number: int, name: str) -> None:
+    """Of a layer's trees those stay that were used last: each change of the code makes another one."""
+    trees = [path for path in CACHE.glob(f"{name}-*") if re.fullmatch(r".*-[0-9a-f]{16}", path.name)]
+    for tree in sorted(trees, key=lambda tree: tree.stat().st_atime, reverse=True)[number:]:
+        shutil.rmtree(tree)
 
 
 @contextmanager
