@@ -26,11 +26,12 @@ from harness import (
     owners_volume,
     powercut,
     raw_disk,
+    recovery_key,
     remains,
     se_ready,
     ultravisor,
 )
-from harness.firstboot import Site, System
+from harness.firstboot import Owner, Served, Site, System
 from harness.guest import Disk, Guest, Network
 from harness.powercut import Recording
 from harness.se_ready import MIB, OPTIONS, Recipe
@@ -55,18 +56,18 @@ def main() -> int:
 
 
 def run(output: Path, *, closely: bool, at_length: bool = False, root: str = "xfs") -> dict[str, Any]:
-    """The whole story, below ``output``. ``closely``: restart from an updated boot image, and without the
-    LUKS2 headers on the disk, let root grow to the end of a smaller disk, and have a volume that the config
-    asks for. ``at_length``: in the initramfs list all files, and try a dry run, too, which takes the guest
-    minutes.
+    """The whole story, below ``output``. ``closely``: for hosts with hybrid (quantum-safe) keys, and with a
+    recovery key, restart from an updated boot image, and without the LUKS2 headers on the disk, let root grow
+    to the end of a smaller disk, and have a volume that the config asks for. ``at_length``: in the initramfs
+    list all files, and try a dry run, too, which takes the guest minutes.
     """
     recipe, size, configure = Recipe(root_file_system=root, signed=True), DISK_SIZE, firstboot.plain_config
     if closely:
-        configure = owners_volume.configure
+        configure = configure_closely
         more = " secex-test.manifest secex-test.dry-run" if at_length else ""
         recipe = Recipe(options=f"{_GROWING}{more}", signed=True)
         size = _GROWING_DISK_SIZE
-    with firstboot.make_site(output, recipe, configure, adopted=True) as (where, network):
+    with firstboot.make_site(output, recipe, configure, adopted=True, hybrid=closely) as (where, network):
         firstboot.enlarge(where.image, where.disk, size)
         report = provision(where, network, closely=closely, at_length=at_length)
         disk = Disk(where.disk, "system")
@@ -80,6 +81,10 @@ def run(output: Path, *, closely: bool, at_length: bool = False, root: str = "xf
         report["proof"] = prove(where, Path(disk.path), report)
     (output / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     return report
+
+
+def configure_closely(owner: Owner) -> Served:
+    return recovery_key.configure(owner, owners_volume.configure(owner))
 
 
 def provision(where: Site, network: Network, *, closely: bool, at_length: bool) -> dict[str, Any]:
@@ -109,8 +114,10 @@ def provision(where: Site, network: Network, *, closely: bool, at_length: bool) 
         if closely:
             report["dry run afterwards"] = look_at_dry_run(guest, where, "secex-firstboot --dry-run --json")
             report["growth"] = look_at_growth(guest, where)
+            report["evidence"] = json.loads(guest.ssh("secex evidence --json", where.identity).stdout)
         report["integrity errors, first boot"] = integrity_errors(guest, where)
         if closely:
+            guest.ssh("sync", where.identity)
             guest.snapshot(1, updated(where))
             report["update"] = update(guest, where, ADDED_ARGUMENT)
             wipe_headers(guest, where)

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harness import console, debian, pki, raw_disk, se_ready, site, ultravisor
+from harness import commands, console, debian, pki, raw_disk, se_ready, site, ultravisor
 from harness.guest import SERVICES_ADDRESS, Disk, Guest, Network
 from harness.pki import Chain
 from harness.se_ready import Recipe, Signature
@@ -26,17 +26,21 @@ from secex_firstboot.builder import config_key
 from secex_firstboot.contract.metadata import Metadata
 
 MIB = 1 << 20
+ROOT = "root.crt"
 FIRST_BOOT_TIMEOUT = 2400.0  # seconds; bounds a guest that hangs, measures nothing
 BOOT_TIMEOUT = 900.0
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who owns the workload: hosts, the chain behind their documents, an SSH key."""
+    """Who owns the workload: hosts, the chain behind their documents, an SSH key.
 
+    ``directory``: the site's."""
+
+    directory: Path
     hosts: dict[str, Host]
     chain: Chain
-    ssh_key: str
+    ssh_key: Path
 
 
 @dataclass(frozen=True)
@@ -76,17 +80,33 @@ class Site:
 
 
 def plain_config(owner: Owner) -> Served:
-    """One host key inline, one over HTTP, and what proves them inline."""
-    proof = {name: content for name, content in owner.chain.certificates().items() if name != "root.crt"}
-    config = site.ignition_config(
-        owner.ssh_key,
-        [
-            site.host_key_file(owner.hosts["customer-1"]),
-            site.host_key_file(owner.hosts["customer-2"], url=f"http://{SERVICES_ADDRESS}/customer-2.crt"),
-            *site.certificate_files(proof | owner.chain.crls()),
-        ],
-    )
-    return Served(config, {"/customer-2.crt": owner.hosts["customer-2"].document.read_bytes()})
+    """What ``secex config`` makes, but with one of the documents on a server; and what a user may wish."""
+    hosts = [owner.hosts[name] for name in ("customer-1", "customer-2")]
+    documents = [host.document for host in hosts]
+    config = commands.config(documents, proof_of_hosts(owner.directory), owner.ssh_key)
+    served = site.host_key_file(hosts[1], url=f"http://{SERVICES_ADDRESS}/customer-2.crt")
+    config["storage"]["files"] = [
+        served if file["path"] == served["path"] else file for file in config["storage"]["files"]
+    ]
+    site.add_wishes(config, owner.ssh_key.read_text().strip())
+    return Served(config, {"/customer-2.crt": hosts[1].document.read_bytes()})
+
+
+def trusted(directory: Path) -> Path:
+    """Of a site: what its images trust, as a directory of certificates."""
+    return directory / "image-certs"
+
+
+def proof_of_hosts(directory: Path) -> list[Path]:
+    """Of a site: what else proves the hosts' documents, certificates and revocation lists."""
+    return sorted((directory / "certs").iterdir())
+
+
+def _write_papers(directory: Path, chain: Chain) -> None:
+    for name, content in (chain.certificates() | chain.crls()).items():
+        path = (trusted(directory) if name == ROOT else directory / "certs") / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
 
 
 @contextmanager
@@ -103,7 +123,8 @@ def make_site(
     """Build the image, encrypt the config, serve what it names inside the ``with`` block.
 
     ``document`` are options of the hosts' documents, see pki.Authority.certify. ``adopted``: somebody else
-    has built and published the image, for the universal host; the owner adopts it for the customer's.
+    has built and published the image, for the universal host; the owner adopts it for the customer's, and
+    checks and encrypts the config by ``secex encrypt``, which takes none that first boot would refuse.
     ``hybrid``: all hosts have quantum-safe keys.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -112,6 +133,8 @@ def make_site(
         name: site.make_host(name, directory / "hostkeys", chain, hybrid=hybrid, **(document or {}))
         for name in site.HOSTS
     }
+    _write_papers(directory, chain)
+    root = (trusted(directory) / ROOT).read_bytes()
     tree = debian.repository() if recipe.ref else debian.build()
     image = directory / "se-ready.qcow2"
     identity = site.make_ssh_identity(directory)
@@ -125,7 +148,7 @@ def make_site(
         tree,
         published or image,
         host_key_document=hosts["universal"].document,
-        root_certificate=chain.certificates()["root.crt"],
+        root_certificate=root,
         signer=signer if signers_key and not published else None,
     )
     public_key = built.public_key
@@ -135,14 +158,17 @@ def make_site(
             published,
             image,
             documents=[hosts[name].document for name in ("customer-1", "customer-2")],
-            root_certificate=chain.certificates()["root.crt"],
+            root_certificate=root,
             signer=signer if signers_key else None,
         )
     image_key = Metadata.load(image.with_suffix(".json")).config_key
     signature = Signature(signers_key, image_key) if signers_key and image_key else None
-    served = configure(Owner(hosts, chain, identity.with_suffix(".pub").read_text().strip()))
+    served = configure(Owner(directory, hosts, chain, identity.with_suffix(".pub")))
     config_disk = directory / "ignition_crypted.asc"
-    se_ready.encrypt_config(served.config, public_key, config_disk, signature)
+    if adopted:
+        commands.encrypt(served.config, image, trusted(directory), config_disk, signature)
+    else:
+        se_ready.encrypt_config(served.config, public_key, config_disk, signature)
     made = Site(
         directory,
         tree,

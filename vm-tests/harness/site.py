@@ -31,7 +31,7 @@ from harness import pki
 from harness.pki import Chain
 from harness.ultravisor import HostKey, HybridKey
 
-HOSTS = ("universal", "customer-1", "customer-2")
+HOSTS = ("universal", "customer-1", "customer-2", "customer-3")  # the last is in no config
 
 
 @dataclass(frozen=True)
@@ -160,9 +160,9 @@ def certificate_files(files: Mapping[str, bytes]) -> list[dict[str, Any]]:
     ]
 
 
-def ignition_config(ssh_key: str, host_keys: list[dict[str, Any]]) -> dict[str, Any]:
-    """A small config of a user: logins with an SSH key, a file and what leads to it, a systemd unit with a
-    drop-in, and the host keys.
+def add_wishes(config: dict[str, Any], ssh_key: str) -> None:
+    """What a user wants beside what ``secex config`` makes: a login of root, a file and what leads to it, a
+    systemd unit with a drop-in.
     """
     unit = (
         "[Unit]\nDescription=A unit of the user's config\n\n[Service]\nType=oneshot\nRemainAfterExit=yes\n"
@@ -172,30 +172,17 @@ def ignition_config(ssh_key: str, host_keys: list[dict[str, Any]]) -> dict[str, 
         "name": "10-user.conf",
         "contents": "[Service]\nExecStart=/bin/sh -c 'echo more >> /run/user-unit'\n",
     }
-    return {
-        "ignition": {"version": "3.3.0"},
-        "passwd": {
-            "users": [
-                {"name": "root", "sshAuthorizedKeys": [ssh_key]},
-                {"name": "core", "homeDir": "/home/core", "sshAuthorizedKeys": [ssh_key]},
-            ]
-        },
-        "storage": {
-            "files": [
-                {
-                    "path": "/etc/user-file",
-                    "mode": 0o640,
-                    "contents": {"source": "data:,from%20the%20user%0A"},
-                },
-                *host_keys,
-            ],
-            "directories": [{"path": "/etc/user-file-directory", "mode": 0o700}],
-            "links": [
-                {"path": "/etc/user-file-link", "target": "user-file"},
-                {"path": "/etc/user-file-hard-link", "target": "/etc/user-file", "hard": True},
-            ],
-        },
-        "systemd": {
-            "units": [{"name": "user.service", "enabled": True, "contents": unit, "dropins": [dropin]}]
-        },
+    config["passwd"]["users"].append({"name": "root", "sshAuthorizedKeys": [ssh_key]})
+    config["storage"]["files"].append(
+        {"path": "/etc/user-file", "mode": 0o640, "contents": {"source": "data:,from%20the%20user%0A"}}
+    )
+    config["storage"] |= {
+        "directories": [{"path": "/etc/user-file-directory", "mode": 0o700}],
+        "links": [
+            {"path": "/etc/user-file-link", "target": "user-file"},
+            {"path": "/etc/user-file-hard-link", "target": "/etc/user-file", "hard": True},
+        ],
+    }
+    config["systemd"] = {
+        "units": [{"name": "user.service", "enabled": True, "contents": unit, "dropins": [dropin]}]
     }

@@ -1,0 +1,64 @@
+"""What an owner does before a first boot, by the commands of docs/run-a-guest.md: ``secex``."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from harness.se_ready import Signature
+
+Config = dict[str, Any]
+
+
+def config(documents: Sequence[Path], proof: Sequence[Path], ssh_key: Path) -> Config:
+    """``secex config``; ``proof``: certificates, and as .crl revocation lists."""
+    words = [f"--hostkey={document}" for document in documents]
+    words += [f"--{'crl' if path.suffix == '.crl' else 'cert'}={path}" for path in proof]
+    made: Config = json.loads(secex("config", *words, f"--ssh-key={ssh_key}"))
+    return made
+
+
+def encrypt(
+    config: Config, image: Path, certificates: Path, output: Path, signature: Signature | None
+) -> None:
+    """``secex encrypt``: after a check, for the image that the metadata and the key beside it belong to."""
+    with tempfile.TemporaryDirectory() as directory, _keys(signature) as (gnupg, sign):
+        plain = Path(directory) / "config.ign"
+        plain.write_text(json.dumps(config))
+        image_is = (f"--image={image}", f"--certificates={certificates}")
+        secex("encrypt", plain, *image_is, "--offline", f"--output={output}", *sign, environment=gnupg)
+
+
+@contextmanager
+def _keys(signature: Signature | None) -> Iterator[tuple[dict[str, str], list[str]]]:
+    """The environment of a gpg that has the signer's key, and what ``secex encrypt`` is told of it."""
+    if not signature:
+        yield {}, []
+        return
+    with tempfile.TemporaryDirectory(prefix="gpg-") as home:
+        environment = {"GNUPGHOME": home}
+        gpg = ["gpg", "--batch", "--import"]
+        subprocess.run(
+            gpg, input=signature.by.private, env=os.environ | environment, check=True, capture_output=True
+        )
+        try:
+            yield environment, [f"--sign-with={signature.by.fingerprint}"]
+        finally:
+            subprocess.run(["gpgconf", "--homedir", home, "--kill", "all"], check=True)
+
+
+def secex(*words: str | Path, environment: Mapping[str, str] | None = None) -> str:
+    command = Path(sys.executable).with_name("secex")  # of this virtual environment
+    done = subprocess.run(
+        [command, *words], env=os.environ | (environment or {}), check=False, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise RuntimeError(f"secex {words[0]} ended with {done.returncode}: {done.stdout}{done.stderr}")
+    return done.stdout
