@@ -262,7 +262,7 @@ def decrypt_as_user(message: BinaryIO) -> bytes:
     with message:
         result = _run(["gpg", "--no-armor"], _UNWRAP, message, {**os.environ, "LC_ALL": "C"})
     with result.output as inner, suppress(Refusal):
-        if _is_one_layer(result):
+        if _is_one_layer(result, _ONE_LAYER_OF_WHO_MAY_ASK):
             return packets.plaintext(inner, CONFIG_LIMIT).text
     raise Refusal(
         "SX-RECOVER-03",
@@ -367,20 +367,27 @@ def _run(
 
 # GnuPG: doc/DETAILS for the lines; g10/mainproc.c, proc_encrypted(), for their order.
 # In older versions the compliance mode comes earlier.
-_RECIPIENTS = status_line(
-    *("ENC_TO", "KEY_CONSIDERED", "CARDCTRL", "NO_SECKEY"),
-    *("USERID_HINT", "NEED_PASSPHRASE", "PINENTRY_LAUNCHED"),  # where gpg may ask
-)
+_RECIPIENTS = ("ENC_TO", "KEY_CONSIDERED", "CARDCTRL", "NO_SECKEY")
+_ASKS = ("USERID_HINT", "NEED_PASSPHRASE", "PINENTRY_LAUNCHED")
 _COMPLIANCE = status_line("DECRYPTION_COMPLIANCE_MODE")
-_ONE_LAYER = re.compile(
-    f"(?:{_RECIPIENTS})*{status_line('DECRYPTION_KEY')}(?:{_RECIPIENTS})*"
-    f"{status_line('BEGIN_DECRYPTION')}(?:{_COMPLIANCE})?{status_line('DECRYPTION_INFO')}"
-    f"{status_line('DECRYPTION_OKAY')}{status_line('GOODMDC')}(?:{_COMPLIANCE})?{status_line('END_DECRYPTION')}"
-)
+
+
+def _one_layer(*of_recipients: str) -> re.Pattern[str]:
+    before = status_line(*of_recipients)
+    return re.compile(
+        f"(?:{before})*{status_line('DECRYPTION_KEY')}(?:{before})*"
+        f"{status_line('BEGIN_DECRYPTION')}(?:{_COMPLIANCE})?{status_line('DECRYPTION_INFO')}"
+        f"{status_line('DECRYPTION_OKAY')}{status_line('GOODMDC')}(?:{_COMPLIANCE})?"
+        f"{status_line('END_DECRYPTION')}"
+    )
+
+
+_ONE_LAYER = _one_layer(*_RECIPIENTS)
+_ONE_LAYER_OF_WHO_MAY_ASK = _one_layer(*_RECIPIENTS, *_ASKS)
 _GPG_EXIT = status_line("FAILURE gpg-exit")
 
 
-def _is_one_layer(result: _Result) -> bool:
+def _is_one_layer(result: _Result, lines: re.Pattern[str] = _ONE_LAYER) -> bool:
     """Whether gpg says of exactly one encrypted layer, and of nothing else, that it is whole and ours."""
     status = result.status
     # For each hidden recipient that is not us, gpg 2.2 counts an error, and says so at the end.
@@ -388,7 +395,7 @@ def _is_one_layer(result: _Result) -> bool:
         status = re.sub(rf"{_GPG_EXIT}\Z", "", status)
     elif result.code != 0:
         return False
-    return bool(_ONE_LAYER.fullmatch(status))
+    return bool(lines.fullmatch(status))
 
 
 def _recipients(status: str) -> list[str]:

@@ -805,6 +805,7 @@ def test_no_line_may_be_missing_or_there_twice_or_elsewhere() -> None:
         *("BADMDC", "DECRYPTION_FAILED", "NODATA 1", "ERROR proc_pkt.plaintext 89_BAD_DATA", "UNEXPECTED 0"),
         *("PLAINTEXT 62 0 ", "FAILURE decrypt 4294967295", "FAILURE gpg-exit 33554433", "SOMETHING_NEW"),
         *("ERROR pkdecrypt_failed 33554450", "NEED_PASSPHRASE_SYM 9 3 8", "GOODMDC_TOO", "goodmdc", "", " "),
+        *("USERID_HINT 0123456789ABCDEF a", "NEED_PASSPHRASE 0 0 1 0", "PINENTRY_LAUNCHED 9"),
     ],
 )
 def test_no_other_line_is_passed_over_wherever_it_stands(line: str, code: int) -> None:
