@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,33 @@ from harness.se_ready import Signature
 Config = dict[str, Any]
 
 
+def adopt(
+    published: Path,
+    image: Path,
+    *,
+    documents: Sequence[Path],
+    roots: Iterable[Path],
+    proof: Sequence[Path],
+    signer: Path | None,
+) -> Path:
+    """``secex adopt``, for the hosts of these documents; the public key that configs are encrypted to."""
+    words = [*_hosts(documents, proof), *(f"--root={path}" for path in roots), "--offline"]
+    if signer:
+        words += [f"--config-signer={signer}", "--config-bound"]
+    secex("adopt", published, *words, f"--output={image.with_suffix('')}")
+    return image.with_suffix(".pub.asc")
+
+
 def config(documents: Sequence[Path], proof: Sequence[Path], ssh_key: Path) -> Config:
-    """``secex config``; ``proof``: certificates, and as .crl revocation lists."""
-    words = [f"--hostkey={document}" for document in documents]
-    words += [f"--{'crl' if path.suffix == '.crl' else 'cert'}={path}" for path in proof]
-    made: Config = json.loads(secex("config", *words, f"--ssh-key={ssh_key}"))
+    """``secex config``."""
+    made: Config = json.loads(secex("config", *_hosts(documents, proof), f"--ssh-key={ssh_key}"))
     return made
+
+
+def _hosts(documents: Sequence[Path], proof: Sequence[Path]) -> list[str]:
+    """``proof``: certificates, and as .crl revocation lists."""
+    words = [f"--hostkey={document}" for document in documents]
+    return words + [f"--{'crl' if path.suffix == '.crl' else 'cert'}={path}" for path in proof]
 
 
 def encrypt(

@@ -124,7 +124,7 @@ def make_site(
 
     ``document`` are options of the hosts' documents, see pki.Authority.certify. ``adopted``: somebody else
     has built and published the image, for the universal host; the owner adopts it for the customer's, and
-    checks and encrypts the config by ``secex encrypt``, which takes none that first boot would refuse.
+    encrypts the config, by the commands for that; what first boot would refuse they do not take.
     ``hybrid``: all hosts have quantum-safe keys.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -154,11 +154,12 @@ def make_site(
     public_key = built.public_key
     if published:
         debian.say("adopting it for the customer's hosts")
-        public_key = se_ready.adopt(
+        public_key = commands.adopt(
             published,
             image,
             documents=[hosts[name].document for name in ("customer-1", "customer-2")],
-            root_certificate=root,
+            roots=trusted(directory).iterdir(),
+            proof=proof_of_hosts(directory),
             signer=signer if signers_key else None,
         )
     image_key = Metadata.load(image.with_suffix(".json")).config_key

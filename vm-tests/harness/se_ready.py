@@ -6,7 +6,7 @@ import json
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,6 @@ from typing import Any
 
 from harness import debian
 from secex_firstboot.basic.context import Context
-from secex_firstboot.builder import adopt as builder_adopt
 from secex_firstboot.builder import outputs, rules, sealing, volumes
 from secex_firstboot.builder import recipe as builder
 from secex_firstboot.builder.build import Build
@@ -23,7 +22,6 @@ from secex_firstboot.builder.outputs import Outputs
 from secex_firstboot.builder.recipe import Trust
 from secex_firstboot.builder.sealing import Sealing
 from secex_firstboot.builder.volumes import Content, Same
-from secex_firstboot.contract.metadata import Metadata
 from secex_firstboot.ignition.signers import FOR_IMAGE
 from secex_firstboot.roots.kinds import Plain
 
@@ -131,27 +129,6 @@ def build(
         root_size = _usable(unsealed.pieces.partitions["root"])
         sealing.finish(Context(""), unsealed, wanted, target=target, same=same, work=work)
     return Made(target.public_key, root_size)
-
-
-def adopt(
-    published: Path,
-    image: Path,
-    *,
-    documents: Sequence[Path],
-    root_certificate: bytes,
-    signer: Path | None = None,
-) -> Path:
-    """Make ``image`` of a published one, for the hosts of these documents; the public key of configs."""
-    target = Outputs(image.with_suffix(""))
-    with tempfile.NamedTemporaryFile(suffix=".crt") as root:
-        root.write(root_certificate)
-        root.flush()
-        trust = Trust(roots=(Path(root.name),), verify=False)
-        what = {"source": published, "host_keys": documents, "trust": trust} | _signed_by(signer)
-        recipe = builder.make("a test", what)
-        metadata = Metadata.load(published.with_suffix(".json"))
-        builder_adopt.adopt(Context(""), recipe, metadata, target)
-    return target.public_key
 
 
 def _signed_by(signer: Path | None) -> dict[str, Any]:
