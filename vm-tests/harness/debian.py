@@ -55,15 +55,24 @@ EXCLUDED += ["/usr/share/perl/*", "/usr/lib/s390x-linux-gnu/perl/*", "/usr/lib/s
 EXCLUDED += ["/usr/lib/udev/hwdb.d/*", "/usr/share/zoneinfo/*"]
 # It would put ostree into the initramfs of systems that are not made by it.
 EXCLUDED += ["/etc/dracut.conf.d/ostree.conf"]
+_KERNEL_MODULES_LEFT_OUT = {
+    "drivers": (
+        "ata block/aoe block/drbd block/mtip32xx crypto/chelsio firewire gpu hid i2c infiniband input "
+        "md/bcache md/dm-vdo media mtd net/bonding net/ethernet net/phy net/usb net/vxlan "
+        "net/wireless nvme scsi target ufs usb"
+    ),
+    "fs": (
+        "9p affs afs bcachefs btrfs ceph dlm ecryptfs exfat f2fs fat gfs2 hfs hfsplus hpfs jffs2 jfs "
+        "nfs nfsd nilfs2 nls ntfs3 ocfs2 orangefs reiserfs smb ubifs udf ufs"
+    ),
+    "net": "9p bluetooth bridge ceph mac80211 openvswitch sctp sunrpc tipc wireless",
+}
+EXCLUDED += ["/usr/lib/modules/*/kernel/sound/*"]
 EXCLUDED += [
-    f"/usr/lib/modules/*/kernel/{name}/*"
-    for name in (
-        "sound", "net/bluetooth", "net/mac80211", "net/wireless", "net/sctp", "net/tipc", "net/openvswitch",
-        "drivers/gpu", "drivers/infiniband", "drivers/media", "drivers/net/ethernet", "drivers/net/wireless",
-        "drivers/scsi", "drivers/usb", "drivers/hid", "drivers/input", "drivers/mtd", "drivers/target",
-        "fs/ocfs2", "fs/smb", "fs/nfs", "fs/nfsd", "fs/btrfs", "fs/gfs2", "fs/ceph", "fs/f2fs", "fs/afs",
-    )
-]  # fmt: skip
+    f"/usr/lib/modules/*/kernel/{kind}/{name}/*"
+    for kind, names in _KERNEL_MODULES_LEFT_OUT.items()
+    for name in names.split()
+]
 
 _KERNEL_HOOK = "/etc/kernel/postinst.d/dracut"
 _MODULES = "ignition systemd-networkd crypt systemd-cryptsetup"
