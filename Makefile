@@ -30,7 +30,8 @@ GUESTS := -n 2 --no-loadscope-reorder
 
 # What is given to the tests that boot guests.
 CHECKED :=
-# So long after make began, a sample's next case has no turn any more: a slow machine looks at fewer.
+# So long after make began, a sample's next case has no turn any more, and 20 minutes later no test: a slow
+# machine looks at fewer.
 CHECK_MINUTES ?= 40
 export CHECK_BEGAN := $(or $(CHECK_BEGAN),$(shell date +%s))
 export CHECK_MINUTES

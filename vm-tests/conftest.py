@@ -103,8 +103,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    sampled = item.get_closest_marker("sampled") and not item.config.getoption("--long")
-    if sampled and (late := sample.too_late()):
+    is_case = item.get_closest_marker("sampled") is not None
+    if not item.config.getoption("--long") and (late := sample.too_late(is_case=is_case)):
         pytest.skip(late)
 
 

@@ -95,6 +95,13 @@ def test_when_time_is_up_no_case_of_a_sample_begins_and_every_other_test_runs(ma
     assert "1 passed" not in pytest_in(marked, 1, "-rs", "--long", began=time.time() - 41 * 60)
 
 
+def test_long_after_that_no_test_begins(marked: Path) -> None:
+    said = pytest_in(marked, 1, "-rs", began=time.time() - 61 * 60)
+    assert re.search(r"SKIPPED \[1\] .*CHECK_MINUTES=40 are over by 20, this test is left to", said)
+    assert "6 skipped" in said and "passed" not in said
+    assert "skipped" not in pytest_in(marked, 1, "-rs", "--long", began=time.time() - 61 * 60)
+
+
 def test_at_the_end_it_says_what_each_file_cost(marked: Path) -> None:
     for name, seconds in (("cheap", "10.0"), ("dear", "40.0, 30.0")):
         (marked / f"test_{name}.py").write_text(
