@@ -97,7 +97,7 @@ def provision(where: Site, network: Network, *, closely: bool, at_length: bool) 
         network,
         host_keys=[where.hosts[where.first_host].key],
         log=log,
-        cpus=2,
+        cpus=_cpus(closely=closely),
         others=[owners_volume.disk(where.directory)] if closely else [],
         on_line=show,
     ) as guest:
@@ -229,7 +229,8 @@ def restart(where: Site, network: Network, disk: Disk, recording: Recording | No
         network = dataclasses.replace(network, capture=log.with_suffix(".pcap"))
         others = [owners_volume.disk(where.directory)]
         null_header.give_null_data(Path(others[0].path))
-    with start_again(where, network, disk, others, log) as guest:
+    cpus = _cpus(closely=recording is not None)
+    with start_again(where, network, disk, others, log, cpus) as guest:
         firstboot.wait_for_system(guest, firstboot.BOOT_TIMEOUT)
         seconds = round(time.monotonic() - started, 1)
         report: dict[str, Any] = {
@@ -253,7 +254,14 @@ def restart(where: Site, network: Network, disk: Disk, recording: Recording | No
     return report
 
 
-def start_again(where: Site, network: Network | None, disk: Disk, others: Sequence[Disk], log: Path) -> Guest:
+def _cpus(*, closely: bool) -> int:
+    """The tests have another guest beside this one, and a machine of two processors."""
+    return 1 if closely else 2
+
+
+def start_again(
+    where: Site, network: Network | None, disk: Disk, others: Sequence[Disk], log: Path, cpus: int
+) -> Guest:
     """On the customer's host."""
     return firstboot.start(
         where,
@@ -261,7 +269,7 @@ def start_again(where: Site, network: Network | None, disk: Disk, others: Sequen
         host_keys=[where.hosts["customer-1"].key],
         log=log,
         with_config=False,
-        cpus=2,
+        cpus=cpus,
         disk=disk,
         others=others,
         on_line=show,
@@ -274,7 +282,8 @@ def fall_back(where: Site, network: Network, disk: Disk) -> dict[str, Any]:
     """
     debian.say("third boot, after one that did not come up")
     others = [owners_volume.disk(where.directory)]
-    with start_again(where, network, disk, others, where.directory / "console-3.log") as guest:
+    log, cpus = where.directory / "console-3.log", _cpus(closely=True)
+    with start_again(where, network, disk, others, log, cpus) as guest:
         firstboot.wait_for_system(guest, firstboot.BOOT_TIMEOUT)
 
         def shell(command: str) -> str:
