@@ -317,7 +317,7 @@ def by_ibms_tool_alone(life: Life, guest: Guest, newest: int) -> None:
         assert {ARGUMENT, f"{GENERATION.name}={newest}"} <= {*found["arguments"]}
         assert life.shell(again, logins) == no_logins
         assert "Finished" in life.shell(again, "journalctl -b -o cat -u secex-firstboot-root.service")
-        assert "was skipped" in life.shell(again, "journalctl -b -o cat -u systemd-cryptsetup@other.service")
+        assert " skipped, " in life.shell(again, "journalctl -b -o cat -u systemd-cryptsetup@other.service")
         after = life.restart(again) | more(life, again)
         assert ARGUMENT in after["arguments"]
         assert newest_is_up(after)
