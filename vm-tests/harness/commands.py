@@ -47,13 +47,13 @@ def _hosts(documents: Sequence[Path], proof: Sequence[Path]) -> list[str]:
 
 
 def encrypt(
-    config: Config, image: Path, certificates: Path, output: Path, signature: Signature | None
+    config: Config, metadata: Path, certificates: Path, output: Path, signature: Signature | None
 ) -> None:
-    """``secex encrypt``: after a check, for the image that the metadata and the key beside it belong to."""
+    """``secex encrypt``: after a check, for the image that has these metadata and the key beside them."""
     with tempfile.TemporaryDirectory() as directory, _keys(signature) as (gnupg, sign):
         plain = Path(directory) / "config.ign"
         plain.write_text(json.dumps(config))
-        image_is = (f"--image={image}", f"--certificates={certificates}")
+        image_is = (f"--metadata={metadata}", f"--certificates={certificates}")
         secex("encrypt", plain, *image_is, "--offline", f"--output={output}", *sign, environment=gnupg)
 
 

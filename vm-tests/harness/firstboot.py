@@ -162,12 +162,13 @@ def make_site(
             proof=proof_of_hosts(directory),
             signer=signer if signers_key else None,
         )
-    image_key = Metadata.load(image.with_suffix(".json")).config_key
+    metadata = image.with_suffix(".json")
+    image_key = Metadata.load(metadata).config_key
     signature = Signature(signers_key, image_key) if signers_key and image_key else None
     served = configure(Owner(directory, hosts, chain, identity.with_suffix(".pub")))
     config_disk = directory / "ignition_crypted.asc"
     if adopted:
-        commands.encrypt(served.config, image, trusted(directory), config_disk, signature)
+        commands.encrypt(served.config, metadata, trusted(directory), config_disk, signature)
     else:
         se_ready.encrypt_config(served.config, public_key, config_disk, signature)
     made = Site(
