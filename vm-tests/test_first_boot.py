@@ -201,7 +201,7 @@ def test_the_status_of_volumes_is_that_of_mappings_and_detached_headers(report: 
 def test_the_status_for_people_fits_a_terminal(report: dict[str, Any]) -> None:
     page = report["status"]["page"]
     assert page and all(len(line) <= 100 for line in page)
-    assert report["status"]["hosts"]["customer-1"] in "\n".join(page)
+    assert report["status"]["hosts"]["customer-1"] in "".join(line.strip() for line in page)
     assert report["status"]["without a first boot"] == 3
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from base64 import b64encode
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -45,9 +46,9 @@ class Rescue:
             "modules": {name: (package / name).read_text() for name in MODULES},
             "recovery key": recovery_key.private(self.directory).read_text(),
             "evidence": self.evidence,
-            "documents": {DOCUMENT: self.host("customer-3").document.read_text()},
-            "roots": {path.name: path.read_text() for path in roots},
-            "proves": {path.name: path.read_text() for path in proves},
+            "documents": {DOCUMENT: base64(self.host("customer-3").document)},
+            "roots": {path.name: base64(path) for path in roots},
+            "proves": {path.name: base64(path) for path in proves},
         }
         file = self.logs / "facts"
         file.write_text(json.dumps(facts).ljust(1 << 20, "\0"))
@@ -75,6 +76,10 @@ class Rescue:
         done = guest.ssh(command, identity, timeout=firstboot.BOOT_TIMEOUT)
         assert done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout.strip()
+
+
+def base64(file: Path) -> str:
+    return b64encode(file.read_bytes()).decode()
 
 
 @pytest.fixture(scope="module")

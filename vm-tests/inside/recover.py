@@ -1,8 +1,8 @@
 """The trusted machine of test_recovery.py: ``secex recover``, of a disk whose hosts are gone.
 
 Disks: the guest's, and one with serial ``facts`` (JSON, padded with zeros): ``modules`` that the initramfs
-does not have, the ``recovery key``, the ``evidence``, host-key ``documents``, ``roots``, and what else
-``proves`` them.
+does not have, the ``recovery key``, the ``evidence``; in base64 host-key ``documents``, ``roots``, and what
+else ``proves`` them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import tempfile
+from base64 import b64decode
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def recover() -> dict[str, Any]:
     from secex_firstboot.owner import recover
 
     def given(what: str) -> dict[str, bytes]:
-        return {name: content.encode() for name, content in FACTS[what].items()}
+        return {name: b64decode(content) for name, content in FACTS[what].items()}
 
     system = disk.of_device(disk.find_disk().device)
     context = Context("", say=print)
