@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import secex_firstboot
+from secex_firstboot import contract
 from secex_firstboot.basic.context import Context
 from secex_firstboot.storage import disk
 
@@ -44,11 +45,17 @@ def recover() -> dict[str, Any]:
     return {"left with": found.generation, "made": made.generation, "left behind": left}
 
 
-def main() -> None:
-    package = Path(secex_firstboot.__file__).parent
+def add_modules(directory: Path) -> None:
+    """Beside those that are there: /usr is read-only."""
     for name, content in FACTS["modules"].items():
-        (package / name).parent.mkdir(exist_ok=True)
-        (package / name).write_text(content)
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_text(content)
+    secex_firstboot.__path__.append(str(directory))
+    contract.__path__.append(str(directory / "contract"))
+
+
+def main() -> None:
+    add_modules(Path(tempfile.mkdtemp(prefix="modules-", dir="/run")))
     home = Path(tempfile.mkdtemp(prefix="gpg-", dir="/run"))
     os.environ["GNUPGHOME"] = str(home)
     subprocess.run(["gpg", "--batch", "--import"], input=FACTS["recovery key"].encode(), check=True)
