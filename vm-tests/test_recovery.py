@@ -22,7 +22,7 @@ from harness.site import Host
 LEFT_WITH, MADE = 1, 2  # numbers of the boot images
 DOCUMENT = "ibm-z-hostkey-customer-3"
 USER_FILE = "640\nfrom the user"
-MODULES = ("owner/__init__.py", "owner/recover.py", "contract/evidence.py")
+MODULES = ("owner/__init__.py", "owner/recover.py", "contract/evidence.py", "basic/validation.py")
 
 
 @dataclass(frozen=True)

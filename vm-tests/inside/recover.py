@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import secex_firstboot
-from secex_firstboot import contract
+from secex_firstboot import basic, contract
 from secex_firstboot.basic.context import Context
 from secex_firstboot.storage import disk
 
@@ -51,7 +51,8 @@ def add_modules(directory: Path) -> None:
         (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_text(content)
     secex_firstboot.__path__.append(str(directory))
-    contract.__path__.append(str(directory / "contract"))
+    for package in (basic, contract):
+        package.__path__.append(str(directory / package.__name__.rpartition(".")[2]))
 
 
 def main() -> None:
