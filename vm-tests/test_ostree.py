@@ -326,8 +326,8 @@ def by_ibms_tool_alone(life: Life, guest: Guest, newest: int) -> None:
 
 
 WHAT = [
-    *(pytest.param(each, marks=pytest.mark.sampled("after", 1)) for each in (rolled_back, with_an_argument)),
-    *(pytest.param(each, marks=pytest.mark.long) for each in (not_coming_up, by_ibms_tool_alone)),
+    pytest.param(each, marks=pytest.mark.sampled("after", 1))
+    for each in (rolled_back, with_an_argument, not_coming_up, by_ibms_tool_alone)
 ]
 
 
